@@ -1,0 +1,198 @@
+"""From samples to batches of patches on the device.
+
+The patches are drawn before any image is opened: `draw_patches` turns a seed into (image, top, left, flip) for a whole
+epoch, so they depend on that seed alone and not on workers or timing. A batch is then a uint8 gather of crops, made
+ahead in threads; float, flip and normalisation happen on the device.
+"""
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+import folders
+from errors import InputError
+from models import PATCH_SIZE, patch_size_reason
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+BATCHES_AHEAD = 4
+TRAIN_STREAM, TEST_STREAM = 0, 1
+
+
+class DataLoader:
+    """Patches of a part of a database; `get_data()` gives the iterable of batches.
+
+    Args:
+        dataset: a key of `folders.DATABASES`, or an alias.
+        path: the database's folder.
+        img_indx: positions of the wanted units (see `folders.split_units`): images, or references for LIVE, CSIQ,
+            TID2013 and the demo.
+        patch_size: 224.
+        patch_num: random patches an image and epoch.
+        batch_size: patches a batch; the last batch may be smaller.
+        istrain: shuffle, flip half of the patches, and draw new ones for each epoch. Otherwise the patches come image
+            by image, unflipped, and are the same in every epoch.
+        seed, round_index: what the drawn patches depend on, with the epoch when training.
+        device: where the batches are delivered.
+        num_workers: threads that decode and gather; 0 does it in the calling thread.
+
+    Raises:
+        InputError: the database cannot be read, an image is smaller than a patch, or `patch_size` is not 224.
+    """
+
+    def __init__(self, dataset, path, img_indx, patch_size, patch_num, batch_size=1, istrain=True, *,
+                 seed=0, round_index=0, device='cpu', num_workers=2):
+        if patch_size != PATCH_SIZE:
+            raise InputError(patch_size_reason(patch_size))
+        samples = folders.read_samples(dataset, path)
+        units = folders.split_units(dataset, samples)
+        self.samples = [samples[k] for unit in img_indx for k in units[unit]]
+        frames = DirectFrames(self.samples, folders.DATABASES[folders.database_key(dataset)].resize)
+        self.loader = PatchLoader(frames, [sample.score for sample in self.samples], patch_num, batch_size, istrain,
+                                  (seed, round_index), device, num_workers)
+
+    def get_data(self):
+        """The `PatchLoader`: an iterable of (patches, scores)."""
+        return self.loader
+
+
+class DirectFrames:
+    """The decoded and resized images of `samples`, read from their files at every access.
+
+    Attributes:
+        sizes: (N, 2) heights and widths.
+    """
+
+    def __init__(self, samples, resize):
+        self.paths = [sample.path for sample in samples]
+        self.resize = resize
+        if resize is None:
+            self.sizes = np.array([image_size(path) for path in self.paths]).reshape(-1, 2)
+        else:
+            self.sizes = np.tile(resize, (len(self.paths), 1))
+        for path, (height, width) in zip(self.paths, self.sizes):
+            if min(height, width) < PATCH_SIZE:
+                raise InputError(f'{path} is {width}x{height}: an image must be at least {PATCH_SIZE}x{PATCH_SIZE}; '
+                                 f'enlarge it or remove it from the labels')
+
+    def __getitem__(self, k):
+        """(height, width, 3) uint8 RGB."""
+        return np.asarray(folders.load_image(self.paths[k], self.resize))
+
+
+def image_size(path):
+    """(height, width) from the header of an image file."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f'{path} cannot be read as an image: {error}; replace the file')
+
+
+class Patches(NamedTuple):
+    """What an epoch sees, one entry a patch: position of the image, top and left of the crop, and whether it is flipped."""
+    image: np.ndarray
+    top: np.ndarray
+    left: np.ndarray
+    flip: np.ndarray
+
+
+def draw_patches(seed, sizes, patch_num, istrain):
+    """Draws `patch_num` crops an image.
+
+    Uses NumPy's legacy generator, whose stream is frozen across NumPy versions.
+
+    Args:
+        seed: a tuple of ints.
+        sizes: (N, 2) heights and widths.
+        istrain: shuffle the patches over the whole epoch and flip half of them.
+    """
+    rng = np.random.RandomState(seed)
+    image = np.repeat(np.arange(len(sizes)), patch_num)
+    if istrain:
+        image = rng.permutation(image)
+    room = sizes[image] - PATCH_SIZE + 1
+    top, left = (rng.random_sample(room.shape) * room).astype(np.int64).T
+    flip = rng.random_sample(len(image)) < 0.5 if istrain else np.zeros(len(image), bool)
+    return Patches(image, top, left, flip)
+
+
+class PatchLoader:
+    """An iterable of (patches, scores): float32 (B, 3, 224, 224), channels last and normalised, and float32 (B,).
+
+    Before an epoch of training call `set_epoch`, as with torch's `DistributedSampler`; without it every pass draws the
+    same patches.
+
+    Args:
+        frames: has `sizes` and gives (height, width, 3) uint8 images by position.
+        scores: one for each frame.
+        seed: a tuple of ints; see `DataLoader` for the rest.
+    """
+
+    def __init__(self, frames, scores, patch_num, batch_size, istrain, seed, device, num_workers):
+        self.frames = frames
+        self.scores = np.asarray(scores, np.float64)
+        self.patch_num = patch_num
+        self.batch_size = batch_size
+        self.istrain = istrain
+        self.seed = seed
+        self.device = torch.device(device)
+        self.num_workers = num_workers
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch):
+        """Draw the patches of 0-based `epoch`."""
+        stream = (TRAIN_STREAM, epoch) if self.istrain else (TEST_STREAM,)
+        self.patches = draw_patches(self.seed + stream, self.frames.sizes, self.patch_num, self.istrain)
+
+    def __len__(self):
+        return -(-len(self.patches.image) // self.batch_size)
+
+    def __iter__(self):
+        for crops, rows in self.crops():
+            scores = torch.from_numpy(self.scores[self.patches.image[rows]].astype(np.float32))
+            flip = torch.from_numpy(self.patches.flip[rows])
+            yield to_device(crops, flip, self.device), scores.to(self.device, non_blocking=True)
+
+    def crops(self):
+        """Yields ((B, 224, 224, 3) uint8 crops, the slice of `patches` that they are), in order, gathered ahead."""
+        batches = [slice(start, start + self.batch_size)
+                   for start in range(0, len(self.patches.image), self.batch_size)]
+        if self.num_workers == 0:
+            yield from ((self.gather(rows), rows) for rows in batches)
+            return
+        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix='patches')
+        try:
+            ahead = deque()
+            for rows in batches:
+                ahead.append((pool.submit(self.gather, rows), rows))
+                if len(ahead) > BATCHES_AHEAD:
+                    crops, done = ahead.popleft()
+                    yield crops.result(), done
+            for crops, done in ahead:
+                yield crops.result(), done
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def gather(self, rows):
+        """The crops of the slice `rows`; in pinned memory when they go to a CUDA device."""
+        image, top, left = (column[rows] for column in self.patches[:3])
+        crops = torch.empty((len(image), PATCH_SIZE, PATCH_SIZE, 3), dtype=torch.uint8,
+                            pin_memory=self.device.type == 'cuda')
+        out = crops.numpy()
+        for k, (i, y, x) in enumerate(zip(image, top, left)):
+            out[k] = self.frames[i][y:y + PATCH_SIZE, x:x + PATCH_SIZE]
+        return crops
+
+
+def to_device(crops, flip, device):
+    """(B, H, W, 3) uint8 crops -> (B, 3, H, W) float32 on `device`, flipped where `flip` (B,) says so, normalised."""
+    crops = crops.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    flip = flip.to(device, non_blocking=True)
+    crops = torch.where(flip.view(-1, 1, 1, 1), crops.flip(3), crops)
+    mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
+    return crops.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,229 @@
+"""HyperIQA: a backbone, a hypernetwork, and the small target network that it generates for each image.
+
+Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper Network", CVPR 2020.
+
+    paras = HyperNet(16, 112, 224, 112, 56, 28, 14, 7)(patches)     # patches: (B, 3, 224, 224)
+    scores = TargetNet(paras)(paras['target_in_vec'])               # (B,)
+"""
+import pickle
+import sys
+
+import torch
+from torch import nn
+from torchvision.models import ResNet, ResNet50_Weights
+from torchvision.models.resnet import Bottleneck
+
+from errors import InputError
+
+PATCH_SIZE = 224
+
+
+class ResNetBackbone(ResNet):
+    """ResNet-50 without its classifier, with the local distortion aware (LDA) heads of section 3.2 of the paper.
+
+    Args:
+        lda_out_channels: features that each of the first three heads gives.
+        in_chn: features of the four heads together, the target network's input size.
+    """
+
+    def __init__(self, lda_out_channels, in_chn):
+        super().__init__(Bottleneck, [3, 4, 6, 3])
+        del self.avgpool, self.fc
+
+        self.lda1_pool = nn.Sequential(nn.Conv2d(256, 16, 1, bias=False), nn.AvgPool2d(7, stride=7))
+        self.lda1_fc = nn.Linear(16 * 64, lda_out_channels)
+        self.lda2_pool = nn.Sequential(nn.Conv2d(512, 32, 1, bias=False), nn.AvgPool2d(7, stride=7))
+        self.lda2_fc = nn.Linear(32 * 16, lda_out_channels)
+        self.lda3_pool = nn.Sequential(nn.Conv2d(1024, 64, 1, bias=False), nn.AvgPool2d(7, stride=7))
+        self.lda3_fc = nn.Linear(64 * 4, lda_out_channels)
+        self.lda4_pool = nn.AvgPool2d(7, stride=7)
+        self.lda4_fc = nn.Linear(2048, in_chn - lda_out_channels * 3)
+
+        for layer in (self.lda1_pool[0], self.lda2_pool[0], self.lda3_pool[0],
+                      self.lda1_fc, self.lda2_fc, self.lda3_fc, self.lda4_fc):
+            nn.init.kaiming_normal_(layer.weight)
+
+    def forward(self, x):
+        """(B, 3, 224, 224) images -> `hyper_in_feat` (B, 2048, 7, 7) and `target_in_vec` (B, in_chn)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer1(x)
+        lda_1 = self.lda1_fc(self.lda1_pool(x).flatten(1))
+        x = self.layer2(x)
+        lda_2 = self.lda2_fc(self.lda2_pool(x).flatten(1))
+        x = self.layer3(x)
+        lda_3 = self.lda3_fc(self.lda3_pool(x).flatten(1))
+        x = self.layer4(x)
+        lda_4 = self.lda4_fc(self.lda4_pool(x).flatten(1))
+        return {'hyper_in_feat': x, 'target_in_vec': torch.cat((lda_1, lda_2, lda_3, lda_4), 1)}
+
+
+def resnet50_backbone(lda_out_channels, in_chn):
+    """A randomly initialised `ResNetBackbone`."""
+    return ResNetBackbone(lda_out_channels, in_chn)
+
+
+class HyperNet(nn.Module):
+    """Generates the weights and biases of a target network for each image (section 3.3 of the paper).
+
+    Args:
+        lda_out_channels: features of each of the first three LDA heads (16).
+        hyper_in_channels: channels of the feature that weights are generated from (112).
+        target_in_size: size of the target network's input (224).
+        target_fc1_size ... target_fc4_size: its layers' output sizes (112, 56, 28, 14); the fifth gives the score.
+        feature_size: height and width of the backbone's last feature (7).
+    """
+
+    def __init__(self, lda_out_channels, hyper_in_channels, target_in_size, target_fc1_size, target_fc2_size,
+                 target_fc3_size, target_fc4_size, feature_size):
+        super().__init__()
+        self.target_in_size = target_in_size
+        self.sizes = (target_in_size, target_fc1_size, target_fc2_size, target_fc3_size, target_fc4_size)
+        self.res = resnet50_backbone(lda_out_channels, target_in_size)
+
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(2048, 1024, 1), nn.ReLU(inplace=True),
+            nn.Conv2d(1024, 512, 1), nn.ReLU(inplace=True),
+            nn.Conv2d(512, hyper_in_channels, 1), nn.ReLU(inplace=True))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+        generators = {}
+        for k, (f_in, f_out) in enumerate(zip(self.sizes, self.sizes[1:]), start=1):
+            generators[f'fc{k}w_conv'] = nn.Conv2d(hyper_in_channels, f_in * f_out // feature_size ** 2, 3, padding=1)
+            generators[f'fc{k}b_fc'] = nn.Linear(hyper_in_channels, f_out)
+        generators['fc5w_fc'] = nn.Linear(hyper_in_channels, target_fc4_size)
+        generators['fc5b_fc'] = nn.Linear(hyper_in_channels, 1)
+        for name, layer in generators.items():
+            nn.init.kaiming_normal_(layer.weight)
+            self.add_module(name, layer)
+
+    def forward(self, img):
+        """(B, 3, 224, 224) ImageNet-normalised patches -> the target network's parameters, one set an image.
+
+        Returns:
+            dict: `target_in_vec` (B, 224, 1, 1); `target_fc{k}w` (B, out, in, 1, 1) and `target_fc{k}b` (B, out)
+            for k = 1 ... 5.
+
+        Raises:
+            ValueError: the patches are not 224x224.
+        """
+        if img.shape[-2:] != (PATCH_SIZE, PATCH_SIZE):
+            raise ValueError(patch_size_reason(f'{img.shape[-2]}x{img.shape[-1]}'))
+        features = self.res(img)
+        paras = {'target_in_vec': features['target_in_vec'].view(-1, self.target_in_size, 1, 1)}
+        hyper_feat = self.conv1(features['hyper_in_feat'])
+        pooled = self.pool(hyper_feat).flatten(1)
+        for k, (f_in, f_out) in enumerate(zip(self.sizes, self.sizes[1:]), start=1):
+            weight = getattr(self, f'fc{k}w_conv')(hyper_feat)
+            paras[f'target_fc{k}w'] = weight.reshape(-1, f_out, f_in, 1, 1)
+            paras[f'target_fc{k}b'] = getattr(self, f'fc{k}b_fc')(pooled)
+        paras['target_fc5w'] = self.fc5w_fc(pooled).view(-1, 1, self.sizes[-1], 1, 1)
+        paras['target_fc5b'] = self.fc5b_fc(pooled)
+        return paras
+
+
+def patch_size_reason(size):
+    """The one explanation, for the script and the network, of why patches are 224x224."""
+    return (f'the patch size must be {PATCH_SIZE}, not {size}: the LDA heads and the generated weights are sized '
+            f'for the 7x7 features that ResNet-50 makes of a {PATCH_SIZE}x{PATCH_SIZE} patch')
+
+
+class TargetFC(nn.Module):
+    """A fully connected layer with a weight and a bias of its own for each image.
+
+    Args:
+        weight: (B, out, in, 1, 1).
+        bias: (B, out).
+    """
+
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+
+    def forward(self, input_):
+        """(B, in, 1, 1) -> (B, out, 1, 1), as one batched matrix product."""
+        out = torch.baddbmm(self.bias.unsqueeze(2), self.weight.flatten(2), input_.flatten(2))
+        return out.unsqueeze(3)
+
+
+class TargetNet(nn.Module):
+    """The quality predictor whose parameters `HyperNet` generated (section 3.4 of the paper).
+
+    It always computes in float32, since its input is one vector an image and its output is compared to the third decimal.
+    """
+
+    def __init__(self, paras):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TargetFC(paras[f'target_fc{k}w'].float(), paras[f'target_fc{k}b'].float()) for k in range(1, 6))
+
+    def forward(self, x):
+        """`target_in_vec` (B, 224, 1, 1) -> unbounded scores (B,)."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            for layer in self.layers[:-1]:
+                x = torch.sigmoid(layer(x))
+            return self.layers[-1](x).flatten()
+
+
+def predict_scores(model, patches):
+    """(B, 3, 224, 224) normalised patches -> scores (B,): both networks in one call."""
+    paras = model(patches)
+    return TargetNet(paras)(paras['target_in_vec'])
+
+
+def hyperiqa():
+    """The network with the paper's sizes, randomly initialised."""
+    return HyperNet(16, 112, 224, 112, 56, 28, 14, 7)
+
+
+def load_weights(model, source):
+    """Load weights into a `HyperNet`.
+
+    Args:
+        source: `none` keeps the random initialisation; `imagenet` downloads torchvision's `IMAGENET1K_V1` weights for
+            the backbone; a path names a file with the state_dict of a torchvision ResNet-50 or of a HyperIQA.
+
+    Raises:
+        InputError: the download fails, or the file is not such a state_dict.
+    """
+    if source == 'none':
+        return
+    state = imagenet_state_dict() if source == 'imagenet' else read_checkpoint(source)
+    if 'conv1.weight' in state:
+        state = {f'res.{name}': value for name, value in state.items() if not name.startswith('fc.')}
+        expected = {name for name in model.state_dict() if name.startswith('res.') and not name.startswith('res.lda')}
+    else:
+        expected = set(model.state_dict())
+    own = model.state_dict()
+    wrong = sorted(name for name in expected | set(state)
+                   if name not in state or name not in own or state[name].shape != own[name].shape)
+    if wrong:
+        raise InputError(f'{source} is not the state_dict of a torchvision ResNet-50 or of a HyperIQA: {len(wrong)} '
+                         f'tensors are missing, unknown or of another shape, the first of them {wrong[0]}')
+    model.load_state_dict(state, strict=False)
+
+
+def imagenet_state_dict():
+    """torchvision's ResNet-50 weights `IMAGENET1K_V1`, downloaded once into torch's cache folder."""
+    weights = ResNet50_Weights.IMAGENET1K_V1
+    try:
+        return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(f'the ImageNet weights cannot be loaded ({error}). Download {weights.url} on another machine '
+                         f'and copy it to {torch.hub.get_dir()}/checkpoints, or name it with --weights FILE; '
+                         f'--weights none trains from random weights')
+
+
+def read_checkpoint(path):
+    """What torch saved in the file `path`: tensors and plain types only; a file with any other payload is refused unrun."""
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f'there is no file {path}')
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f'{path} cannot be loaded as a checkpoint of tensors and plain types: {reason}')
+    if not isinstance(state, dict):
+        raise InputError(f'{path} holds a {type(state).__name__}, not a state_dict')
+    return state

@@ -1,0 +1,131 @@
+"""The command line, as a user runs it: real processes on small real databases."""
+import re
+
+import pytest
+import torch
+
+import databases
+import demo_database
+import folders
+import models
+from train_test_IQA import draw_split, main, parse_options
+
+QUICK = ('--dataset', 'livec', '--data_root', 'livec', '--weights', 'none', '--device', 'cpu', '--epochs', 2,
+         '--train_patch_num', 1, '--test_patch_num', 2, '--batch_size', 3, '--train_test_num', 1)
+
+
+def rows(output):
+    return [line.split() for line in output.splitlines() if re.match(r' +\d', line)]
+
+
+def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(make_database, script):
+    make_database('livec', images=10)
+    first = script('train_test_IQA.py', *QUICK, '--train_test_num', 2, '--num_workers', 0)
+    assert first.returncode == 0, first.stderr
+    lines = first.stdout.splitlines()
+    assert [line for line in lines if line.startswith('Round')] == ['Round 1', 'Round 2']
+    assert [row[0] for row in rows(first.stdout)] == ['1', '2', '1', '2']
+    assert lines.count('Epoch  Train_Loss  Train_SRCC  Test_SRCC  Test_PLCC') == 2
+    best = [float(line.split()[3].rstrip(',')) for line in lines if line.startswith('Best test SRCC')]
+    assert re.match(r'Testing median SRCC -?\d\.\d{4}, median PLCC -?\d\.\d{4}', lines[-1])
+    assert float(lines[-1].split()[3].rstrip(',')) == pytest.approx(sum(best) / 2, abs=1e-4)
+    assert 'Device: cpu' in first.stderr and 'seed: 0' in first.stderr
+
+    again = script('train_test_IQA.py', *QUICK, '--train_test_num', 2, '--num_workers', 3)
+    assert again.stdout == first.stdout
+    other = script('train_test_IQA.py', *QUICK, '--seed', 1)
+    assert rows(other.stdout) != rows(first.stdout)[:2]
+
+
+def test_a_nan_loss_stops_the_round_with_a_message(make_database, script):
+    make_database('livec')
+    done = script('train_test_IQA.py', *QUICK, '--lr', 1e30, '--epochs', 4)
+    assert done.returncode == 0
+    assert len(rows(done.stdout)) < 4
+    assert re.search(r'epoch \d: the training loss is (nan|inf), so this round stops here', done.stderr)
+
+
+def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database, script, tmp_path):
+    make_database('livec')
+    torch.save({name: torch.zeros_like(value) for name, value in models.hyperiqa().state_dict().items()},
+               tmp_path / 'zero.pth')
+    done = script('train_test_IQA.py', *QUICK, '--weights', 'zero.pth', '--lr', 0, '--weight_decay', 0)
+    assert [row[2:] for row in rows(done.stdout)] == [['nan'] * 3] * 2
+    assert 'Best test SRCC nan, PLCC nan' in done.stdout and done.stdout.endswith('SRCC nan, median PLCC nan\n')
+    assert 'Warning' not in done.stderr
+
+
+@pytest.mark.parametrize('options, reason', [
+    (('--data_root', 'nowhere'), 'there is no folder nowhere. Get the database from https://'),
+    (('--dataset', 'imagenet'), "there is no database 'imagenet'; choose one of"),
+    (('--patch_size', 256), '--patch_size: the patch size must be 224, not 256: the LDA heads'),
+    (('--device', 'cuda:77'), '--device cuda:77: '),
+    (('--device', 'gpu'), '--device gpu: '),
+    (('--weights', 'absent.pth'), 'there is no file absent.pth'),
+    (('--train_patch_num', 0), '--train_patch_num'),
+    (('--epochs', 'many'), '--epochs'),
+    (('--lr', -1), '--lr'),
+    (('--num_workers', -1), '--num_workers'),
+])
+def test_bad_options_give_one_line_and_exit_code_2(make_database, monkeypatch, capsys, options, reason):
+    monkeypatch.chdir(make_database('livec').parent)
+    with pytest.raises(SystemExit) as exit:
+        main([*map(str, QUICK), *map(str, options)])
+    assert exit.value.code == 2
+    printed = capsys.readouterr()
+    last = printed.err.splitlines()[-1]
+    assert 'error: ' in last and reason in last
+    assert 'Epoch' not in printed.out
+
+
+def test_faults_of_a_database_give_one_line_and_exit_code_2(make_database, script):
+    root = make_database('livec')
+    image = databases.picture(root / 'Images' / '3.bmp', size=(200, 300))
+    for content, reason in ((None, '3.bmp is 300x200: an image must be at least 224x224'),
+                            (b'no image', '3.bmp cannot be read as an image')):
+        if content:
+            image.write_bytes(content)
+        done = script('train_test_IQA.py', *QUICK)
+        assert done.returncode == 2 and reason in done.stderr.splitlines()[-1]
+        assert 'Traceback' not in done.stderr
+
+
+def test_imagenet_weights_without_a_network_say_what_to_do(make_database, script, tmp_path):
+    make_database('livec')
+    done = script('train_test_IQA.py', *QUICK, '--weights', 'imagenet', TORCH_HOME=str(tmp_path / 'empty'),
+                  https_proxy='http://127.0.0.1:9')  # nothing listens there, with or without a network
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert 'resnet50-0676ba61.pth' in last and '--weights FILE' in last and '--weights none' in last
+
+
+def test_options_of_the_original_keep_their_names_and_defaults():
+    config = parse_options(['--weights', 'none'])
+    assert {name: getattr(config, name) for name in (
+        'dataset', 'train_patch_num', 'test_patch_num', 'lr', 'weight_decay', 'lr_ratio', 'batch_size', 'epochs',
+        'patch_size', 'train_test_num')} == {
+        'dataset': 'livec', 'train_patch_num': 25, 'test_patch_num': 25, 'lr': 2e-5, 'weight_decay': 5e-4,
+        'lr_ratio': 10, 'batch_size': 96, 'epochs': 16, 'patch_size': 224, 'train_test_num': 10}
+    assert (config.seed, config.data_root) == (0, 'data/livec')
+    assert config.device == ('cuda' if torch.cuda.is_available() else 'cpu')
+    assert parse_options([]).weights == 'imagenet'
+    assert parse_options(['--dataset', 'koniq-10k']).data_root == 'data/koniq'
+
+
+def test_a_databases_own_defaults_yield_to_the_users_options():
+    config = parse_options(['--dataset', 'demo', '--epochs', '3'])
+    assert (config.weights, config.epochs, config.batch_size) == ('none', 3, demo_database.DEFAULTS['batch_size'])
+
+
+def test_splits_take_80_percent_differ_by_round_and_never_cut_through_a_content(tmp_path):
+    demo_database.generate(tmp_path / 'demo')
+    samples = folders.read_samples('demo', tmp_path / 'demo')
+    units = folders.split_units('demo', samples)
+    assert len(samples) == demo_database.IMAGES and len(units) == demo_database.SCENES
+    train, test = draw_split(len(units), 0, 0)
+    contents = [{samples[k].content for unit in part for k in units[unit]} for part in (train, test)]
+    assert (len(contents[0]), len(contents[1])) == (16, 4) and not contents[0] & contents[1]
+    assert sorted(train + test) == list(range(20))
+    assert draw_split(20, 0, 0) == (train, test)
+    assert draw_split(20, 0, 1) != (train, test) and draw_split(20, 1, 0) != (train, test)
+    assert draw_split(10073, 0, 0)[0][:4] == [5092, 3941, 4806, 8181]  # the same on every machine

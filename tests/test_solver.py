@@ -1,0 +1,136 @@
+"""The three repairs, each by a test that fails when that repair alone is undone, on real epochs of a tiny real database."""
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from HyerIQASolver import HyperIQASolver, is_better, learning_rates
+from metrics import plcc, srcc
+
+
+@pytest.fixture
+def make_solver(make_database):
+    """make_solver(**options): a solver on four small training and two test images, one step an epoch."""
+    def make(**options):
+        config = SimpleNamespace(**{'dataset': 'livec', 'weights': 'none', 'train_patch_num': 1, 'test_patch_num': 1,
+                                    'device': 'cpu', 'epochs': 3, **options})
+        return HyperIQASolver(config, make_database('livec'), [0, 1, 2, 3], [4, 5])
+    return make
+
+
+@pytest.fixture
+def steps():
+    """What the optimizers of this process hold just before each of their steps."""
+    seen = []
+
+    def record(optimizer, args, kwargs):
+        states = [optimizer.state[p] for group in optimizer.param_groups for p in group['params']]
+        seen.append(SimpleNamespace(
+            optimizer=optimizer, rates=[group['lr'] for group in optimizer.param_groups],
+            step={int(state['step']) if state else 0 for state in states},
+            momentum=sum(state['exp_avg'].abs().sum().item() if state else 0 for state in states)))
+    hook = register_optimizer_step_pre_hook(record)
+    yield seen
+    hook.remove()
+
+
+@pytest.mark.parametrize('lr, lr_ratio', [(2e-5, 10), (3e-4, 4)])
+def test_repair_1_both_learning_rates_follow_the_table(make_solver, steps, lr, lr_ratio):
+    make_solver(epochs=16, lr=lr, lr_ratio=lr_ratio).train()
+    table = [(lr * lr_ratio, lr)] * 7 + [(lr * lr_ratio / 10, lr / 10)] * 3 + [(lr / 10, lr / 10)] * 3 \
+        + [(lr / 100, lr / 100)] * 3
+    assert [tuple(step.rates) for step in steps] == [pytest.approx(row) for row in table]
+
+
+def test_repair_2_one_adam_and_its_moments_live_through_the_run(make_solver, steps):
+    solver = make_solver(batch_size=2)
+    adam = solver.solver
+    assert type(adam) is torch.optim.Adam
+    solver.train()
+    assert solver.solver is adam and all(step.optimizer is adam for step in steps)
+    assert [step.step for step in steps] == [{k} for k in range(6)]  # two steps an epoch, three epochs
+    assert steps[0].momentum == 0 and all(step.momentum > 0 for step in steps[1:])
+
+
+def test_repair_3_every_parameter_trains_in_every_epoch(make_solver):
+    solver = make_solver(lr=1e-3, lr_ratio=10)
+    names = {id(p): name for name, p in solver.model_hyper.named_parameters()}
+    hypernet = [name for name in names.values() if not name.startswith('res.')]
+    for epoch in range(3):
+        assert isinstance(solver.hypernet_params, list)
+        assert [names[id(p)] for p in solver.hypernet_params] == hypernet
+        before = {name: p.detach().clone() for name, p in solver.model_hyper.named_parameters()}
+        solver.train_epoch(epoch)
+        solver.set_learning_rates(*learning_rates(epoch, solver.lr, solver.lrratio))
+        unchanged = [name for name, p in solver.model_hyper.named_parameters() if torch.equal(p, before[name])]
+        assert unchanged == []
+
+
+def test_the_lda_heads_belong_to_the_backbones_group(make_solver):
+    solver = make_solver()
+    groups = [{id(p) for p in group['params']} for group in solver.solver.param_groups]
+    expected = {True: 0, False: 0}
+    for name, p in solver.model_hyper.named_parameters():
+        backbone = name.startswith('res.')
+        assert id(p) in groups[backbone] and id(p) not in groups[not backbone]
+        expected[backbone] += 1
+    assert [len(groups[0]), len(groups[1])] == [expected[False], expected[True]]
+    assert [group['weight_decay'] for group in solver.solver.param_groups] == [5e-4, 5e-4]
+
+
+def test_train_returns_the_best_epoch_and_prints_every_epoch(make_solver, capsys):
+    solver = make_solver()
+    best = solver.train()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ['Epoch', 'Train_Loss', 'Train_SRCC', 'Test_SRCC', 'Test_PLCC']
+    assert [line.split()[0] for line in lines[1:4]] == ['1', '2', '3']
+    assert lines[4] == f'Best test SRCC {best[0]:.4f}, PLCC {best[1]:.4f}'
+    assert round(best[0], 4) == max(float(line.split()[3]) for line in lines[1:4])
+
+
+def test_test_averages_the_patches_of_each_image(make_solver):
+    solver = make_solver(test_patch_num=3, batch_size=2)
+    solver.model_hyper.eval()
+    with torch.inference_mode():
+        single = np.array([solver.forward(patch[None]).item() for patches, _ in solver.test_data for patch in patches])
+    means = single.reshape(2, 3).mean(1)
+    assert solver.predict(solver.test_data) == pytest.approx(means, rel=1e-5)
+    assert solver.test(solver.test_data) == (srcc(means, [130, 140]), plcc(means, [130, 140]))
+
+
+def test_a_last_batch_of_one_patch_trains(make_solver):
+    loss, _ = make_solver(batch_size=3).train_epoch(0)
+    assert math.isfinite(loss)
+
+
+def test_same_seed_same_weights_and_another_seed_or_round_others(make_database):
+    root = make_database('livec')
+
+    def first_weights(seed, round_index):
+        config = SimpleNamespace(dataset='livec', weights='none', seed=seed, device='cpu')
+        return HyperIQASolver(config, root, [0], [1], round_index=round_index).model_hyper.conv1[0].weight
+    assert torch.equal(first_weights(0, 0), first_weights(0, 0))
+    assert not torch.equal(first_weights(0, 0), first_weights(1, 0))
+    assert not torch.equal(first_weights(0, 0), first_weights(0, 1))
+
+
+def test_nan_is_never_the_best():
+    assert is_better(-0.3, math.nan) and is_better(0.2, -0.3)
+    assert not is_better(math.nan, math.nan) and not is_better(math.nan, -0.9) and not is_better(0.1, 0.1)
+
+
+def test_correlations_of_constant_or_nan_scores_are_nan_without_a_warning(recwarn):
+    for function in (srcc, plcc):
+        assert function([1, 2, 3], [1, 2, 3]) == pytest.approx(1)
+        assert math.isnan(function([2, 2, 2], [1, 2, 3])) and math.isnan(function([1, math.nan, 3], [1, 2, 3]))
+        assert math.isnan(function([1], [1]))
+    assert not recwarn.list
+
+
+@pytest.mark.cuda
+def test_an_epoch_on_cuda(make_solver):
+    loss, _ = make_solver(device='cuda', amp=True).train_epoch(0)
+    assert math.isfinite(loss)
