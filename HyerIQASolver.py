@@ -6,6 +6,7 @@
 """
 import math
 import sys
+import time
 from types import SimpleNamespace
 
 import torch
@@ -14,12 +15,13 @@ from tqdm import tqdm
 
 import models
 from data_loader import DataLoader
+from errors import InputError
 from metrics import plcc, srcc
 
 DEFAULTS = {
     'dataset': 'livec', 'train_patch_num': 25, 'test_patch_num': 25, 'lr': 2e-5, 'weight_decay': 5e-4, 'lr_ratio': 10,
     'batch_size': 96, 'epochs': 16, 'patch_size': 224, 'train_test_num': 10,
-    'seed': 0, 'device': None, 'weights': 'imagenet', 'num_workers': 2, 'amp': False,
+    'seed': 0, 'device': None, 'weights': 'imagenet', 'num_workers': 2, 'amp': False, 'patience': 0, 'val_ratio': 0,
 }
 
 
@@ -35,16 +37,19 @@ class HyperIQASolver:
     Args:
         config: the script's options as attributes; what is absent has its value of `DEFAULTS`.
         path: the database's folder.
-        train_idx, test_idx: positions of the units of each part (see `folders.split_units`).
+        train_idx, test_idx, val_idx: positions of the units of each part (see `folders.split_units`); where there are
+            validation units, they choose the best epoch instead of the test units.
         round_index: 0-based; the initial weights and the drawn patches depend on it and on `config.seed`.
 
     Attributes:
         model_hyper: the `models.HyperNet`.
         solver: the one Adam; `param_groups[0]` is the hypernetwork, `[1]` the backbone with the LDA heads.
         hypernet_params: list of the parameters outside the backbone.
+        history: a dict for each finished epoch, with the columns of history.csv.
+        best: the best epoch's row and its test images' `scores`, or None.
     """
 
-    def __init__(self, config, path, train_idx, test_idx, *, round_index=0):
+    def __init__(self, config, path, train_idx, test_idx, *, val_idx=(), round_index=0):
         config = SimpleNamespace(**{**DEFAULTS, **vars(config)})
         self.epochs = config.epochs
         self.amp = config.amp
@@ -59,6 +64,10 @@ class HyperIQASolver:
                               num_workers=config.num_workers).get_data()
         self.train_data = loader(train_idx, config.train_patch_num, True)
         self.test_data = loader(test_idx, config.test_patch_num, False)
+        self.val_data = loader(val_idx, config.test_patch_num, False) if val_idx else None
+        self.selected_on = 'val_srcc' if val_idx else 'test_srcc'
+        self.patience = config.patience
+        self.history, self.best = [], None
 
         torch.manual_seed(1000 * config.seed + round_index)
         self.model_hyper = models.hyperiqa()
@@ -72,27 +81,76 @@ class HyperIQASolver:
                                         {'params': backbone_params, 'lr': self.lr}],
                                        weight_decay=self.weight_decay)
 
-    def train(self):
-        """Train all epochs, printing a table row for each.
+    def train(self, folder=None):
+        """Train the epochs that are not in `history` yet, printing a table row for each.
+
+        Args:
+            folder: a `run_folder.RoundFolder` that every finished epoch is recorded in, or None to keep nothing.
 
         Returns:
-            (float, float): SRCC and PLCC on the test part in the epoch with the highest test SRCC; nan without one.
+            (float, float): SRCC and PLCC on the test part in the best epoch; nan without one.
         """
-        best_srcc = best_plcc = math.nan
-        print('Epoch  Train_Loss  Train_SRCC  Test_SRCC  Test_PLCC', flush=True)
-        for epoch in range(self.epochs):
-            train_loss, train_srcc = self.train_epoch(epoch)
-            if not math.isfinite(train_loss):
-                print(f'epoch {epoch + 1}: the training loss is {train_loss}, so this round stops here; '
-                      f'a lower --lr may help', file=sys.stderr)
+        print(''.join(title.rjust(width) for title, width, _, _ in self.columns), flush=True)
+        for row in self.history:
+            self.print_row(row)
+        for epoch in range(len(self.history), self.epochs):
+            best_epoch = self.best['epoch'] if self.best else 0
+            if self.patience and epoch - best_epoch >= self.patience:
+                say(f'{self.patience} epochs without a better {self.selected_on}, so this round stops here; '
+                    f'{f"epoch {best_epoch} was best" if self.best else "no epoch had one"}')
                 break
-            test_srcc, test_plcc = self.test(self.test_data)
-            print(f'{epoch + 1:5d}  {train_loss:10.3f}  {train_srcc:10.4f}  {test_srcc:9.4f}  {test_plcc:9.4f}', flush=True)
-            if is_better(test_srcc, best_srcc):
-                best_srcc, best_plcc = test_srcc, test_plcc
+            row = self.run_epoch(epoch)
+            if not math.isfinite(row['train_loss']):
+                say(f'epoch {epoch + 1}: the training loss is {row["train_loss"]}, so this round stops here; '
+                    f'a lower --lr may help')
+                break
+            if is_better(row[self.selected_on], self.best[self.selected_on] if self.best else math.nan):
+                self.best = {**row, 'scores': torch.from_numpy(self.test_scores)}
+            self.history.append(row)
+            self.print_row(row)
             self.set_learning_rates(*learning_rates(epoch, self.lr, self.lrratio))
-        print(f'Best test SRCC {best_srcc:.4f}, PLCC {best_plcc:.4f}', flush=True)
-        return best_srcc, best_plcc
+            if folder is not None:
+                folder.save(self.state_dict())
+        return (self.best['test_srcc'], self.best['test_plcc']) if self.best else (math.nan, math.nan)
+
+    def run_epoch(self, epoch):
+        """Train and test the 0-based `epoch`; its row of the history."""
+        started = time.monotonic()
+        hypernet_lr, backbone_lr = (group['lr'] for group in self.solver.param_groups)
+        train_loss, train_srcc = self.train_epoch(epoch)
+        row = {'epoch': epoch + 1, 'train_loss': train_loss, 'train_srcc': train_srcc}
+        self.test_scores = self.predict(self.test_data)
+        row['test_srcc'] = srcc(self.test_scores, self.test_data.scores)
+        row['test_plcc'] = plcc(self.test_scores, self.test_data.scores)
+        row |= {'hypernet_lr': hypernet_lr, 'backbone_lr': backbone_lr}
+        if self.val_data is not None:
+            row['val_srcc'], row['val_plcc'] = self.test(self.val_data)
+        return row | {'seconds': round(time.monotonic() - started, 3)}
+
+    @property
+    def columns(self):
+        """Title, width, format and history column of the printed table."""
+        columns = [('Epoch', 5, 'd', 'epoch'), ('Train_Loss', 12, '.3f', 'train_loss'), ('Train_SRCC', 12, '.4f', 'train_srcc'),
+                   ('Test_SRCC', 11, '.4f', 'test_srcc'), ('Test_PLCC', 11, '.4f', 'test_plcc')]
+        return columns + ([('Val_SRCC', 10, '.4f', 'val_srcc')] if self.val_data is not None else [])
+
+    def print_row(self, row):
+        print(''.join(format(row[column], form).rjust(width) for _, width, form, column in self.columns), flush=True)
+
+    def state_dict(self):
+        """Everything that the next epoch depends on, as tensors and plain types."""
+        return {'model': self.model_hyper.state_dict(), 'optimizer': self.solver.state_dict(), 'history': self.history,
+                'best': self.best, 'rng': torch.get_rng_state(),
+                'cuda_rng': torch.cuda.get_rng_state_all() if self.device.type == 'cuda' else []}
+
+    def load_state_dict(self, state):
+        """Continue after the epoch that `state_dict` was called in."""
+        self.model_hyper.load_state_dict(state['model'])
+        self.solver.load_state_dict(state['optimizer'])
+        self.history, self.best = state['history'], state['best']
+        torch.set_rng_state(state['rng'])
+        if self.device.type == 'cuda' and len(state['cuda_rng']) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state['cuda_rng'])
 
     def train_epoch(self, epoch):
         """Train the 0-based `epoch`: (mean absolute error, SRCC) over its patches, each as predicted when it was trained on."""
@@ -131,12 +189,37 @@ class HyperIQASolver:
         self.solver.param_groups[1]['lr'] = backbone_lr
 
     def progress(self, data, title):
-        """`data` with a progress bar on stderr, if that is a terminal."""
-        return tqdm(data, title, leave=False, unit_scale=data.batch_size, unit='patch', disable=None)
+        """The batches of `data`, with a progress bar on stderr if that is a terminal: images/s and the share of waiting."""
+        started, waited = time.monotonic(), 0.0
+        batches = iter(data)
+        with tqdm(total=len(data.patches.image), desc=title, unit='img', leave=False, disable=None) as bar:
+            while True:
+                asked = time.monotonic()
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                waited += time.monotonic() - asked
+                bar.set_postfix_str(f'data wait {waited / (time.monotonic() - started):.0%}', refresh=False)
+                yield batch
+                bar.update(len(batch[1]))
+
+
+def say(text):
+    """Print to stderr: stdout carries the tables alone."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def default_device():
     return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def checked_device(name):
+    """`name` if PyTorch has such a device here; an `InputError` otherwise."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f'--device {name}: {str(error).splitlines()[0]}')
+    return name
 
 
 def is_better(value, best):

@@ -1,7 +1,7 @@
 """A small database that is generated, not downloaded: it shows that training works, in minutes and without ImageNet weights.
 
 Each scene is a smooth coloured background with shapes under a fine grain. Every scene is blurred, made noisy and faded in
-eight strengths each; the score falls linearly from 0.95 to 0.05 with the strength and carries a little observer noise.
+six strengths each; the score falls linearly from 0.95 to 0.05 with the strength and carries a little observer noise.
 The strengths are perceptually graded (geometric for noise and fading), because a network with random weights learns a
 gradual change from few patches; scores in 0..1 lie within reach of its first outputs, where 0..100 would take an epoch
 of steps to get to. JPEG compression is left out: in the same few minutes such a network does not learn its blocks.
@@ -19,7 +19,7 @@ from errors import InputError
 
 SIDE = 256
 SCENES = 20
-STRENGTHS = [k / 7 for k in range(8)]
+STRENGTHS = [k / 5 for k in range(6)]
 OBSERVER_NOISE = 0.03
 SEED = 2020
 DEFAULTS = {'lr': 1e-4, 'batch_size': 8, 'train_patch_num': 1, 'test_patch_num': 2, 'epochs': 10, 'train_test_num': 1,

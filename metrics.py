@@ -1,8 +1,9 @@
 """Agreement between predicted and subjective scores."""
 import math
+import warnings
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 
 def srcc(predicted, subjective):
@@ -19,3 +20,41 @@ def correlation(function, predicted, subjective):
     predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
     defined = all(np.isfinite(scores).all() and np.ptp(scores) > 0 for scores in (predicted, subjective) if scores.size)
     return float(function(predicted, subjective)[0]) if defined and predicted.size > 1 else math.nan
+
+
+def logistic(x, high, low, centre, width):
+    """The four-parameter logistic that the Video Quality Experts Group maps predictions to scores with.
+
+    VQEG, "Final report from the Video Quality Experts Group on the validation of objective models of video quality
+    assessment", phase I (2000), annex.
+    """
+    return (high - low) * special.expit((x - centre) / np.abs(width)) + low
+
+
+def fit_logistic(predicted, subjective):
+    """The least-squares parameters of `logistic` from predictions to scores, two (N,) arrays; None where there is no fit."""
+    predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
+    slope = srcc(predicted, subjective)
+    if len(predicted) < 5 or math.isnan(slope):
+        return None
+    ends = (subjective.max(), subjective.min()) if slope >= 0 else (subjective.min(), subjective.max())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', optimize.OptimizeWarning)
+            return optimize.curve_fit(logistic, predicted, subjective,
+                                      (*ends, predicted.mean(), predicted.std() / 4), maxfev=20000)[0]
+    except RuntimeError:  # no convergence
+        return None
+
+
+def all_metrics(predicted, subjective):
+    """Every metric of two (N,) arrays by name; RMSE and PLCC_logistic after the fitted logistic, in the scores' unit."""
+    parameters = fit_logistic(predicted, subjective)
+    if parameters is None:
+        rmse = plcc_logistic = math.nan
+    else:
+        mapped = logistic(np.asarray(predicted, np.float64), *parameters)
+        rmse = float(np.sqrt(np.mean((mapped - np.asarray(subjective)) ** 2)))
+        plcc_logistic = plcc(mapped, subjective)
+    return {'SRCC': srcc(predicted, subjective), 'PLCC': plcc(predicted, subjective),
+            'KRCC': correlation(stats.kendalltau, predicted, subjective), 'RMSE': rmse, 'PLCC_logistic': plcc_logistic}

@@ -182,7 +182,8 @@ def load_weights(model, source):
 
     Args:
         source: `none` keeps the random initialisation; `imagenet` downloads torchvision's `IMAGENET1K_V1` weights for
-            the backbone; a path names a file with the state_dict of a torchvision ResNet-50 or of a HyperIQA.
+            the backbone; a path names a file with the state_dict of a torchvision ResNet-50 or of a HyperIQA, or a run's
+            last.pth.
 
     Raises:
         InputError: the download fails, or the file is not such a state_dict.
@@ -190,14 +191,15 @@ def load_weights(model, source):
     if source == 'none':
         return
     state = imagenet_state_dict() if source == 'imagenet' else read_checkpoint(source)
+    state = state.get('model', state)  # a run's last.pth holds the network beside the optimizer
     if 'conv1.weight' in state:
         state = {f'res.{name}': value for name, value in state.items() if not name.startswith('fc.')}
         expected = {name for name in model.state_dict() if name.startswith('res.') and not name.startswith('res.lda')}
     else:
         expected = set(model.state_dict())
     own = model.state_dict()
-    wrong = sorted(name for name in expected | set(state)
-                   if name not in state or name not in own or state[name].shape != own[name].shape)
+    wrong = sorted(str(name) for name in expected | set(state)
+                   if name not in own or getattr(state.get(name), 'shape', None) != own[name].shape)
     if wrong:
         raise InputError(f'{source} is not the state_dict of a torchvision ResNet-50 or of a HyperIQA: {len(wrong)} '
                          f'tensors are missing, unknown or of another shape, the first of them {wrong[0]}')

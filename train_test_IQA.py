@@ -4,49 +4,130 @@
     python train_test_IQA.py --dataset koniq --data_root DIR       # KonIQ-10k, the published protocol
 """
 import argparse
+import math
+import os
+import signal
 import sys
+from pathlib import Path
 
 import numpy as np
-import torch
 
 import folders
+import run_folder
 from errors import InputError
-from HyerIQASolver import DEFAULTS, HyperIQASolver, default_device
+from HyerIQASolver import DEFAULTS, HyperIQASolver, checked_device, default_device, say
 from models import PATCH_SIZE, patch_size_reason
 
 TRAIN_SHARE = 0.8
 
 
 def main(argv=None):
+    signal.signal(signal.SIGTERM, terminate)
     try:
-        run(parse_options(argv))
+        config = parse_options(argv)
+        if config.evaluate:
+            evaluate(config)
+        else:
+            run(config)
     except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
+        say(f'error: {error}')
         sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        say('interrupted; the same command with --resume continues after the last finished epoch')
+        sys.exit(interrupt.args[0] if interrupt.args else 130)
+
+
+def terminate(signal_number, frame):
+    """SIGTERM ends the program as Ctrl-C does, with its own exit code."""
+    raise KeyboardInterrupt(128 + signal_number)
 
 
 def run(config):
-    """Train and test `config.train_test_num` rounds and print their medians."""
+    """Train and test `config.train_test_num` rounds into the run folder and print their medians."""
     describe(config)
     samples = folders.read_samples(config.dataset, config.data_root)
     units = folders.split_units(config.dataset, samples)
-    results = []
+    folder = run_folder.open_run(config)
     for round_index in range(config.train_test_num):
-        print(f'Round {round_index + 1}', flush=True)
-        train_idx, test_idx = draw_split(len(units), config.seed, round_index)
-        solver = HyperIQASolver(config, config.data_root, train_idx, test_idx, round_index=round_index)
-        results.append(solver.train())
-    median_srcc, median_plcc = np.median(results, axis=0)
-    print(f'Testing median SRCC {median_srcc:.4f}, median PLCC {median_plcc:.4f}')
+        split = draw_split(len(units), config.seed, round_index, config.val_ratio)
+        train_round(config, folder, round_index, split, samples, units)
+    median = run_folder.summarise(folder).get('median', {})
+    print(f'Testing median SRCC {median.get("SRCC", math.nan):.4f}, median PLCC {median.get("PLCC", math.nan):.4f}')
 
 
-def draw_split(units, seed, round_index):
-    """Positions of the training and of the test units: a random 80 % and the rest, the same on every machine."""
-    order = np.random.RandomState((seed, round_index)).permutation(units)
+def train_round(config, run, round_index, split, samples, units):
+    """Train and test one round, or what is left of it, and write its results."""
+    names = {part: [name_of(samples[k], config.data_root) for unit in idx for k in units[unit]]
+             for part, idx in split.items() if idx}
+    folder = run_folder.RoundFolder(run, round_index, names)
+    print(f'Round {round_index + 1}', flush=True)
+    if not folder.finished:
+        solver = HyperIQASolver(config, config.data_root, split['train'], split['test'], val_idx=split['val'],
+                                round_index=round_index)
+        folder.restore(solver)
+        solver.train(folder)
+        if solver.best:
+            folder.finish(names['test'], solver.test_data.scores, solver.best['scores'].numpy(),
+                          f'{folders.DATABASES[config.dataset].title}, round {round_index + 1}, epoch {solver.best["epoch"]}')
+    result = run_folder.summarise(run)['rounds'].get(str(round_index + 1))
+    if result is None:
+        print('Best test SRCC nan, PLCC nan', flush=True)
+    else:
+        chosen = 'Best test' if not split['val'] else 'Best validation epoch: test'
+        print(f'{chosen} SRCC {result["SRCC"]:.4f}, PLCC {result["PLCC"]:.4f} (epoch {result["epoch"]})', flush=True)
+
+
+def evaluate(config):
+    """Repeat the test of the round whose folder holds the checkpoint; prints what its history shows for that epoch."""
+    describe(config)
+    checkpoint = Path(config.evaluate)
+    samples = folders.read_samples(config.dataset, config.data_root)
+    units = folders.split_units(config.dataset, samples)
+    split = read_split(checkpoint.with_name('split.json'), config.data_root, samples, units)
+    round_index = int(checkpoint.parent.name.removeprefix('round_')) - 1
+    solver = HyperIQASolver(config, config.data_root, split['train'], split['test'], round_index=round_index)
+    test_srcc, test_plcc = solver.test(solver.test_data)
+    print(f'test_srcc {test_srcc}\ntest_plcc {test_plcc}')
+
+
+def read_split(path, data_root, samples, units):
+    """The parts in a split.json as positions of units.
+
+    Raises:
+        InputError: it names images that the database does not have, or separates images of one unit.
+    """
+    names = run_folder.read_json(path)
+    unit_of = {name_of(samples[k], data_root): position for position, unit in enumerate(units) for k in unit}
+    unknown = [name for part in names.values() for name in part if name not in unit_of]
+    if unknown:
+        raise InputError(f'{path} names {len(unknown)} images that are not in {data_root}, the first of them {unknown[0]}')
+    split = {part: sorted({unit_of[name] for name in names.get(part, [])}) for part in ('train', 'val', 'test')}
+    return split
+
+
+def name_of(sample, data_root):
+    """A sample's name in the files of a run: its path below the database's folder, the same on every machine."""
+    return Path(os.path.relpath(sample.path, data_root)).as_posix()
+
+
+def draw_split(units, seed, round_index, val_ratio):
+    """Draw the parts of a round, the same on every machine.
+
+    Args:
+        units: how many there are to draw from.
+        val_ratio: share of the training units that choose the best epoch instead of being trained on.
+
+    Returns:
+        dict: positions of the `train`, `val` and `test` units.
+    """
+    order = np.random.RandomState((seed, round_index)).permutation(units).tolist()
     cut = round(TRAIN_SHARE * units)
-    if not 0 < cut < units:
-        raise InputError(f'{units} images or contents are too few to split into a training and a test part')
-    return order[:cut].tolist(), order[cut:].tolist()
+    held_out = round(val_ratio * cut)
+    split = {'train': order[held_out:cut], 'val': order[:held_out], 'test': order[cut:]}
+    if not split['train'] or not split['test'] or bool(split['val']) != bool(val_ratio):
+        raise InputError(f'{units} images or contents are too few to split into '
+                         f'{"training, validation and test" if val_ratio else "training and test"} parts')
+    return split
 
 
 def describe(config):
@@ -54,10 +135,9 @@ def describe(config):
     own = folders.DATABASES[config.dataset].defaults
     if own:
         values = ' '.join(f'--{name} {getattr(config, name)}' for name in own).replace(' True', '')
-        print(f'{config.dataset} has its own defaults, here: {values}', file=sys.stderr)
-    device = config.device
-    name = torch.cuda.get_device_name(device) if device.startswith('cuda') else f'{torch.get_num_threads()} threads'
-    print(f'Device: {device} ({name}); seed: {config.seed}; initial weights: {config.weights}', file=sys.stderr)
+        say(f'{config.dataset} has its own defaults, here: {values}')
+    say(f'Device: {config.device} ({run_folder.device_name(config.device)}); seed: {config.seed}; '
+        f'initial weights: {config.weights}')
 
 
 def parse_options(argv):
@@ -66,13 +146,23 @@ def parse_options(argv):
     config = parser.parse_args(argv)
     config.dataset = folders.database_key(config.dataset)
     parser.set_defaults(**folders.DATABASES[config.dataset].defaults)
+    if config.evaluate:
+        parser.set_defaults(**options_of_run(config.evaluate))
     config = parser.parse_args(argv, argparse.Namespace(dataset=config.dataset))
     config.dataset = folders.database_key(config.dataset)
     if config.patch_size != PATCH_SIZE:
         raise InputError(f'--patch_size: {patch_size_reason(config.patch_size)}')
     config.data_root = config.data_root or f'data/{config.dataset}'
+    config.output = config.output or f'runs/{config.dataset}-seed{config.seed}'
     config.device = checked_device(config.device or default_device())
     return config
+
+
+def options_of_run(checkpoint):
+    """The options that decide the numbers of the run whose round folder holds `checkpoint`, and its data_root."""
+    options = run_folder.read_options(Path(checkpoint).parent.parent / 'config.json')
+    kept = {name: value for name, value in options.items() if name not in run_folder.FREE_OPTIONS}
+    return {**kept, 'data_root': options['data_root'], 'weights': checkpoint}
 
 
 def make_parser():
@@ -96,7 +186,13 @@ def make_parser():
                                             'or HyperIQA state_dict')
     add('--num_workers', type=count, help='threads that decode images; the numbers do not depend on it')
     add('--amp', action='store_true', help='bfloat16 autocast: faster, the numbers differ slightly')
-    parser.set_defaults(data_root=None, **DEFAULTS)
+    add('--output', metavar='DIR', help='the run folder (default: runs/<dataset>-seed<seed>)', default=argparse.SUPPRESS)
+    add('--resume', action='store_true', help='continue the run folder after its last finished epoch, or start it')
+    add('--patience', type=count, metavar='N', help='stop a round after N epochs without a better epoch; 0: never')
+    add('--val_ratio', type=share, metavar='R', help='share of the training images (or contents) that choose the best '
+                                                     'epoch; 0: the test part chooses it, as in the original')
+    add('--evaluate', metavar='CHECKPOINT', help='only repeat the test of the round that this best.pth or last.pth is of')
+    parser.set_defaults(data_root=None, output=None, **DEFAULTS)
     return parser
 
 
@@ -112,19 +208,17 @@ def rate(text):
     return at_least(0, float(text))
 
 
+def share(text):
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'{value} is not in 0 ... 1')
+    return value
+
+
 def at_least(bound, value):
     if not value >= bound:
         raise argparse.ArgumentTypeError(f'{value} is less than {bound}')
     return value
-
-
-def checked_device(name):
-    """`name` if PyTorch has such a device here."""
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f'--device {name}: {str(error).splitlines()[0]}')
-    return name
 
 
 if __name__ == '__main__':

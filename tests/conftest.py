@@ -29,11 +29,29 @@ def make_database(tmp_path):
     return make
 
 
+def command(name, *options):
+    return [sys.executable, str(PROJECT / name), *map(str, options)]
+
+
 @pytest.fixture
 def script(tmp_path):
     """script('train_test_IQA.py', *options) runs it as a user would, in a folder of its own."""
     def run(name, *options, **environment):
-        command = [sys.executable, str(PROJECT / name), *map(str, options)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True,
+        return subprocess.run(command(name, *options), cwd=tmp_path, capture_output=True, text=True,
                               env={**os.environ, **environment})
     return run
+
+
+TINY = ('--dataset', 'livec', '--data_root', 'livec', '--weights', 'none', '--device', 'cpu', '--epochs', 3,
+        '--train_patch_num', 1, '--test_patch_num', 2, '--batch_size', 6, '--train_test_num', 2)
+
+
+@pytest.fixture(scope='session')
+def finished_run(tmp_path_factory):
+    """The folder in which TINY was run to its end, without an interruption: livec/, run/ and the printed stdout.txt."""
+    folder = tmp_path_factory.mktemp('finished')
+    (folder / 'livec').mkdir()
+    databases.livec(folder / 'livec', images=12)
+    with open(folder / 'stdout.txt', 'w') as out:
+        subprocess.run(command('train_test_IQA.py', *TINY, '--output', 'run'), cwd=folder, stdout=out, check=True)
+    return folder

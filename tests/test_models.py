@@ -1,4 +1,5 @@
 """The network is the original's: names, shapes and numbers (parity/), whatever the memory format."""
+import copy
 import json
 import subprocess
 import sys
@@ -54,25 +55,25 @@ def test_scores_and_generated_weights_equal_the_original(network, patches, memor
         assert paras[name].double().std().item() == approx(expected['std'])
 
 
-@pytest.fixture
-def two_threads():
-    """The reference was computed on two threads; another number adds in another order, 6e-4 apart in the first gradients."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
-
-
-def test_training_loss_and_gradients_equal_the_original(network, patches, two_threads):
+def test_training_loss_and_scores_equal_the_original(network, patches):
     network.to(memory_format=torch.contiguous_format).train()
-    scores = models.predict_scores(network, patches)
+    with torch.no_grad():
+        scores = models.predict_scores(network, patches)
     assert scores.tolist() == approx(GOLDEN['train_scores'])
-    loss = F.l1_loss(scores, torch.tensor(GOLDEN['target']))
-    assert loss.item() == approx(GOLDEN['train_loss'])
-    network.zero_grad()
+    assert F.l1_loss(scores, torch.tensor(GOLDEN['target'])).item() == approx(GOLDEN['train_loss'])
+
+
+def test_gradients_equal_the_original(network, patches):
+    """In float64, since float32 gradients of the first layers differ by 2e-3 between one CPU's kernels and another's.
+
+    What is left is the rounding of the reference, which was computed in float32.
+    """
+    model = copy.deepcopy(network).double().train()
+    loss = F.l1_loss(models.predict_scores(model, patches.double()), torch.tensor(GOLDEN['target']))
     loss.backward()
-    parameters = dict(network.named_parameters())
-    assert {name: parameters[name].grad.norm().item() for name in GOLDEN['grad_norm']} == approx(GOLDEN['grad_norm'])
+    parameters = dict(model.named_parameters())
+    gradients = {name: parameters[name].grad.norm().item() for name in GOLDEN['grad_norm']}
+    assert gradients == pytest.approx(GOLDEN['grad_norm'], rel=5e-4)
 
 
 def test_target_fc_equals_a_grouped_convolution():

@@ -8,6 +8,7 @@ import databases
 import demo_database
 import folders
 import models
+from errors import InputError
 from train_test_IQA import draw_split, main, parse_options
 
 QUICK = ('--dataset', 'livec', '--data_root', 'livec', '--weights', 'none', '--device', 'cpu', '--epochs', 2,
@@ -31,7 +32,7 @@ def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(make_datab
     assert float(lines[-1].split()[3].rstrip(',')) == pytest.approx(sum(best) / 2, abs=1e-4)
     assert 'Device: cpu' in first.stderr and 'seed: 0' in first.stderr
 
-    again = script('train_test_IQA.py', *QUICK, '--train_test_num', 2, '--num_workers', 3)
+    again = script('train_test_IQA.py', *QUICK, '--train_test_num', 2, '--num_workers', 3, '--output', 'again')
     assert again.stdout == first.stdout
     other = script('train_test_IQA.py', *QUICK, '--seed', 1)
     assert rows(other.stdout) != rows(first.stdout)[:2]
@@ -85,7 +86,7 @@ def test_faults_of_a_database_give_one_line_and_exit_code_2(make_database, scrip
                             (b'no image', '3.bmp cannot be read as an image')):
         if content:
             image.write_bytes(content)
-        done = script('train_test_IQA.py', *QUICK)
+        done = script('train_test_IQA.py', *QUICK, '--resume')
         assert done.returncode == 2 and reason in done.stderr.splitlines()[-1]
         assert 'Traceback' not in done.stderr
 
@@ -122,10 +123,16 @@ def test_splits_take_80_percent_differ_by_round_and_never_cut_through_a_content(
     samples = folders.read_samples('demo', tmp_path / 'demo')
     units = folders.split_units('demo', samples)
     assert len(samples) == demo_database.IMAGES and len(units) == demo_database.SCENES
-    train, test = draw_split(len(units), 0, 0)
-    contents = [{samples[k].content for unit in part for k in units[unit]} for part in (train, test)]
-    assert (len(contents[0]), len(contents[1])) == (16, 4) and not contents[0] & contents[1]
-    assert sorted(train + test) == list(range(20))
-    assert draw_split(20, 0, 0) == (train, test)
-    assert draw_split(20, 0, 1) != (train, test) and draw_split(20, 1, 0) != (train, test)
-    assert draw_split(10073, 0, 0)[0][:4] == [5092, 3941, 4806, 8181]  # the same on every machine
+    for val_ratio, sizes in ((0, [16, 0, 4]), (0.25, [12, 4, 4])):
+        split = draw_split(len(units), 0, 0, val_ratio)
+        contents = [{samples[k].content for unit in split[part] for k in units[unit]} for part in ('train', 'val', 'test')]
+        assert [len(part) for part in contents] == sizes and len(set.union(*contents)) == 20
+    assert draw_split(20, 0, 0, 0) == draw_split(20, 0, 0, 0)
+    assert draw_split(20, 0, 1, 0) != draw_split(20, 0, 0, 0) != draw_split(20, 1, 0, 0)
+    assert draw_split(10073, 0, 0, 0)['train'][:4] == [5092, 3941, 4806, 8181]  # the same on every machine
+
+
+@pytest.mark.parametrize('units, val_ratio', [(1, 0), (2, 0.1), (0, 0)])
+def test_too_few_images_to_split(units, val_ratio):
+    with pytest.raises(InputError, match=f'{units} images or contents are too few'):
+        draw_split(units, 0, 0, val_ratio)

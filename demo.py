@@ -1,0 +1,142 @@
+"""Score images with a trained HyperIQA.
+
+    python demo.py --checkpoint runs/koniq-seed0/round_01/best.pth photo.jpg folder/
+
+Prints `path<TAB>score`. An image's score is the mean over random patches that its own content seeds, so it is the same
+at every call.
+"""
+import argparse
+import csv
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import folders
+import models
+import run_folder
+from data_loader import draw_patches, to_device
+from errors import InputError
+from HyerIQASolver import checked_device, default_device, say
+from models import PATCH_SIZE
+from train_test_IQA import positive
+
+BATCH_SIZE = 100
+
+
+def main(argv=None):
+    try:
+        readable = score_all(parse_options(argv))
+    except InputError as error:
+        say(f'error: {error}')
+        sys.exit(2)
+    sys.exit(0 if readable else 2)
+
+
+def score_all(options):
+    """Print, and write to `options.csv`, the score of every image; whether all of them could be read."""
+    device = checked_device(options.device or default_device())
+    model = models.hyperiqa()
+    models.load_weights(model, options.checkpoint)
+    model.to(device, memory_format=torch.channels_last).eval()
+    resize = training_resize(options.checkpoint)
+    paths = list_images(options.images)
+
+    rows, unread = [], 0
+    images_a_batch = max(1, BATCH_SIZE // options.patches)
+    for start in range(0, len(paths), images_a_batch):
+        batch = {}
+        for path in paths[start:start + images_a_batch]:
+            try:
+                batch[path] = crops_of(path, resize, options.patches)
+            except InputError as error:
+                say(f'skipped: {error}')
+                unread += 1
+        for path, score in zip(batch, scores_of(model, list(batch.values()), device)):
+            print(f'{path}\t{score:.4f}', flush=True)
+            rows.append((path, score))
+    if options.csv:
+        write_scores(options.csv, rows)
+    return not unread
+
+
+def training_resize(checkpoint):
+    """(height, width) that the checkpoint's training resized images to, or None.
+
+    A checkpoint outside a run folder is taken for the original authors' KonIQ model.
+    """
+    record = Path(checkpoint).parent.parent / 'config.json'
+    if record.exists():
+        return folders.DATABASES[run_folder.read_options(record)['dataset']].resize
+    height, width = folders.DATABASES['koniq'].resize
+    say(f'{checkpoint} lies in no run folder: images are resized to {height} high, {width} wide as for KonIQ-10k')
+    return height, width
+
+
+def list_images(arguments):
+    """The files among `arguments`, and every image below the folders among them, by name."""
+    endings = Image.registered_extensions()
+    paths = []
+    for argument in map(Path, arguments):
+        if argument.is_dir():
+            found = sorted(path for path in argument.rglob('*') if path.suffix.lower() in endings and path.is_file())
+            if not found:
+                raise InputError(f'there are no images in the folder {argument}')
+            paths += found
+        else:
+            paths.append(argument)
+    return paths
+
+
+def crops_of(path, resize, patch_num):
+    """(patch_num, 224, 224, 3) uint8 crops of an image, at places that the content of its file decides."""
+    image = folders.load_image(path, resize)
+    if min(image.size) < PATCH_SIZE:
+        scale = PATCH_SIZE / min(image.size)
+        larger = tuple(max(PATCH_SIZE, round(side * scale)) for side in image.size)
+        say(f'{path} is {image.width}x{image.height}: enlarged to {larger[0]}x{larger[1]}, so its score is less certain')
+        image = image.resize(larger, Image.Resampling.BICUBIC)
+    frame = np.asarray(image)
+    seed = np.frombuffer(hashlib.sha256(Path(path).read_bytes()).digest(), np.uint32)
+    patches = draw_patches(seed, np.array([frame.shape[:2]]), patch_num, istrain=False)
+    return np.stack([frame[top:top + PATCH_SIZE, left:left + PATCH_SIZE] for top, left in zip(patches.top, patches.left)])
+
+
+@torch.inference_mode()
+def scores_of(model, crops, device):
+    """The mean score of each image's crops."""
+    if not crops:
+        return []
+    patches = torch.from_numpy(np.concatenate(crops))
+    unflipped = torch.zeros(len(patches), dtype=torch.bool)
+    scores = [models.predict_scores(model, to_device(some, flip, device))
+              for some, flip in zip(patches.split(BATCH_SIZE), unflipped.split(BATCH_SIZE))]
+    return torch.cat(scores).double().view(len(crops), -1).mean(1).tolist()
+
+
+def write_scores(path, rows):
+    try:
+        with open(path, 'w', newline='') as file:
+            writer = csv.writer(file)
+            writer.writerow(['image', 'score'])
+            writer.writerows(rows)
+    except OSError as error:
+        raise InputError(f'{path} cannot be written: {error.strerror}')
+
+
+def parse_options(argv):
+    parser = argparse.ArgumentParser(description='Score images with a trained HyperIQA.')
+    parser.add_argument('images', nargs='+', help='image files, and folders of them')
+    parser.add_argument('--checkpoint', required=True, metavar='FILE',
+                        help="a run's best.pth, or the original authors' KonIQ state_dict")
+    parser.add_argument('--patches', type=positive, default=25, help='random patches an image (default: 25)')
+    parser.add_argument('--csv', metavar='FILE', help='write the scores to FILE too')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: cuda if there is one, else cpu)')
+    return parser.parse_args(argv)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,326 @@
+"""A run is never lost: whole files, exact resume after real kills, refusals that leave everything as it was."""
+import csv
+import hashlib
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import run_folder
+from conftest import TINY, command
+from errors import InputError
+from metrics import all_metrics, plcc, srcc
+
+
+def history(run, round_number=1):
+    return run_folder.read_table(run / f'round_{round_number:02d}' / 'history.csv')
+
+
+def tensors(path):
+    """Every tensor in a checkpoint by its place, as bytes."""
+    def walk(content, place):
+        if isinstance(content, torch.Tensor):
+            yield place, content.contiguous().numpy().tobytes()
+        elif isinstance(content, (dict, list)):
+            for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+                yield from walk(value, (*place, key))
+    return dict(walk(torch.load(path, weights_only=True), ()))
+
+
+def assert_same_run(run, reference):
+    for round_number in (1, 2):
+        strip = [[{**row, 'seconds': ''} for row in history(folder, round_number)] for folder in (run, reference)]
+        assert strip[0] == strip[1] and len(strip[0]) == 3
+        for name in ('best.pth', 'last.pth'):
+            path = f'round_{round_number:02d}/{name}'
+            assert tensors(run / path) == tensors(reference / path)
+        for name in ('split.json', 'predictions.csv'):
+            path = f'round_{round_number:02d}/{name}'
+            assert (run / path).read_bytes() == (reference / path).read_bytes()
+    assert (run / 'results.json').read_bytes() == (reference / 'results.json').read_bytes()
+
+
+@pytest.fixture
+def workplace(tmp_path, finished_run):
+    """A folder with the database of `finished_run` and no run yet."""
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    return tmp_path
+
+
+def start(folder, *options, name='train_test_IQA.py'):
+    return subprocess.Popen(command(name, *TINY, '--output', 'run', *options), cwd=folder, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_until(condition, process):
+    """Look as often as possible, so that what is waited for is still going on when this returns."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+
+
+def kill_when(condition, folder):
+    process = start(folder, '--resume')
+    wait_until(condition, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finished_run):
+    run = workplace / 'run'
+    first, second = run / 'round_01', run / 'round_02'
+
+    def writing(folder, name):
+        return any(folder.glob(f'.{name}.*.tmp'))
+
+    def epochs(folder):
+        return len(run_folder.read_table(folder / 'history.csv')) if (folder / 'history.csv').exists() else 0
+
+    kill_when(lambda: writing(first, 'last.pth'), workplace)                # before anything is kept
+    assert not (first / 'last.pth').exists() and writing(first, 'last.pth')
+    kill_when(lambda: writing(first, 'best.pth'), workplace)                # last.pth kept, what follows from it not
+    kill_when(lambda: epochs(first) == 1 and writing(first, 'last.pth'), workplace)
+    kill_when(lambda: (first / 'predictions.csv').exists(), workplace)      # between rounds
+    kill_when(lambda: (second / 'split.json').exists(), workplace)
+    kill_when(lambda: epochs(second) == 2, workplace)
+    done = start(workplace, '--resume')
+    printed, errors = done.communicate()
+    assert done.returncode == 0, errors
+    assert_same_run(run, finished_run / 'run')
+    assert not list(run.rglob('.*.tmp'))
+    lines = (finished_run / 'stdout.txt').read_text().splitlines()
+    assert printed.splitlines()[-6:] == lines[-6:]                          # the last round's table and the median
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_cleanly_and_says_how_to_resume(workplace, finished_run, number, code):
+    process = start(workplace)
+    wait_until((workplace / 'run' / 'round_01' / 'history.csv').exists, process)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == code
+    assert errors.splitlines()[1:] == ['interrupted; the same command with --resume continues after the last finished epoch']
+    assert not list((workplace / 'run').rglob('.*.tmp'))
+
+
+@pytest.fixture
+def copied_run(workplace, finished_run):
+    """A copy of the finished run from which the end of round 2 is missing, so that a resume has something to do."""
+    shutil.copytree(finished_run / 'run', workplace / 'run')
+    for name in ('predictions.csv', 'history.csv', 'best.pth'):
+        (workplace / 'run' / 'round_02' / name).unlink()
+    return workplace / 'run'
+
+
+def fingerprint(folder):
+    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob('*')) if path.is_file()}
+
+
+def resume(folder, *options):
+    process = start(folder, *options)
+    return process, *process.communicate()
+
+
+def test_what_follows_from_the_last_checkpoint_is_written_anew(workplace, finished_run, copied_run):
+    done, printed, _ = resume(workplace, '--resume')
+    assert done.returncode == 0
+    assert_same_run(copied_run, finished_run / 'run')
+    assert printed == (finished_run / 'stdout.txt').read_text().replace(table_of_round_1(finished_run), '')
+
+
+def table_of_round_1(finished_run):
+    """A finished round is not printed again, only its result."""
+    lines = (finished_run / 'stdout.txt').read_text().splitlines(keepends=True)
+    return ''.join(lines[1:5])
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ('payload-ran',)
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'text', 'foreign', 'other network', 'payload'])
+def test_a_damaged_last_checkpoint_is_refused_and_the_folder_left_as_it_was(workplace, copied_run, damage):
+    path = copied_run / 'round_02' / 'last.pth'
+    if damage == 'truncated':
+        os.truncate(path, path.stat().st_size // 2)
+    elif damage == 'text':
+        path.write_text('hello')
+    else:
+        torch.save({'foreign': {'model': 1}, 'payload': {'model': Payload()},
+                    'other network': {'model': {'weight': torch.zeros(1)}}}[damage], path)
+    before = fingerprint(copied_run)
+    done, _, errors = resume(workplace, '--resume')
+    assert done.returncode == 2
+    assert errors.splitlines()[-1].startswith('error: run/round_02/last.pth ') and 'Traceback' not in errors
+    assert fingerprint(copied_run) == before
+    assert not (workplace / 'payload-ran').exists()
+
+
+def test_a_pickle_payload_is_refused_unrun_by_every_program(workplace, script):
+    torch.save({'model': Payload()}, workplace / 'payload.pth')
+    (workplace / 'plain.pth').write_bytes(pickle.dumps(Payload()))
+    for name in ('payload.pth', 'plain.pth'):
+        for program in (('train_test_IQA.py', *TINY, '--weights', name),
+                        ('demo.py', '--checkpoint', name, 'livec/Images/3.bmp')):
+            done = script(*program)
+            assert done.returncode == 2 and f'error: {name} cannot be loaded' in done.stderr
+            assert 'Traceback' not in done.stderr
+    assert not (workplace / 'payload-ran').exists()
+
+
+def test_a_full_disk_gives_one_line_and_the_previous_checkpoint_still_loads(workplace, finished_run):
+    """The limit on the size of a file stands in for the disk: the checkpoint's write fails halfway."""
+    kill_when((workplace / 'run' / 'round_01' / 'history.csv').exists, workplace)
+    path = workplace / 'run' / 'round_01' / 'last.pth'
+    before = path.read_bytes()
+    limited = subprocess.run(['bash', '-c', 'ulimit -f 200000; exec "$@"', 'bash',
+                              *command('train_test_IQA.py', *TINY, '--output', 'run', '--resume')],
+                             cwd=workplace, capture_output=True, text=True)
+    assert limited.returncode == 2
+    assert limited.stderr.splitlines()[-1].startswith('error: run/round_01/last.pth cannot be written: File too large')
+    assert path.read_bytes() == before and not list(path.parent.glob('.*.tmp'))
+    done, _, errors = resume(workplace, '--resume')
+    assert done.returncode == 0, errors
+    assert_same_run(workplace / 'run', finished_run / 'run')
+
+
+def test_refused_run_folders(workplace, copied_run):
+    before = fingerprint(copied_run)
+    for options, reason in (
+            ((), 'the run folder run exists already; --resume continues it'),
+            (('--resume', '--lr', 1e-3, '--seed', 4), 'other options: --lr was 2e-05, is 0.001; --seed was 0, is 4'),
+            (('--output', 'livec'), 'livec holds files, but it is not a run folder'),
+            (('--output', 'livec/Images/3.bmp/x'), 'cannot be made')):
+        done, _, errors = resume(workplace, *options)
+        assert done.returncode == 2 and reason in errors.splitlines()[-1] and 'Traceback' not in errors
+    assert fingerprint(copied_run) == before
+
+
+def test_a_changed_database_is_refused(workplace, copied_run, finished_run):
+    (workplace / 'livec').unlink()
+    shutil.copytree(finished_run / 'livec', workplace / 'livec')
+    import databases
+    shutil.rmtree(workplace / 'livec')
+    (workplace / 'livec').mkdir()
+    databases.livec(workplace / 'livec', images=13)
+    done, _, errors = resume(workplace, '--resume')
+    assert done.returncode == 2 and 'names other images than the database has now' in errors
+
+
+def test_the_files_of_a_finished_run(finished_run):
+    run = finished_run / 'run'
+    assert sorted(path.relative_to(run).as_posix() for path in run.rglob('*') if path.is_file()) == sorted(
+        ['config.json', 'results.json'] + [f'round_0{k}/{name}' for k in (1, 2) for name in (
+            'best.pth', 'curves.png', 'history.csv', 'last.pth', 'predictions.csv', 'scatter.png', 'split.json')])
+    config = json.loads((run / 'config.json').read_text())
+    assert config['options']['lr'] == 2e-5 and config['versions']['torch'] == torch.__version__
+    assert list(history(run)[0]) == ['epoch', 'train_loss', 'train_srcc', 'test_srcc', 'test_plcc', 'hypernet_lr',
+                                     'backbone_lr', 'seconds']
+    split = json.loads((run / 'round_01' / 'split.json').read_text())
+    assert [len(split[part]) for part in ('train', 'test')] == [10, 2]
+    with Image.open(run / 'round_01' / 'curves.png') as image:
+        assert min(image.size) > 500
+
+
+def test_results_follow_from_the_predictions_of_the_best_epoch(finished_run):
+    run = finished_run / 'run'
+    results = json.loads((run / 'results.json').read_text())
+    found = []
+    for k in (1, 2):
+        rows = run_folder.read_table(run / f'round_0{k}' / 'predictions.csv')
+        predicted, scores = ([float(row[name]) for row in rows] for name in ('prediction', 'score'))
+        best = run_folder.best_row(history(run, k), 'test_srcc')
+        metrics = results['rounds'][str(k)]
+        assert (metrics['SRCC'], metrics['PLCC']) == (srcc(predicted, scores), plcc(predicted, scores)) \
+            == (float(best['test_srcc']), float(best['test_plcc']))
+        assert metrics['epoch'] == int(best['epoch'])
+        found.append(metrics['SRCC'])
+    for name, function in (('median', np.median), ('mean', np.mean), ('std', np.std)):
+        assert results[name]['SRCC'] == pytest.approx(function(found))
+
+
+def test_best_pth_is_a_plain_state_dict_of_the_best_epoch(finished_run, script):
+    run = finished_run / 'run'
+    state = torch.load(run / 'round_01' / 'best.pth', weights_only=True)
+    assert len(state) == 355 - 1 and all(isinstance(value, torch.Tensor) for value in state.values())
+    for k, name in ((1, 'best.pth'), (2, 'best.pth'), (1, 'last.pth')):
+        row = run_folder.best_row(history(run, k), 'test_srcc') if name == 'best.pth' else history(run, k)[-1]
+        done = script('train_test_IQA.py', '--evaluate', run / f'round_0{k}' / name, '--data_root', finished_run / 'livec')
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n'
+
+
+def test_evaluating_outside_a_run_folder_is_refused(script, tmp_path):
+    torch.save({}, tmp_path / 'loose.pth')
+    done = script('train_test_IQA.py', '--evaluate', 'loose.pth')
+    assert done.returncode == 2 and 'config.json cannot be read' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_patience_stops_a_round_and_says_which_epoch_was_best(workplace):
+    done, printed, errors = resume(workplace, '--patience', 2, '--epochs', 12, '--train_test_num', 1)
+    assert done.returncode == 0
+    rows = history(workplace / 'run')
+    best = int(run_folder.best_row(rows, 'test_srcc')['epoch'])
+    assert len(rows) == best + 2 < 12
+    assert f'2 epochs without a better test_srcc, so this round stops here; epoch {best} was best' in errors
+
+
+def test_a_validation_part_chooses_the_epoch(workplace):
+    done, printed, errors = resume(workplace, '--val_ratio', 0.4, '--epochs', 4, '--train_test_num', 1)
+    assert done.returncode == 0, errors
+    split = json.loads((workplace / 'run' / 'round_01' / 'split.json').read_text())
+    assert [len(split[part]) for part in ('train', 'val', 'test')] == [6, 4, 2]
+    assert len(set(sum(split.values(), []))) == 12
+    rows = history(workplace / 'run')
+    best = run_folder.best_row(rows, 'val_srcc')
+    result = json.loads((workplace / 'run' / 'results.json').read_text())['rounds']['1']
+    assert (result['epoch'], result['SRCC']) == (int(best['epoch']), float(best['test_srcc']))
+    assert printed.splitlines()[1].split()[-1] == 'Val_SRCC'
+    assert f'Best validation epoch: test SRCC {result["SRCC"]:.4f}' in printed
+
+
+def test_nothing_but_tables_on_stdout_and_no_bar_without_a_terminal(finished_run):
+    lines = (finished_run / 'stdout.txt').read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ['Round', 'Epoch', '1', '2', '3', 'Best'] * 2 + ['Testing']
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / 'file'
+    run_folder.write_whole(path, b'old')
+    run_folder.write_whole(path, b'new')
+    assert path.read_bytes() == b'new'
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(InputError, match='folder cannot be written'):
+        run_folder.write_whole(tmp_path / 'folder', b'content')
+    assert sorted(os.listdir(tmp_path)) == ['file', 'folder']
+
+
+def test_logistic_metrics_on_a_known_curve():
+    x = np.linspace(-3, 3, 60)
+    y = 80 / (1 + np.exp(-(x - 0.5) / 0.7)) + 10
+    metrics = all_metrics(x, y)
+    assert metrics['RMSE'] < 1e-4 and metrics['PLCC_logistic'] == pytest.approx(1) and metrics['PLCC'] < 0.99
+    assert metrics['SRCC'] == pytest.approx(1) and metrics['KRCC'] == pytest.approx(1)
+    falling = all_metrics(-x, y)
+    assert falling['SRCC'] == pytest.approx(-1) and falling['PLCC_logistic'] == pytest.approx(1)
+    assert math.isnan(all_metrics([1, 1, 1, 1, 1], y[:5])['RMSE']) and math.isnan(all_metrics([1, 2], [1, 2])['RMSE'])
+
+
+def test_curves_and_predictions_can_be_read_by_a_spreadsheet(finished_run):
+    with open(finished_run / 'run' / 'round_01' / 'predictions.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [set(row) for row in rows] == [{'image', 'score', 'prediction'}] * 2
+    assert rows[0]['image'].startswith('Images/')
