@@ -5,7 +5,6 @@
 3. `hypernet_params` is a list, so the hypernetwork's parameters are still there after the optimizer has read them once.
 """
 import math
-import sys
 import time
 from types import SimpleNamespace
 
@@ -14,14 +13,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import models
-from data_loader import DataLoader
-from errors import InputError
+from data_loader import DataLoader, open_database
+from errors import InputError, say
 from metrics import plcc, srcc
 
 DEFAULTS = {
     'dataset': 'livec', 'train_patch_num': 25, 'test_patch_num': 25, 'lr': 2e-5, 'weight_decay': 5e-4, 'lr_ratio': 10,
     'batch_size': 96, 'epochs': 16, 'patch_size': 224, 'train_test_num': 10,
-    'seed': 0, 'device': None, 'weights': 'imagenet', 'num_workers': 2, 'amp': False, 'patience': 0, 'val_ratio': 0,
+    'seed': 0, 'device': None, 'weights': 'imagenet', 'num_workers': 2, 'test_batch_size': 96, 'cache': None,
+    'amp': False, 'compile': False, 'patience': 0, 'val_ratio': 0,
 }
 
 
@@ -40,6 +40,7 @@ class HyperIQASolver:
         train_idx, test_idx, val_idx: positions of the units of each part (see `folders.split_units`); where there are
             validation units, they choose the best epoch instead of the test units.
         round_index: 0-based; the initial weights and the drawn patches depend on it and on `config.seed`.
+        opened: the database, if `data_loader.open_database` has been called already.
 
     Attributes:
         model_hyper: the `models.HyperNet`.
@@ -49,7 +50,7 @@ class HyperIQASolver:
         best: the best epoch's row and its test images' `scores`, or None.
     """
 
-    def __init__(self, config, path, train_idx, test_idx, *, val_idx=(), round_index=0):
+    def __init__(self, config, path, train_idx, test_idx, *, val_idx=(), round_index=0, opened=None):
         config = SimpleNamespace(**{**DEFAULTS, **vars(config)})
         self.epochs = config.epochs
         self.amp = config.amp
@@ -58,10 +59,13 @@ class HyperIQASolver:
         self.lrratio = config.lr_ratio
         self.weight_decay = config.weight_decay
 
+        opened = opened or open_database(config.dataset, path, config.cache)
+
         def loader(idx, patch_num, istrain):
-            return DataLoader(config.dataset, path, idx, config.patch_size, patch_num, config.batch_size, istrain,
+            return DataLoader(config.dataset, path, idx, config.patch_size, patch_num,
+                              config.batch_size if istrain else config.test_batch_size, istrain,
                               seed=config.seed, round_index=round_index, device=self.device,
-                              num_workers=config.num_workers).get_data()
+                              num_workers=config.num_workers, opened=opened).get_data()
         self.train_data = loader(train_idx, config.train_patch_num, True)
         self.test_data = loader(test_idx, config.test_patch_num, False)
         self.val_data = loader(val_idx, config.test_patch_num, False) if val_idx else None
@@ -73,13 +77,15 @@ class HyperIQASolver:
         self.model_hyper = models.hyperiqa()
         models.load_weights(self.model_hyper, config.weights)
         self.model_hyper.to(self.device, memory_format=torch.channels_last)
+        if config.compile:
+            self.model_hyper.compile()
 
         backbone_params = list(self.model_hyper.res.parameters())
         backbone_ids = set(map(id, backbone_params))
         self.hypernet_params = [p for p in self.model_hyper.parameters() if id(p) not in backbone_ids]
         self.solver = torch.optim.Adam([{'params': self.hypernet_params, 'lr': self.lr * self.lrratio},
                                         {'params': backbone_params, 'lr': self.lr}],
-                                       weight_decay=self.weight_decay)
+                                       weight_decay=self.weight_decay, fused=True)
 
     def train(self, folder=None):
         """Train the epochs that are not in `history` yet, printing a table row for each.
@@ -202,11 +208,6 @@ class HyperIQASolver:
                 bar.set_postfix_str(f'data wait {waited / (time.monotonic() - started):.0%}', refresh=False)
                 yield batch
                 bar.update(len(batch[1]))
-
-
-def say(text):
-    """Print to stderr: stdout carries the tables alone."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def default_device():

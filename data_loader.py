@@ -1,8 +1,8 @@
 """From samples to batches of patches on the device.
 
-The patches are drawn before any image is opened: `draw_patches` turns a seed into (image, top, left, flip) for a whole
-epoch, so they depend on that seed alone and not on workers or timing. A batch is then a uint8 gather of crops, made
-ahead in threads; float, flip and normalisation happen on the device.
+The patches are drawn before any pixel is read: `draw_patches` turns a seed into (image, top, left, flip) for a whole
+epoch, so they depend on that seed alone and not on workers, cache or timing. A batch is then a uint8 gather of crops from
+the frames, made ahead in threads; float, flip and normalisation happen on the device.
 """
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -10,16 +10,41 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 import folders
 from errors import InputError
+from frames import CachedFrames, DirectFrames, open_frames
 from models import PATCH_SIZE, patch_size_reason
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BATCHES_AHEAD = 4
 TRAIN_STREAM, TEST_STREAM = 0, 1
+
+
+class OpenDatabase(NamedTuple):
+    """A database that is ready for training.
+
+    Attributes:
+        samples: its `folders.Sample`s.
+        units: positions of the samples of each unit that a split draws (see `folders.split_units`).
+        frames: the images of `samples` (see `frames.py`).
+    """
+    samples: list
+    units: list
+    frames: DirectFrames | CachedFrames
+
+    def positions(self, units):
+        """Positions of the samples of `units`, in their order."""
+        return [k for unit in units for k in self.units[unit]]
+
+
+def open_database(dataset, path, cache=None):
+    """Read a database's labels and open its images; `cache` as in `frames.open_frames`, the rest as in `DataLoader`."""
+    samples = folders.read_samples(dataset, path)
+    key = folders.database_key(dataset)
+    frames = open_frames([sample.path for sample in samples], path, key, folders.DATABASES[key].resize, cache=cache)
+    return OpenDatabase(samples, folders.split_units(dataset, samples), frames)
 
 
 class DataLoader:
@@ -37,59 +62,26 @@ class DataLoader:
             by image, unflipped, and are the same in every epoch.
         seed, round_index: what the drawn patches depend on, with the epoch when training.
         device: where the batches are delivered.
-        num_workers: threads that decode and gather; 0 does it in the calling thread.
+        num_workers: threads that gather the crops; 0 does it in the calling thread.
+        opened: the database, if `open_database` has been called already.
 
     Raises:
         InputError: the database cannot be read, an image is smaller than a patch, or `patch_size` is not 224.
     """
 
     def __init__(self, dataset, path, img_indx, patch_size, patch_num, batch_size=1, istrain=True, *,
-                 seed=0, round_index=0, device='cpu', num_workers=2):
+                 seed=0, round_index=0, device='cpu', num_workers=2, opened=None):
         if patch_size != PATCH_SIZE:
             raise InputError(patch_size_reason(patch_size))
-        samples = folders.read_samples(dataset, path)
-        units = folders.split_units(dataset, samples)
-        self.samples = [samples[k] for unit in img_indx for k in units[unit]]
-        frames = DirectFrames(self.samples, folders.DATABASES[folders.database_key(dataset)].resize)
-        self.loader = PatchLoader(frames, [sample.score for sample in self.samples], patch_num, batch_size, istrain,
+        opened = opened or open_database(dataset, path)
+        positions = opened.positions(img_indx)
+        scores = [opened.samples[k].score for k in positions]
+        self.loader = PatchLoader(opened.frames.part(positions), scores, patch_num, batch_size, istrain,
                                   (seed, round_index), device, num_workers)
 
     def get_data(self):
         """The `PatchLoader`: an iterable of (patches, scores)."""
         return self.loader
-
-
-class DirectFrames:
-    """The decoded and resized images of `samples`, read from their files at every access.
-
-    Attributes:
-        sizes: (N, 2) heights and widths.
-    """
-
-    def __init__(self, samples, resize):
-        self.paths = [sample.path for sample in samples]
-        self.resize = resize
-        if resize is None:
-            self.sizes = np.array([image_size(path) for path in self.paths]).reshape(-1, 2)
-        else:
-            self.sizes = np.tile(resize, (len(self.paths), 1))
-        for path, (height, width) in zip(self.paths, self.sizes):
-            if min(height, width) < PATCH_SIZE:
-                raise InputError(f'{path} is {width}x{height}: an image must be at least {PATCH_SIZE}x{PATCH_SIZE}; '
-                                 f'enlarge it or remove it from the labels')
-
-    def __getitem__(self, k):
-        """(height, width, 3) uint8 RGB."""
-        return np.asarray(folders.load_image(self.paths[k], self.resize))
-
-
-def image_size(path):
-    """(height, width) from the header of an image file."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f'{path} cannot be read as an image: {error}; replace the file')
 
 
 class Patches(NamedTuple):
@@ -141,6 +133,7 @@ class PatchLoader:
         self.seed = seed
         self.device = torch.device(device)
         self.num_workers = num_workers
+        self.spare_buffers = []
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
@@ -158,11 +151,15 @@ class PatchLoader:
             yield to_device(crops, flip, self.device), scores.to(self.device, non_blocking=True)
 
     def crops(self):
-        """Yields ((B, 224, 224, 3) uint8 crops, the slice of `patches` that they are), in order, gathered ahead."""
-        batches = [slice(start, start + self.batch_size)
-                   for start in range(0, len(self.patches.image), self.batch_size)]
+        """Yields ((B, 224, 224, 3) uint8 crops, the slice of `patches` that they are), in order, gathered ahead.
+
+        Crops are overwritten once the next ones are asked for.
+        """
+        count = len(self.patches.image)
+        batches = [slice(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
         if self.num_workers == 0:
-            yield from ((self.gather(rows), rows) for rows in batches)
+            for rows in batches:
+                yield from self.lend(self.gather(rows), rows)
             return
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix='patches')
         try:
@@ -171,21 +168,33 @@ class PatchLoader:
                 ahead.append((pool.submit(self.gather, rows), rows))
                 if len(ahead) > BATCHES_AHEAD:
                     crops, done = ahead.popleft()
-                    yield crops.result(), done
+                    yield from self.lend(crops.result(), done)
             for crops, done in ahead:
-                yield crops.result(), done
+                yield from self.lend(crops.result(), done)
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def lend(self, buffer, rows):
+        """Yields the crops in `buffer`, then keeps it: new memory would cost a page fault for every 4 KB.
+
+        Pinned buffers are kept by PyTorch, which knows when the copy to the device has ended.
+        """
+        yield buffer[:rows.stop - rows.start], rows
+        if not buffer.is_pinned():
+            self.spare_buffers.append(buffer)
+
     def gather(self, rows):
-        """The crops of the slice `rows`; in pinned memory when they go to a CUDA device."""
-        image, top, left = (column[rows] for column in self.patches[:3])
-        crops = torch.empty((len(image), PATCH_SIZE, PATCH_SIZE, 3), dtype=torch.uint8,
-                            pin_memory=self.device.type == 'cuda')
-        out = crops.numpy()
+        """A buffer of `batch_size` crops that starts with those of the slice `rows`."""
+        image, top, left = (column[rows].tolist() for column in self.patches[:3])
+        try:
+            buffer = self.spare_buffers.pop()
+        except IndexError:
+            buffer = torch.empty((self.batch_size, PATCH_SIZE, PATCH_SIZE, 3), dtype=torch.uint8,
+                                 pin_memory=self.device.type == 'cuda')
+        out = buffer.numpy()
         for k, (i, y, x) in enumerate(zip(image, top, left)):
             out[k] = self.frames[i][y:y + PATCH_SIZE, x:x + PATCH_SIZE]
-        return crops
+        return buffer
 
 
 def to_device(crops, flip, device):

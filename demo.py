@@ -19,8 +19,8 @@ import folders
 import models
 import run_folder
 from data_loader import draw_patches, to_device
-from errors import InputError
-from HyerIQASolver import checked_device, default_device, say
+from errors import InputError, say
+from HyerIQASolver import checked_device, default_device
 from models import PATCH_SIZE
 from train_test_IQA import positive
 

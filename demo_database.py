@@ -23,7 +23,7 @@ STRENGTHS = [k / 5 for k in range(6)]
 OBSERVER_NOISE = 0.03
 SEED = 2020
 DEFAULTS = {'lr': 1e-4, 'batch_size': 8, 'train_patch_num': 1, 'test_patch_num': 2, 'epochs': 10, 'train_test_num': 1,
-            'weights': 'none', 'amp': True}
+            'weights': 'none'}
 
 
 def generate(root):

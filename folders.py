@@ -12,7 +12,7 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 import scipy.io
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 import demo_database
@@ -306,14 +306,14 @@ def split_units(dataset, samples):
     return list(units.values())
 
 
-def load_image(path, resize=None):
+def load_image(path, resize=None, exif_rotation=False):
     """The image in `path` as an RGB `PIL.Image`, resized to (height, width) `resize` if that is given.
 
     The resize is bilinear with antialiasing, as torchvision's `Resize` is for Pillow images.
     """
     try:
         with Image.open(path) as image:
-            image = image.convert('RGB')
+            image = (ImageOps.exif_transpose(image) if exif_rotation else image).convert('RGB')
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f'{path} cannot be read as an image: {error}; replace the file')
     if resize is not None:

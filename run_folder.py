@@ -28,7 +28,7 @@ from metrics import all_metrics
 from models import read_checkpoint
 
 # Options that a resumed run may change: where things are and how fast they go, not what is computed.
-FREE_OPTIONS = {'data_root', 'output', 'resume', 'evaluate', 'device', 'num_workers'}
+FREE_OPTIONS = {'data_root', 'output', 'resume', 'evaluate', 'device', 'num_workers', 'cache'}
 
 
 def write_whole(path, content):

@@ -14,8 +14,9 @@ import numpy as np
 
 import folders
 import run_folder
-from errors import InputError
-from HyerIQASolver import DEFAULTS, HyperIQASolver, checked_device, default_device, say
+from data_loader import open_database
+from errors import InputError, say
+from HyerIQASolver import DEFAULTS, HyperIQASolver, checked_device, default_device
 from models import PATCH_SIZE, patch_size_reason
 
 TRAIN_SHARE = 0.8
@@ -45,25 +46,24 @@ def terminate(signal_number, frame):
 def run(config):
     """Train and test `config.train_test_num` rounds into the run folder and print their medians."""
     describe(config)
-    samples = folders.read_samples(config.dataset, config.data_root)
-    units = folders.split_units(config.dataset, samples)
+    opened = open_database(config.dataset, config.data_root, config.cache)
     folder = run_folder.open_run(config)
     for round_index in range(config.train_test_num):
-        split = draw_split(len(units), config.seed, round_index, config.val_ratio)
-        train_round(config, folder, round_index, split, samples, units)
+        split = draw_split(len(opened.units), config.seed, round_index, config.val_ratio)
+        train_round(config, folder, round_index, split, opened)
     median = run_folder.summarise(folder).get('median', {})
     print(f'Testing median SRCC {median.get("SRCC", math.nan):.4f}, median PLCC {median.get("PLCC", math.nan):.4f}')
 
 
-def train_round(config, run, round_index, split, samples, units):
+def train_round(config, run, round_index, split, opened):
     """Train and test one round, or what is left of it, and write its results."""
-    names = {part: [name_of(samples[k], config.data_root) for unit in idx for k in units[unit]]
-             for part, idx in split.items() if idx}
+    names = {part: [name_of(opened.samples[k], config.data_root) for k in opened.positions(units)]
+             for part, units in split.items() if units}
     folder = run_folder.RoundFolder(run, round_index, names)
     print(f'Round {round_index + 1}', flush=True)
     if not folder.finished:
         solver = HyperIQASolver(config, config.data_root, split['train'], split['test'], val_idx=split['val'],
-                                round_index=round_index)
+                                round_index=round_index, opened=opened)
         folder.restore(solver)
         solver.train(folder)
         if solver.best:
@@ -81,28 +81,27 @@ def evaluate(config):
     """Repeat the test of the round whose folder holds the checkpoint; prints what its history shows for that epoch."""
     describe(config)
     checkpoint = Path(config.evaluate)
-    samples = folders.read_samples(config.dataset, config.data_root)
-    units = folders.split_units(config.dataset, samples)
-    split = read_split(checkpoint.with_name('split.json'), config.data_root, samples, units)
+    opened = open_database(config.dataset, config.data_root, config.cache)
+    split = read_split(checkpoint.with_name('split.json'), config.data_root, opened)
     round_index = int(checkpoint.parent.name.removeprefix('round_')) - 1
-    solver = HyperIQASolver(config, config.data_root, split['train'], split['test'], round_index=round_index)
+    solver = HyperIQASolver(config, config.data_root, split['train'], split['test'], round_index=round_index,
+                            opened=opened)
     test_srcc, test_plcc = solver.test(solver.test_data)
     print(f'test_srcc {test_srcc}\ntest_plcc {test_plcc}')
 
 
-def read_split(path, data_root, samples, units):
+def read_split(path, data_root, opened):
     """The parts in a split.json as positions of units.
 
     Raises:
         InputError: it names images that the database does not have, or separates images of one unit.
     """
     names = run_folder.read_json(path)
-    unit_of = {name_of(samples[k], data_root): position for position, unit in enumerate(units) for k in unit}
+    unit_of = {name_of(opened.samples[k], data_root): position for position, unit in enumerate(opened.units) for k in unit}
     unknown = [name for part in names.values() for name in part if name not in unit_of]
     if unknown:
         raise InputError(f'{path} names {len(unknown)} images that are not in {data_root}, the first of them {unknown[0]}')
-    split = {part: sorted({unit_of[name] for name in names.get(part, [])}) for part in ('train', 'val', 'test')}
-    return split
+    return {part: list(dict.fromkeys(unit_of[name] for name in names.get(part, []))) for part in ('train', 'val', 'test')}
 
 
 def name_of(sample, data_root):
@@ -184,8 +183,12 @@ def make_parser():
     add('--device', help='cpu, cuda, cuda:1 ... (default: cuda if there is one, else cpu)', default=argparse.SUPPRESS)
     add('--weights', metavar='SOURCE', help='initial weights: imagenet, none, or the file of a torchvision ResNet-50 '
                                             'or HyperIQA state_dict')
-    add('--num_workers', type=count, help='threads that decode images; the numbers do not depend on it')
+    add('--num_workers', type=count, help='threads that gather patches; the numbers do not depend on it')
+    add('--test_batch_size', type=positive, help='patches a batch when testing')
+    add('--cache', metavar='DIR', help='folder of the decoded images (default: .hyperiqa_cache in the database\'s folder); '
+                                       'none decodes each image again in every epoch', default=argparse.SUPPRESS)
     add('--amp', action='store_true', help='bfloat16 autocast: faster, the numbers differ slightly')
+    add('--compile', action='store_true', help='torch.compile: a slow start, then faster on a GPU')
     add('--output', metavar='DIR', help='the run folder (default: runs/<dataset>-seed<seed>)', default=argparse.SUPPRESS)
     add('--resume', action='store_true', help='continue the run folder after its last finished epoch, or start it')
     add('--patience', type=count, metavar='N', help='stop a round after N epochs without a better epoch; 0: never')

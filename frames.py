@@ -1,0 +1,238 @@
+"""Decoded images, straight from their files or from a cache that every process and every later run shares.
+
+Both kinds of frames have `sizes`, (N, 2) heights and widths; give the (height, width, 3) uint8 RGB image at a position; and
+give the frames at some `positions` by `part`. The cache is one file:
+
+    MAGIC, length of the JSON (8 bytes, little endian), JSON, zeros to a multiple of ALIGNMENT, pixels of every frame
+
+where the JSON lists [path, bytes, modification time in ns, height, width] for each image. It is mapped into memory read-only,
+so its pages belong to the system's page cache and not to the process. A file appears whole or not at all, under a lock, and
+is used only while every source image has the size and time that it lists.
+"""
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+from tqdm import tqdm
+
+import folders
+from errors import InputError, say
+from models import PATCH_SIZE
+
+MAGIC = b'HyperIQA frames 1\n'
+ALIGNMENT = 4096
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def open_frames(paths, root, name, resize=None, exif_rotation=False, cache=None):
+    """The frames of the images `paths`, from their cache, which is built first if need be.
+
+    Args:
+        root: the database's folder or label file.
+        name: starts the cache file's name.
+        resize: (height, width) that every image is resized to, or None.
+        exif_rotation: turn images as their EXIF orientation says.
+        cache: the cache's folder; None is `.hyperiqa_cache` beside the images, or the user's cache folder where that
+            cannot be written; `none` reads the image files at every access instead.
+
+    Raises:
+        InputError: an image cannot be read or is smaller than a patch, or `cache` names a folder that cannot be written.
+    """
+    direct = DirectFrames(paths, resize, exif_rotation)
+    if cache == 'none':
+        return direct
+    root = Path(root).resolve()
+    for folder in [Path(cache)] if cache else default_folders(root):
+        identity = os.path.relpath(root, folder.resolve()), resize, exif_rotation
+        path = folder / f'{name}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:12]}.frames'
+        try:
+            return open_cache(path, root, direct)
+        except OSError as error:
+            if error.errno in FULL:
+                say(f'there is no room for the frame cache in {folder} ({error.strerror}), so images are decoded in every '
+                    f'epoch; --cache DIR names another place')
+                return direct
+            reason = f'the frame cache cannot be written in {folder}: {error.strerror}'
+            if cache:
+                raise InputError(f'{reason}; --cache DIR names another place, --cache none goes without')
+    say(f'{reason}, so images are decoded in every epoch; --cache DIR names another place')
+    return direct
+
+
+def default_folders(root):
+    beside = root if root.is_dir() else root.parent
+    user = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+    return [beside / '.hyperiqa_cache', user / 'hyperiqa']
+
+
+class DirectFrames:
+    """Frames that are decoded and resized at every access."""
+
+    def __init__(self, paths, resize, exif_rotation):
+        self.paths, self.resize, self.exif_rotation = paths, resize, exif_rotation
+
+    @property
+    def sizes(self):
+        if not hasattr(self, 'known_sizes'):
+            self.known_sizes = np.array([self.size(path) for path in self.paths]).reshape(-1, 2)
+        return self.known_sizes
+
+    def size(self, path):
+        """(height, width) of a frame, from the header of its file.
+
+        Raises:
+            InputError: the file is no image, or a patch does not fit into the frame.
+        """
+        height, width = self.resize or image_size(path, self.exif_rotation)
+        if min(height, width) < PATCH_SIZE:
+            raise InputError(f'{path} is {width}x{height}: an image must be at least {PATCH_SIZE}x{PATCH_SIZE}; '
+                             f'enlarge it or remove it from the labels')
+        return height, width
+
+    def __getitem__(self, k):
+        return np.asarray(folders.load_image(self.paths[k], self.resize, self.exif_rotation))
+
+    def part(self, positions):
+        return DirectFrames([self.paths[k] for k in positions], self.resize, self.exif_rotation)
+
+
+def image_size(path, exif_rotation):
+    """(height, width) from the header of an image file."""
+    try:
+        with Image.open(path) as image:
+            turned = exif_rotation and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f'{path} cannot be read as an image: {error}; replace the file')
+
+
+class CachedFrames:
+    """Frames in one array of `pixels` (uint8), each from its place in `starts` (N,)."""
+
+    def __init__(self, pixels, sizes, starts):
+        self.pixels, self.sizes, self.starts = pixels, sizes, starts
+
+    def __getitem__(self, k):
+        height, width = self.sizes[k]
+        start = self.starts[k]
+        return self.pixels[start:start + 3 * height * width].reshape(height, width, 3)
+
+    def part(self, positions):
+        return CachedFrames(self.pixels, self.sizes[positions], self.starts[positions])
+
+
+def open_cache(path, root, direct):
+    """The `CachedFrames` in the file `path`, which is built from `direct` unless it is there and up to date.
+
+    Raises:
+        OSError: the file cannot be written.
+        InputError: an image cannot be read or is smaller than a patch.
+    """
+    stamps = [stamp(image, root) for image in direct.paths]
+    index = current_index(path, stamps)
+    if index is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_suffix('.lock')):
+            index = current_index(path, stamps) or build(path, stamps, direct)
+    sizes = np.array([entry[3:] for entry in index])
+    return CachedFrames(np.asarray(np.memmap(path, np.uint8, 'r', offset=len(header(index)))), sizes, starts_of(sizes))
+
+
+def stamp(image, root):
+    """What tells a changed image file: its path below `root`, its bytes and its modification time."""
+    status = os.stat(image)
+    return [os.path.relpath(image, root), status.st_size, status.st_mtime_ns]
+
+
+def starts_of(sizes):
+    """(N + 1,): where each frame of `sizes` (N, 2) starts among the pixels, and where the last one ends."""
+    return np.concatenate(([0], np.cumsum(3 * sizes.prod(1))))
+
+
+def header(index):
+    """The bytes of a cache file before its pixels."""
+    text = json.dumps(index).encode()
+    start = MAGIC + len(text).to_bytes(8, 'little') + text
+    return start + bytes(-len(start) % ALIGNMENT)
+
+
+def current_index(path, stamps):
+    """The index of the cache file `path` if it is whole and was made from images with these `stamps`, else None."""
+    try:
+        with open(path, 'rb') as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                return None
+            index = json.loads(file.read(int.from_bytes(file.read(8), 'little')))
+            pixels = int(starts_of(np.array([entry[3:] for entry in index]))[-1])
+            whole = os.fstat(file.fileno()).st_size == len(header(index)) + pixels
+    except (OSError, ValueError):
+        return None
+    return index if whole and [entry[:3] for entry in index] == stamps else None
+
+
+def build(path, stamps, direct):
+    """Decode every frame of `direct`, in parallel, into a new cache file `path`; its index."""
+    index = [[*entry, *map(int, size)] for entry, size in zip(stamps, direct.sizes)]
+    starts = len(header(index)) + starts_of(direct.sizes)
+    change = 'images changed since the frame cache was made: ' if path.exists() else ''
+    say(f'{change}decoding {len(stamps)} images once into {path} ({starts[-1] / 1e9:.2f} GB)')
+    for abandoned in path.parent.glob(f'.{path.name}.*'):
+        abandoned.unlink()
+    beside = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        with open(beside, 'wb') as file:
+            reserve(file, int(starts[-1]))
+            os.pwrite(file.fileno(), header(index), 0)
+            write_frames(file.fileno(), direct, starts)
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return index
+
+
+def reserve(file, size):
+    """Claim `size` bytes of the disk, so that a full one shows before the work and not after it."""
+    if hasattr(os, 'posix_fallocate'):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
+def write_frames(descriptor, frames, starts):
+    """Write each frame at its start, decoding on all cores."""
+    pool = ThreadPoolExecutor(cores(), thread_name_prefix='decode')
+    try:
+        written = pool.map(lambda k: write_at(descriptor, frames[k], int(starts[k])), range(len(frames.paths)))
+        for _ in tqdm(written, 'decode', total=len(frames.paths), unit='img', leave=False, disable=None):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def write_at(descriptor, frame, start):
+    """Write the whole of a frame; one call may write less than it was given."""
+    content = memoryview(np.ascontiguousarray(frame)).cast('B')
+    while content:
+        written = os.pwrite(descriptor, content, start)
+        content, start = content[written:], start + written
+
+
+@contextmanager
+def locked(path):
+    """Hold the lock file `path`; the system frees it when the process ends, however it does."""
+    with open(path, 'w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def cores():
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
