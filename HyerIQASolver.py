@@ -48,6 +48,7 @@ class HyperIQASolver:
         hypernet_params: list of the parameters outside the backbone.
         history: a dict for each finished epoch, with the columns of history.csv.
         best: the best epoch's row and its test images' `scores`, or None.
+        data_wait: the share of its time that the latest pass over data waited for a batch.
     """
 
     def __init__(self, config, path, train_idx, test_idx, *, val_idx=(), round_index=0, opened=None):
@@ -164,15 +165,19 @@ class HyperIQASolver:
         self.train_data.set_epoch(epoch)
         predicted, subjective = [], []
         for patches, scores in self.progress(self.train_data, f'epoch {epoch + 1}'):
-            output = self.forward(patches)
-            self.solver.zero_grad()
-            F.l1_loss(output, scores).backward()
-            self.solver.step()
-            predicted.append(output.detach())
+            predicted.append(self.train_step(patches, scores))
             subjective.append(scores)
         predicted, subjective = torch.cat(predicted), torch.cat(subjective)
         loss = F.l1_loss(predicted, subjective).item()
         return loss, srcc(predicted.cpu(), subjective.cpu())
+
+    def train_step(self, patches, scores):
+        """One step of the optimizer; the scores (B,) that were predicted before it."""
+        output = self.forward(patches)
+        self.solver.zero_grad()
+        F.l1_loss(output, scores).backward()
+        self.solver.step()
+        return output.detach()
 
     def test(self, data):
         """(SRCC, PLCC) of the mean score of each image of `data`, a `PatchLoader` with `istrain` false."""
@@ -205,13 +210,19 @@ class HyperIQASolver:
                 if batch is None:
                     return
                 waited += time.monotonic() - asked
-                bar.set_postfix_str(f'data wait {waited / (time.monotonic() - started):.0%}', refresh=False)
+                self.data_wait = waited / (time.monotonic() - started)
+                bar.set_postfix_str(f'data wait {self.data_wait:.0%}', refresh=False)
                 yield batch
                 bar.update(len(batch[1]))
 
 
 def default_device():
     return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def has_bfloat16(device):
+    """Whether `device` computes in bfloat16 at least as fast as in float32: every GPU of use here does, not every CPU."""
+    return device != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def checked_device(name):

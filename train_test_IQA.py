@@ -16,7 +16,7 @@ import folders
 import run_folder
 from data_loader import open_database
 from errors import InputError, say
-from HyerIQASolver import DEFAULTS, HyperIQASolver, checked_device, default_device
+from HyerIQASolver import DEFAULTS, HyperIQASolver, checked_device, default_device, has_bfloat16
 from models import PATCH_SIZE, patch_size_reason
 
 TRAIN_SHARE = 0.8
@@ -137,6 +137,8 @@ def describe(config):
         say(f'{config.dataset} has its own defaults, here: {values}')
     say(f'Device: {config.device} ({run_folder.device_name(config.device)}); seed: {config.seed}; '
         f'initial weights: {config.weights}')
+    if config.amp and not has_bfloat16(config.device):
+        say('--amp: this CPU has no bfloat16 instructions, so training is many times slower with it than without')
 
 
 def parse_options(argv):
