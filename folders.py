@@ -1,36 +1,45 @@
 """Image quality databases: their labels, their images, and the unit that a split must not cut through.
 
-`DATABASES` holds everything that differs between them. `read_samples` turns a database on disk into a list of `Sample`s;
-the `*Folder` classes wrap the same list as plain `torch.utils.data.Dataset`s.
+`DATABASES` holds everything that differs between them. `read_samples` turns a database on disk into a list of
+`Sample`s; the `*Folder` classes wrap the same list as plain `torch.utils.data.Dataset`s.
 """
 import csv
+import io
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
 import scipy.io
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
 import demo_database
 from errors import InputError
 
+PARTS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
+
 
 class Sample(NamedTuple):
-    """One labelled image. `content` names what the image shows: images of one content stay on one side of a split."""
+    """One labelled image.
+
+    `content` names what the image shows: images of one content stay on one side of a split. `part` is the official set
+    that the labels put it in, 'train', 'val' or 'test', or '' where they name none.
+    """
     path: str
     score: float
     content: str
+    part: str = ''
 
 
 class Labels:
     """A database's files while its labels are read: finds them, and names them in every error.
 
     Args:
-        root: the database's folder.
+        root: the database's folder; the file itself for the user's own CSV.
         database: its entry in `DATABASES`.
     """
 
@@ -39,48 +48,64 @@ class Labels:
         self.database = database
         self.file = None
         self.samples = []
-        if not self.root.is_dir():
-            raise InputError(f'{database.title}: there is no folder {self.root}. {self.advice()}')
+        self.places = []
 
     def advice(self):
+        if self.database is DATABASES['csv']:
+            return f'Each line names an image and its score; a relative name starts at {self.file.parent}{os.sep}'
         return (f'Get the database from {self.database.source} and unpack it so that the folder holds '
                 f'{self.database.layout}; --data_root DIR names another place.')
 
     def bases(self):
         """The root, then the folders one level below it, by name."""
-        return [self.root] + sorted(path for path in self.root.iterdir() if path.is_dir())
+        if not self.root.is_dir():
+            raise InputError(f'{self.database.title}: there is no folder {self.root}. {self.advice()}')
+        return with_subfolders(self.root)
+
+    def near(self):
+        """Where images can lie: the label file's folder, the root, and one folder below either."""
+        return with_subfolders(self.file.parent) + self.bases()
+
+    def find(self, *names):
+        """Path of the first of the label files `names` that exists, in the root or one folder down, or None."""
+        return next((base / name for name in names for base in self.bases() if (base / name).is_file()), None)
 
     def open(self, *names):
-        """Path of the first of the label files `names` that exists, in the root or one folder down."""
-        for name in names:
-            for base in self.bases():
-                if (base / name).is_file():
-                    self.file = base / name
-                    return self.file
-        raise InputError(f'{self.database.title}: {" or ".join(names)} is not in {self.root}. {self.advice()}')
+        """Make the first of the label files `names` that exists the file that the other methods read."""
+        self.file = self.find(*names)
+        if self.file is None:
+            raise InputError(f'{self.database.title}: {" or ".join(names)} is not in {self.root}. {self.advice()}')
 
     def folder(self, *names):
-        """Path of the first image folder of `names` that exists, beside the label file, in the root or one folder down."""
+        """Path of the first image folder of `names` that exists."""
         for name in names:
-            for base in [self.file.parent] + self.bases():
+            for base in self.near():
                 if (base / name).is_dir():
                     return base / name
         raise InputError(f'{self.database.title}: there is no image folder {" or ".join(names)} in {self.root}. '
                          f'{self.advice()}')
 
-    def number(self, text, where):
-        """`text` as a finite float; `where` is its row, for the error."""
+    def number(self, text, where, role='score'):
+        """`text` as a finite float; `where` is its row and `role` its meaning, for the error."""
         try:
             value = float(text)
         except (TypeError, ValueError):
             value = math.nan
         if not math.isfinite(value):
-            raise InputError(f'{self.file}, {where}: the score {text!r} is not a number; correct or remove that row')
+            raise InputError(f'{self.file}, {where}: the {role} {text!r} is not a number; correct or remove that row')
         return value
 
-    def add(self, path, score, content=None, where=''):
+    def part(self, text, where, parts=PARTS):
+        """The `Sample.part` that the cell `text` means."""
+        part = parts.get(str(text).strip().lower())
+        if part is None:
+            raise InputError(f'{self.file}, {where}: the set {text!r} is none of {", ".join(parts)}; correct that row')
+        return part
+
+    def add(self, path, score, where, content=None, part=''):
         """Append a sample; without `content` the image is a content of its own."""
-        self.samples.append(Sample(str(path), self.number(score, where), str(content or path)))
+        self.samples.append(Sample(str(path), self.number(score, where), str(content or path), part))
+        self.places.append(where)
 
     def mat(self, *keys):
         """The arrays `keys` of the open .mat file, each flattened and freed of nested cells."""
@@ -102,36 +127,73 @@ class Labels:
                 raise InputError(f'{self.file}, line {number}: {columns} words are expected, not {line!r}')
             yield f'line {number}', words
 
-    def csv_rows(self, *columns):
+    def csv_rows(self, *columns, **dialect):
         """(row name, dict) of every row of the open CSV file that is not blank; its header must have `columns`."""
-        reader = csv.DictReader(read_text(self.file).splitlines(keepends=True))
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f'{self.file}: there is no column {", ".join(missing)}; '
-                             f'the header is {",".join(reader.fieldnames or ["empty"])}')
-        for row in reader:
-            if any(value and value.strip() for value in row.values() if isinstance(value, str)):
-                yield f'line {reader.line_num}', row
-
-    def sheet_rows(self):
-        """(row name, cells) of every row of the open .xlsx file's first sheet, below its header."""
-        import openpyxl
+        reader = csv.DictReader(io.StringIO(read_text(self.file), newline=''), **dialect)
         try:
-            sheet = openpyxl.load_workbook(self.file, read_only=True, data_only=True).worksheets[0]
-            rows = list(sheet.iter_rows(values_only=True))
-        except Exception as error:  # openpyxl lets zip, XML and key errors through
-            raise InputError(f'{self.file} cannot be read as an Excel sheet: {error}; download it again')
-        for number, cells in enumerate(rows[1:], start=2):
-            if any(cell not in (None, '') for cell in cells):
-                yield f'row {number}', cells
+            header = reader.fieldnames or []
+            missing = [name for name in columns if name not in header]
+            if missing:
+                raise InputError(f'{self.file}: there is no column {", ".join(missing)}; '
+                                 f'the header is {",".join(header) or "empty"}')
+            for row in reader:
+                where = f'line {reader.line_num}'
+                beyond = row.pop(None, [])
+                if not any(cell and cell.strip() for cell in [*row.values(), *beyond]):
+                    continue
+                if any(beyond) or any(row[name] is None for name in columns):
+                    raise InputError(f'{self.file}, {where}: this line has {"more" if any(beyond) else "fewer"} cells '
+                                     f'than the header; correct it, or quote the cell with the delimiter inside')
+                yield where, row
+        except csv.Error as error:  # line_num is where the last good row ends
+            raise InputError(f'{self.file}, line {reader.line_num + 1}: {error}; correct the quotes')
+
+    def sheet_rows(self, *columns):
+        """(row name, cells of `columns`) of every row of the open Excel file that is not blank, below its header.
+
+        Args:
+            columns: 0-based positions, or names in the header.
+        """
+        header, *rows = read_sheet(self.file) or [()]
+        names = [str(cell).strip().lower() for cell in header]
+        missing = [name for name in columns if isinstance(name, str) and name.lower() not in names]
+        if missing:
+            raise InputError(f'{self.file}: there is no column {", ".join(missing)} in row 1; '
+                             f'it is not the file that its authors distribute')
+        positions = [names.index(name.lower()) if isinstance(name, str) else name for name in columns]
+        for number, cells in enumerate(rows, start=2):
+            if any(cell is not None and str(cell).strip() for cell in cells):
+                yield f'row {number}', [cells[k] if k < len(cells) else None for k in positions]
+
+
+def with_subfolders(folder):
+    return [folder] + sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def read_text(path):
     """The text of a label file in UTF-8, with or without a byte order mark."""
+    content = Path(path).read_bytes()
     try:
-        return Path(path).read_bytes().decode('utf-8-sig')
+        return content.decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise InputError(f'{path} is not UTF-8 text: {error}')
+        line = content.count(b'\n', 0, error.start) + 1
+        raise InputError(f'{path}, line {line}: this is not UTF-8 text; save the file as UTF-8')
+
+
+def read_sheet(path):
+    """The rows of an Excel file's first sheet, each a sequence of cells; .xls or .xlsx, whatever the name says."""
+    import openpyxl
+    import xlrd
+    try:
+        if xlrd.inspect_format(path) == 'xls':
+            sheet = xlrd.open_workbook(path, logfile=io.StringIO()).sheet_by_index(0)
+            return [['#error' if cell.ctype == xlrd.XL_CELL_ERROR else cell.value for cell in row]
+                    for row in sheet.get_rows()]
+        with open(path, 'rb') as file:
+            sheet = openpyxl.load_workbook(file, read_only=True, data_only=True).worksheets[0]
+            return list(sheet.iter_rows(values_only=True))
+    except Exception as error:  # both readers let zip, XML, struct and key errors through
+        raise InputError(f'{path} cannot be read as an Excel sheet: {error}; download it again')
 
 
 def unwrap(cell):
@@ -160,15 +222,15 @@ def read_live(labels):
     base = labels.folder('jp2k').parent
     for k, name in enumerate(names):
         if not pristine[k]:
-            labels.add(base / name, scores[k], references[k], f'entry {k + 1}')
+            labels.add(base / name, scores[k], f'entry {k + 1}', references[k])
 
 
 def read_csiq(labels):
     labels.open('csiq_label.txt')
-    files = listing(labels.folder('dst_imgs_all', 'dst_imgs'))
+    folder = labels.folder('dst_imgs_all', 'dst_imgs')
+    files = listing(folder)
     for where, (name, score) in labels.text_rows(2):
-        path = files.get(name.lower(), labels.root / 'dst_imgs_all' / name)
-        labels.add(path, score, name.split('.')[0], where)
+        labels.add(files.get(name.lower(), folder / name), score, where, name.split('.')[0])
 
 
 def read_tid2013(labels):
@@ -176,7 +238,14 @@ def read_tid2013(labels):
     folder = labels.folder('distorted_images')
     files = listing(folder)
     for where, (score, name) in labels.text_rows(2):
-        labels.add(files.get(name.lower(), folder / name), score, name[:3].upper(), where)
+        labels.add(files.get(name.lower(), folder / name), score, where, name[:3].upper())
+
+
+def read_kadid10k(labels):
+    labels.open('dmos.csv')
+    folder = labels.folder('images')
+    for where, row in labels.csv_rows('dist_img', 'ref_img', 'dmos'):
+        labels.add(folder / row['dist_img'], row['dmos'], where, row['ref_img'])
 
 
 def read_livec(labels):
@@ -184,32 +253,115 @@ def read_livec(labels):
     names, = labels.mat('AllImages_release')
     labels.open('Data/AllMOS_release.mat', 'AllMOS_release.mat')
     scores, = labels.mat('AllMOS_release')
+    if len(names) != len(scores):
+        raise InputError(f'{labels.file}: {len(scores)} scores for the {len(names)} names in AllImages_release.mat; '
+                         f'download both again')
     folder = labels.folder('Images')
-    for k, (name, score) in enumerate(zip(names, scores, strict=True)):
-        if k >= 7:  # the first seven were for training the observers and lie in Images/trainingImages
-            labels.add(folder / name, score, where=f'entry {k + 1}')
+    for k in range(7, len(names)):  # the first seven were for training the observers and lie in Images/trainingImages
+        labels.add(folder / names[k], scores[k], f'entry {k + 1}')
 
 
 def read_koniq(labels):
-    labels.open('koniq10k_scores_and_distributions.csv', 'koniq10k_distributions_sets.csv')
-    score = 'MOS_zscore' if labels.file.name == 'koniq10k_scores_and_distributions.csv' else 'MOS'
+    scores_file, sets_file = 'koniq10k_scores_and_distributions.csv', 'koniq10k_distributions_sets.csv'
+    sets = {}
+    if labels.find(sets_file):
+        labels.open(sets_file)
+        sets = {row['image_name']: labels.part(row['set'], where)
+                for where, row in labels.csv_rows('image_name', 'set')}
+    labels.open(scores_file, sets_file)
+    score = 'MOS_zscore' if labels.file.name == scores_file else 'MOS'
     folder = labels.folder('1024x768', '512x384')
     for where, row in labels.csv_rows('image_name', score):
-        labels.add(folder / row['image_name'], row[score], where=where)
+        labels.add(folder / row['image_name'], row[score], where, part=sets.get(row['image_name'], ''))
 
 
 def read_bid(labels):
-    labels.open('DatabaseGrades.xlsx')
-    base = next((base for base in labels.bases() if any(base.glob('DatabaseImage*.JPG'))), labels.root)
-    for where, cells in labels.sheet_rows():
-        number = int(labels.number(cells[0], where))
-        labels.add(base / f'DatabaseImage{number:04d}.JPG', cells[1], where=where)
+    labels.open('DatabaseGrades.xlsx', 'DatabaseGrades.xls')
+    base = next((base for base in labels.near() if any(base.glob('DatabaseImage*.JPG'))), labels.root)
+    for where, (image, grade) in labels.sheet_rows(0, 1):
+        number = labels.number(image, where, 'image number')
+        labels.add(base / f'DatabaseImage{number:04g}.JPG', grade, where)
+
+
+def read_spaq(labels):
+    labels.open('Annotations/MOS and Image attribute scores.xlsx', 'MOS and Image attribute scores.xlsx')
+    folder = labels.folder('TestImage')
+    for where, (name, score) in labels.sheet_rows('Image name', 'MOS'):
+        labels.add(folder / str(name), score, where)
+
+
+def read_flive(labels):
+    labels.open('labels_image.csv')
+    folder = labels.folder('database')
+    flags = {'true': 'train', '1': 'train', 'false': 'test', '0': 'test'}
+    for where, row in labels.csv_rows('name', 'mos'):
+        part = labels.part(row['is_train'], where, flags) if 'is_train' in row else ''
+        labels.add(folder / row['name'], row['mos'], where, part=part)
+
+
+def read_agiqa3k(labels):
+    labels.open('data.csv')
+    folder = labels.file.parent
+    if (folder / 'images').is_dir():
+        folder = folder / 'images'
+    for where, row in labels.csv_rows('name', 'mos_quality'):
+        labels.add(folder / row['name'], row['mos_quality'], where)
 
 
 def read_demo(labels):
     labels.open('labels.csv')
     for where, row in labels.csv_rows('image', 'score', 'content'):
-        labels.add(labels.root / row['image'], row['score'], row['content'], where)
+        labels.add(labels.root / row['image'], row['score'], where, row['content'])
+
+
+CSV_COLUMNS = {'image': ('image', 'image_name', 'name', 'filename'), 'score': ('score', 'mos', 'dmos'),
+               'content': ('content',), 'set': ('set',)}
+
+
+def csv_columns(file):
+    """Reads the header of the user's own CSV file.
+
+    Returns:
+        (delimiter, dict): the dict gives the header's name for each role in `CSV_COLUMNS` that the file has.
+
+    Raises:
+        InputError: there is no such file, no image or score column, or two columns for one role.
+    """
+    if not Path(file).is_file():
+        raise InputError(f'there is no file {file}; --csv FILE names the table of your images and scores')
+    line = next(iter(read_text(file).splitlines()), '')
+    known = {name for names in CSV_COLUMNS.values() for name in names}
+    delimiter = max(',;\t', key=lambda mark: sum(cell.strip(' "').lower() in known for cell in line.split(mark)))
+    header = next(csv.reader([line], delimiter=delimiter), [])
+    columns = {}
+    for role, names in CSV_COLUMNS.items():
+        found = [name for name in header if name.strip().lower() in names]
+        if len(found) > 1:
+            raise InputError(f'{file}, line 1: {" and ".join(found)} can each be the column of the {role}; rename one')
+        if found:
+            columns[role] = found[0]
+        elif role in ('image', 'score'):
+            raise InputError(f'{file}, line 1: no column is the {role}; name it {" or ".join(names)} in the header, '
+                             f'which is {line!r}')
+    return delimiter, columns
+
+
+def read_csv(labels):
+    delimiter, columns = csv_columns(labels.root)
+    labels.file = labels.root
+    line_of = {}
+    for where, row in labels.csv_rows(*columns.values(), delimiter=delimiter, strict=True):
+        cells = {role: row[column].strip() for role, column in columns.items()}
+        for role, cell in cells.items():
+            if not cell:
+                raise InputError(f'{labels.file}, {where}: the {role} is empty; fill it in or remove that row')
+        path = os.path.join(os.path.dirname(labels.file), cells['image'])
+        first = line_of.setdefault(os.path.normpath(path), where)
+        if first != where:
+            raise InputError(f'{labels.file}, {where}: {cells["image"]} is on {first} already; remove one of the two')
+        score = cells['score'] if delimiter == ',' else re.sub(r'^([+-]?\d*),(\d+)$', r'\1.\2', cells['score'])
+        part = labels.part(cells['set'], where) if 'set' in cells else ''
+        labels.add(path, score, where, cells.get('content', cells['image']), part)
 
 
 @dataclass(frozen=True)
@@ -218,40 +370,62 @@ class Database:
 
     Args:
         read: fills a `Labels` with samples.
-        images: how many samples the complete database has.
+        images: how many samples the complete database has, or None where that is the user's affair.
         source, layout: where to get it, and what its folder holds.
+        score_range: (low, high) of the label's unit; single scores may lie beyond. None: as in the user's file.
+        higher_is_better: False for a DMOS.
         by_content: a split keeps the images of one content together; otherwise it draws single images.
+        official: the labels can name the official set of each image.
         resize: (height, width) that every image is resized to before it is cropped, or None.
+        exif_rotation: images are turned as their EXIF orientation says.
         defaults: options of the script that this database sets unless the user does.
     """
     title: str
     read: Callable
-    images: int
+    images: int | None
     source: str
     layout: str
+    score_range: tuple | None
+    higher_is_better: bool = True
     by_content: bool = False
+    official: bool = False
     resize: tuple | None = None
+    exif_rotation: bool = False
     defaults: dict = field(default_factory=dict)
 
 
 DATABASES = {
     'live': Database('LIVE', read_live, 779, 'https://live.ece.utexas.edu/research/Quality/subjective.htm',
-                     'dmos_realigned.mat, refnames_all.mat, jp2k/, jpeg/, wn/, gblur/ and fastfading/', by_content=True),
+                     'dmos_realigned.mat, refnames_all.mat, jp2k/, jpeg/, wn/, gblur/ and fastfading/',
+                     (0, 100), higher_is_better=False, by_content=True),
     'csiq': Database('CSIQ', read_csiq, 866, 'https://s2.smu.edu/~eclarson/csiq.html',
-                     'csiq_label.txt (from the original HyperIQA project) and dst_imgs_all/ or dst_imgs/<type>/',
-                     by_content=True),
+                     'csiq_label.txt (from the original HyperIQA project) and dst_imgs_all/, or dst_imgs/ with a '
+                     'folder for each type', (0, 1), higher_is_better=False, by_content=True),
     'tid2013': Database('TID2013', read_tid2013, 3000, 'https://www.ponomarenko.info/tid2013.htm',
-                        'mos_with_names.txt and distorted_images/', by_content=True),
+                        'mos_with_names.txt and distorted_images/', (0, 9), by_content=True),
+    'kadid10k': Database('KADID-10k', read_kadid10k, 10125, 'https://database.mmsp-kn.de/kadid-10k-database.html',
+                         'dmos.csv and images/', (1, 5), by_content=True),
     'livec': Database('LIVE Challenge', read_livec, 1162, 'https://live.ece.utexas.edu/research/ChallengeDB/index.html',
-                      'Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/'),
+                      'Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/', (0, 100)),
     'koniq': Database('KonIQ-10k', read_koniq, 10073, 'https://database.mmsp-kn.de/koniq-10k-database.html',
-                      'koniq10k_scores_and_distributions.csv (or koniq10k_distributions_sets.csv) and 1024x768/ '
-                      '(or 512x384/)', resize=(512, 384)),
+                      'koniq10k_scores_and_distributions.csv (or koniq10k_distributions_sets.csv, which has the '
+                      'official sets) and 1024x768/ (or 512x384/)', (0, 100), official=True, resize=(512, 384)),
     'bid': Database('BID', read_bid, 586, 'http://www.lps.ufrj.br/profs/eduardo/ImageDatabase.htm',
-                    'DatabaseGrades.xlsx and DatabaseImage0001.JPG ..., beside it or in ImageDatabase/',
-                    resize=(512, 512)),
+                    'DatabaseGrades.xlsx (or .xls) and DatabaseImage0001.JPG ..., beside it or in ImageDatabase/',
+                    (0, 5), resize=(512, 512)),
+    'spaq': Database('SPAQ', read_spaq, 11125, 'https://github.com/h4nwei/SPAQ',
+                     'Annotations/MOS and Image attribute scores.xlsx and TestImage/', (0, 100), resize=(512, 384),
+                     exif_rotation=True),
+    'flive': Database('FLIVE', read_flive, 39810, 'https://github.com/baidut/PaQ-2-PiQ',
+                      'labels_image.csv and database/ with its folders', (0, 100), official=True, resize=(512, 512)),
+    'agiqa3k': Database('AGIQA-3K', read_agiqa3k, 2982, 'https://github.com/lcysyzxdxc/AGIQA-3k-Database',
+                        'data.csv and the images, beside it or in images/', (0, 5)),
+    'csv': Database('your images', read_csv, None, 'yours',
+                    '--csv FILE with the columns image and score (or dmos: lower is better), optionally content (its '
+                    'images stay together in a split) and set (train, val or test)', None, by_content=True,
+                    official=True, exif_rotation=True),
     'demo': Database('the demo database', read_demo, demo_database.IMAGES, 'this project: it is generated on first use',
-                     'labels.csv and its images', by_content=True, defaults=demo_database.DEFAULTS),
+                     'labels.csv and its images', (0, 1), by_content=True, defaults=demo_database.DEFAULTS),
 }
 ALIASES = {'koniq-10k': 'koniq'}
 
@@ -269,13 +443,14 @@ def read_samples(dataset, path):
 
     Args:
         dataset: a key of `DATABASES`, or an alias.
-        path: the database's folder. The demo database is generated there if it is not there yet.
+        path: the database's folder; the file itself for `csv`. The demo database is generated there if it is not there
+            yet.
 
     Returns:
         list[Sample]: in the order of the label file.
 
     Raises:
-        InputError: the folder, the label file or images are missing, or a score is not a number.
+        InputError: the folder, the label file or images are missing, or a row of the labels is wrong.
     """
     key = database_key(dataset)
     if key == 'demo':
@@ -283,8 +458,9 @@ def read_samples(dataset, path):
     labels = Labels(path, DATABASES[key])
     labels.database.read(labels)
     if not labels.samples:
-        raise InputError(f'{labels.file} lists no image; download it again')
-    missing = [sample.path for sample in labels.samples if not os.path.isfile(sample.path)]
+        raise InputError(f'{labels.file} lists no image. {labels.advice()}')
+    missing = [f'{sample.path} ({where})' for sample, where in zip(labels.samples, labels.places)
+               if not os.path.isfile(sample.path)]
     if missing:
         raise InputError(f'{labels.database.title}: {len(missing)} of the {len(labels.samples)} images that '
                          f'{labels.file} lists are missing, the first of them {", ".join(missing[:5])}. '
@@ -306,16 +482,78 @@ def split_units(dataset, samples):
     return list(units.values())
 
 
+def higher_is_better(dataset, path):
+    """Whether a higher score means a better image; the header of the CSV file `path` tells it for `csv`."""
+    key = database_key(dataset)
+    if key == 'csv':
+        _, columns = csv_columns(path)
+        return columns['score'].strip().lower() != 'dmos'
+    return DATABASES[key].higher_is_better
+
+
+def score_range(dataset, samples):
+    """(low, high) of the database's scores: nominal, or of `samples` for `csv`."""
+    database = DATABASES[database_key(dataset)]
+    if database.score_range:
+        return database.score_range
+    low, high = min(sample.score for sample in samples), max(sample.score for sample in samples)
+    if low == high:
+        raise InputError(f'{database.title}: all {len(samples)} scores are {low:g}; give scores that differ')
+    return low, high
+
+
+def count_warning(dataset, samples):
+    """What to tell the user if `samples` are more or fewer than the complete database has, or None."""
+    database = DATABASES[database_key(dataset)]
+    if database.images in (None, len(samples)):
+        return None
+    return f'{database.title} has {database.images} images; {len(samples)} are listed in the labels of this copy'
+
+
+def dataset_table():
+    """All databases as a Markdown table."""
+    lines = ['| `--dataset` | database | images | scores | a split draws | before the crop | get it from '
+             '| its folder holds |', '|' + '---|' * 8]
+    for key, database in DATABASES.items():
+        names = [key] + [alias for alias, target in ALIASES.items() if target == key]
+        scores = '{} to {}'.format(*database.score_range) if database.score_range else 'as in the file'
+        polarity = 'higher' if database.higher_is_better else 'lower'
+        unit = 'contents' if database.by_content else 'images'
+        steps = ['EXIF rotation'] * database.exif_rotation
+        if database.resize:
+            steps.append('resize to {} x {} (height x width)'.format(*database.resize))
+        cells = [', '.join(f'`{name}`' for name in names), database.title, database.images or 'any number',
+                 f'{scores}, {polarity} is better', unit + ', or the official sets' * database.official,
+                 ', '.join(steps) or 'nothing', database.source, database.layout]
+        lines.append(f'| {" | ".join(map(str, cells))} |')
+    return '\n'.join(lines)
+
+
+def exif_turn(image):
+    """The `Image.Transpose` that sets an open image upright by its EXIF orientation, or None.
+
+    `ImageOps.exif_transpose` also writes the EXIF block anew and fails on photos where another tag is odd.
+    """
+    method = Image.Transpose
+    turns = {2: method.FLIP_LEFT_RIGHT, 3: method.ROTATE_180, 4: method.FLIP_TOP_BOTTOM, 5: method.TRANSPOSE,
+             6: method.ROTATE_270, 7: method.TRANSVERSE, 8: method.ROTATE_90}
+    return turns.get(image.getexif().get(ExifTags.Base.Orientation))
+
+
 def load_image(path, resize=None, exif_rotation=False):
     """The image in `path` as an RGB `PIL.Image`, resized to (height, width) `resize` if that is given.
 
+    With `exif_rotation` it is turned first as its EXIF orientation says.
     The resize is bilinear with antialiasing, as torchvision's `Resize` is for Pillow images.
     """
     try:
         with Image.open(path) as image:
-            image = (ImageOps.exif_transpose(image) if exif_rotation else image).convert('RGB')
+            turn = exif_turn(image) if exif_rotation else None
+            image = image.convert('RGB')
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f'{path} cannot be read as an image: {error}; replace the file')
+    if turn is not None:
+        image = image.transpose(turn)
     if resize is not None:
         image = image.resize((resize[1], resize[0]), Image.Resampling.BILINEAR)
     return image
@@ -341,7 +579,8 @@ class DatabaseFolder(Dataset):
 
     def __getitem__(self, index):
         path, score = self.samples[index]
-        return self.transform(load_image(path)), score
+        exif_rotation = DATABASES[self.dataset].exif_rotation
+        return self.transform(load_image(path, exif_rotation=exif_rotation)), score
 
     def __len__(self):
         return len(self.samples)
@@ -369,3 +608,19 @@ class BIDFolder(DatabaseFolder):
 
 class TID2013Folder(DatabaseFolder):
     dataset = 'tid2013'
+
+
+class KADID10kFolder(DatabaseFolder):
+    dataset = 'kadid10k'
+
+
+class SPAQFolder(DatabaseFolder):
+    dataset = 'spaq'
+
+
+class FLIVEFolder(DatabaseFolder):
+    dataset = 'flive'
+
+
+class AGIQA3kFolder(DatabaseFolder):
+    dataset = 'agiqa3k'

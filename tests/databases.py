@@ -5,6 +5,7 @@ import os
 import numpy as np
 import openpyxl
 import scipy.io
+import xlwt
 from PIL import Image
 
 
@@ -24,6 +25,14 @@ def pictures(folder, names, **options):
         picture(folder / name, seed=k, **options)
 
 
+def links(folder, names):
+    """The files `names`, all linked to one picture: for databases whose number of images matters."""
+    one = picture(folder / names[0])
+    for name in names[1:]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(one, folder / name)
+
+
 def write_csv(path, header, rows, newline='\n'):
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'w', newline='') as file:
@@ -39,6 +48,11 @@ def cells(values, shape):
     return array.reshape(shape)
 
 
+def nested(values):
+    """A column of cells with a cell inside each."""
+    return cells([cells([value], (1, 1)) for value in values], (-1, 1))
+
+
 LIVE_KINDS = (('jp2k', 227), ('jpeg', 233), ('wn', 174), ('gblur', 174), ('fastfading', 174))
 LIVE_PRISTINE = 203
 
@@ -46,16 +60,22 @@ LIVE_PRISTINE = 203
 def live(root):
     """All 982 entries, since the order of the label file is the format; the images are links to one picture."""
     names = [f'{kind}/img{k}.bmp' for kind, count in LIVE_KINDS for k in range(1, count + 1)]
-    picture(root / 'refimgs' / 'one.bmp')
-    for name in names:
-        (root / name).parent.mkdir(exist_ok=True)
-        os.link(root / 'refimgs' / 'one.bmp', root / name)
+    links(root, names + ['refimgs/ref00.bmp'])
     orgs = np.zeros(982)
     orgs[-LIVE_PRISTINE:] = 1
     scores = np.where(orgs == 1, 0, np.linspace(-2.6, 111.8, 982))
     references = [f'ref{(k * 7) % 29:02d}.bmp' for k in range(982)]
     scipy.io.savemat(root / 'dmos_realigned.mat', {'dmos_new': scores[None], 'orgs': orgs[None]})
     scipy.io.savemat(root / 'refnames_all.mat', {'refnames_all': cells(references, (1, 982))})
+
+
+def live_nested(root):
+    """As `live`, with each number in a cell of its own and the names two cells deep."""
+    live(root)
+    numbers = scipy.io.loadmat(root / 'dmos_realigned.mat')
+    names = scipy.io.loadmat(root / 'refnames_all.mat')['refnames_all']
+    scipy.io.savemat(root / 'dmos_realigned.mat', {key: nested(numbers[key].ravel()) for key in ('dmos_new', 'orgs')})
+    scipy.io.savemat(root / 'refnames_all.mat', {'refnames_all': nested([str(name[0]) for name in names.ravel()])})
 
 
 def csiq(root):
@@ -66,10 +86,35 @@ def csiq(root):
     (root / 'csiq_label.txt').write_text('\n'.join(lines) + '\n\n')
 
 
+CSIQ_FILES = {'awgn': 'AWGN', 'blur': 'BLUR', 'contrast': 'contrast', 'fnoise': 'fnoise', 'jpeg': 'JPEG',
+              'jpeg2000': 'jpeg2000'}
+
+
+def csiq_folders(root):
+    """The authors' layout, a folder for each type; the label file spells some types in another letter case."""
+    for content in ('1600', 'snow_leaves'):
+        picture(root / 'src_imgs' / f'{content}.png')
+        pictures(root / 'dst_imgs', [f'{folder}/{content}.{kind}.{level}.png' for folder, kind in CSIQ_FILES.items()
+                                     for level in (1, 2)])
+    kinds = ('AWGN', 'blur', 'CONTRAST', 'fnoise', 'jpeg', 'JPEG2000')
+    lines = [f'{content}.{kind}.{level}.png 0.{k}{level}' for content in ('1600', 'snow_leaves')
+             for k, kind in enumerate(kinds) for level in (1, 2)]
+    (root / 'csiq_label.txt').write_text('\r\n'.join(lines) + '\r\n\r\n\r\n')
+
+
+def kadid10k(root):
+    """All 81 references with two distortions each, in the order of the authors' file."""
+    rows = [[f'I{k:02d}_{kind:02d}_01.png', f'I{k:02d}.png', f'{5 - kind / 10 - k / 100:.2f}', '0.496']
+            for k in range(1, 82) for kind in (1, 25)]
+    links(root / 'images', [row[0] for row in rows] + [f'I{k:02d}.png' for k in range(1, 82)])
+    write_csv(root / 'dmos.csv', ['dist_img', 'ref_img', 'dmos', 'var'], rows)
+
+
 def tid2013(root):
     """Letter case differs within the label file and on disk, as in the copies in circulation."""
     listed = ['I01_01_1.bmp', 'I01_05_1.BMP', 'i02_03_1.bmp', 'I02_24_5.bmp', 'i25_08_2.bmp']
-    pictures(root / 'distorted_images', ['I01_01_1.bmp', 'i01_05_1.bmp', 'I02_03_1.BMP', 'i02_24_5.bmp', 'I25_08_2.bmp'])
+    on_disk = ['I01_01_1.bmp', 'i01_05_1.bmp', 'I02_03_1.BMP', 'i02_24_5.bmp', 'I25_08_2.bmp']
+    pictures(root / 'distorted_images', on_disk)
     (root / 'mos_with_names.txt').write_text(''.join(f'{k + 0.51429:.5f} {name}\r\n' for k, name in enumerate(listed)))
 
 
@@ -105,13 +150,84 @@ def koniq_sets(root):
               ['image_name', 'c1', 'c2', 'c3', 'c4', 'c5', 'c_total', 'MOS', 'SD', 'set'], rows)
 
 
+BID_NUMBERS = [1, 2, 4, 12, 590]
+
+
 def bid(root):
     """Image numbers have gaps; the sheet's numbers are floats."""
-    numbers = [1, 2, 4, 590]
-    pictures(root / 'ImageDatabase', [f'DatabaseImage{number:04d}.JPG' for number in numbers], size=(600, 800))
+    bid_images(root / 'ImageDatabase')
     book = openpyxl.Workbook()
     book.active.append(['Image Number', 'Average Subjective Grade'])
-    for k, number in enumerate(numbers):
-        book.active.append([float(number), 1.25 + k])
+    for k, number in enumerate(BID_NUMBERS):
+        book.active.append([float(number), 0.25 + k])
     book.active.append([None, None])
     book.save(root / 'DatabaseGrades.xlsx')
+
+
+def bid_text(root):
+    """Numbers stored as text, as Excel does once a cell has been touched."""
+    bid_images(root)
+    book = openpyxl.Workbook()
+    book.active.append(['Image Number', 'Average Subjective Grade', 'Remark'])
+    for k, number in enumerate(['1', '2.0', ' 4 ', '12', '590.0']):
+        book.active.append([number, f'{0.25 + k}'])
+    book.save(root / 'DatabaseGrades.xlsx')
+
+
+def bid_xls(root):
+    """The binary sheet that is really distributed."""
+    bid_images(root / 'ImageDatabase')
+    book = xlwt.Workbook()
+    sheet = book.add_sheet('Grades')
+    rows = [['Image Number', 'Average Subjective Grade']] + [[float(number), 0.25 + k]
+                                                             for k, number in enumerate(BID_NUMBERS)]
+    for k, row in enumerate(rows + [['', ' ']]):
+        for column, cell in enumerate(row):
+            sheet.write(k, column, cell)
+    book.save(str(root / 'DatabaseGrades.xls'))
+
+
+def bid_images(folder):
+    pictures(folder, [f'DatabaseImage{number:04d}.JPG' for number in BID_NUMBERS], size=(300, 400))
+
+
+def spaq(root):
+    """The sheet has more columns than are needed; the third photo lies on its side and says so in its EXIF block."""
+    names = [f'{k:05d}.jpg' for k in range(1, 5)]
+    pictures(root / 'TestImage', names, size=(300, 400))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(root / 'TestImage' / names[2], size=(300, 400), exif=exif)
+    book = openpyxl.Workbook()
+    book.active.append(['Image name', 'Brightness', 'MOS ', 'Colorfulness', 'Contrast', 'Noisiness', 'Sharpness'])
+    for k, name in enumerate(names):
+        book.active.append([name, 11, 56.33 + k if k else '56.33', 22, 33, 44, 55])
+    book.active.append([None] * 7)
+    (root / 'Annotations').mkdir()
+    book.save(root / 'Annotations' / 'MOS and Image attribute scores.xlsx')
+
+
+def flive(root, flags=('True', 'False', 'True')):
+    """Windows line ends, and folders inside the names; without `flags` the file has no `is_train`."""
+    names = ['voc_emotic_ava/JPEGImages__COCO_train2014_000000000009.jpg', 'EE371R/cj23478+019.jpg',
+             'blur_dataset/motion0001.jpg']
+    pictures(root / 'database', names)
+    header = ['name', 'mos'] + ['is_train'] * bool(flags)
+    rows = [[name, f'{70.5 + k}', *(flags[k:k + 1])] for k, name in enumerate(names)]
+    write_csv(root / 'labels_image.csv', header, rows, newline='\r\n')
+
+
+def agiqa3k(root, folder='.'):
+    """Windows line ends, commas, quotes and a line break inside prompts, and dots inside names."""
+    rows = [['AttnGAN_normal_000.jpg', 'statue of a man', '', '', 'anime style', 1.25, 0.5, 2.5, 0.75],
+            ['sd1.5_lowsteps_0.5_001.png', 'a cat, sitting, on "the" mat', 'sharp, detailed', '', '', 3.5, 0.5, 9, 9],
+            ['DALLE2_002.png', 'two lines\r\nof text', '', 'dark', 'baroque, old', 4.75, 0.5, 9, 9]]
+    pictures(root / folder, [row[0] for row in rows])
+    write_csv(root / 'data.csv', ['name', 'prompt', 'adj1', 'adj2', 'style', 'mos_quality', 'std_quality', 'mos_align',
+                                  'std_align'], rows, newline='\r\n')
+
+
+def own(root, text, encoding='utf-8', images=('a.png', 'b.png', 'deep/c.png')):
+    """The user's own file mine.csv with the content `text`, and images beside it."""
+    pictures(root, images)
+    (root / 'mine.csv').write_bytes(text.encode(encoding))

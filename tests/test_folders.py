@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from PIL import Image
+from PIL import Image, ImageOps
 
 import databases
 import folders
@@ -15,6 +15,10 @@ from errors import InputError
 def read(name, root):
     return [(os.path.relpath(sample.path, root), sample.score, sample.content)
             for sample in folders.read_samples(name, root)]
+
+
+def parts(name, root):
+    return [sample.part for sample in folders.read_samples(name, root)]
 
 
 def test_live_leaves_the_pristine_copies_out(make_database):
@@ -27,10 +31,34 @@ def test_live_leaves_the_pristine_copies_out(make_database):
     assert len({content for _, _, content in samples}) == 29
 
 
+def test_live_in_nested_cells(make_database):
+    root = make_database('live_nested')
+    samples = read('live', root)
+    assert len(samples) == 779
+    assert samples[0] == ('jp2k/img1.bmp', -2.6, 'ref00.bmp')
+    assert samples[-1][2] == f'ref{(778 * 7) % 29:02d}.bmp'
+
+
 def test_csiq(make_database):
     samples = read('csiq', make_database('csiq'))
     assert samples[0] == ('dst_imgs_all/1600.AWGN.1.png', 0.0, '1600')
     assert samples[-1] == ('dst_imgs_all/snow_leaves.jpeg2000.5.png', round(11 / 13, 6), 'snow_leaves')
+
+
+def test_csiq_in_the_authors_folders(make_database):
+    samples = read('csiq', make_database('csiq_folders'))
+    assert [path for path, _, _ in samples[:12:2]] == [
+        'dst_imgs/awgn/1600.AWGN.1.png', 'dst_imgs/blur/1600.BLUR.1.png', 'dst_imgs/contrast/1600.contrast.1.png',
+        'dst_imgs/fnoise/1600.fnoise.1.png', 'dst_imgs/jpeg/1600.JPEG.1.png', 'dst_imgs/jpeg2000/1600.jpeg2000.1.png']
+    assert samples[-1] == ('dst_imgs/jpeg2000/snow_leaves.jpeg2000.2.png', 0.52, 'snow_leaves')
+
+
+def test_kadid10k_is_split_by_its_81_references(make_database):
+    root = make_database('kadid10k')
+    samples = read('kadid10k', root)
+    assert samples[1] == ('images/I01_25_01.png', 2.49, 'I01.png')
+    units = folders.split_units('kadid10k', folders.read_samples('kadid10k', root))
+    assert units == [[2 * k, 2 * k + 1] for k in range(81)]
 
 
 def test_tid2013_in_mixed_letter_case(make_database):
@@ -61,17 +89,234 @@ def test_koniq_with_the_file_of_official_sets(make_database):
     assert samples[0][0] == '512x384/826373.jpg'
 
 
-def test_bid_in_its_image_folder(make_database):
-    samples = read('bid', make_database('bid'))
+def test_koniqs_official_sets(make_database):
+    official = ['train', 'train', 'train', 'val', 'test', 'test']
+    root = make_database('koniq_sets')
+    assert parts('koniq', root) == official
+    assert parts('koniq', make_database('koniq')) == [''] * 5
+
+    names = [f'{826373 + k}.jpg' for k in range(5, -1, -1)]
+    databases.write_csv(root / 'koniq10k_scores_and_distributions.csv', ['image_name', 'MOS', 'MOS_zscore'],
+                        [[name, 3, 50] for name in names])
+    assert parts('koniq', root) == official[::-1]  # the file with the scores has no sets: they come from the other
+    assert {score for _, score, _ in read('koniq', root)} == {50}
+
+
+def test_an_unknown_set_is_named_by_line(make_database):
+    root = make_database('koniq_sets')
+    file = root / 'koniq10k_distributions_sets.csv'
+    file.write_text(file.read_text().replace('validation', 'later'))
+    assert "koniq10k_distributions_sets.csv, line 5: the set 'later' is none of train" in refusal('koniq', root)
+    root = make_database('flive', flags=('True', 'maybe', '1'))
+    assert "line 3: the set 'maybe' is none of true" in refusal('flive', root)
+
+
+@pytest.mark.parametrize('form, folder', [('bid', 'ImageDatabase/'), ('bid_xls', 'ImageDatabase/'), ('bid_text', '')])
+def test_bid_in_each_form_of_its_sheet(make_database, form, folder):
+    samples = read('bid', make_database(form))
     assert [(path, score) for path, score, _ in samples] == [
-        (f'ImageDatabase/DatabaseImage{number}.JPG', 1.25 + k) for k, number in enumerate(('0001', '0002', '0004', '0590'))]
+        (f'{folder}DatabaseImage{number}.JPG', 0.25 + k)
+        for k, number in enumerate(('0001', '0002', '0004', '0012', '0590'))]
 
 
-def test_labels_one_folder_down(make_database, tmp_path):
-    root = make_database('koniq')
+def test_an_xls_under_the_name_xlsx_is_read_all_the_same(make_database):
+    root = make_database('bid_xls')
+    (root / 'DatabaseGrades.xls').rename(root / 'DatabaseGrades.xlsx')
+    assert len(read('bid', root)) == 5
+
+
+def test_spaq_finds_its_columns_by_name(make_database):
+    samples = read('spaq', make_database('spaq'))
+    assert [(path, score) for path, score, _ in samples] == [
+        ('TestImage/00001.jpg', 56.33), ('TestImage/00002.jpg', 57.33), ('TestImage/00003.jpg', 58.33),
+        ('TestImage/00004.jpg', 59.33)]
+
+
+def test_spaqs_photos_are_turned_upright(make_database):
+    root = make_database('spaq')
+    photos = folders.SPAQFolder(root, range(4), np.asarray, 1)
+    lying = np.asarray(Image.open(root / 'TestImage' / '00003.jpg'))
+    assert lying.shape == (300, 400, 3)
+    assert np.array_equal(photos[2][0], np.rot90(lying, -1))
+    assert photos[1][0].shape == (300, 400, 3)
+    assert np.array_equal(folders.load_image(root / 'TestImage' / '00003.jpg'), lying)
+    resized = folders.load_image(root / 'TestImage' / '00003.jpg', (512, 384), exif_rotation=True)
+    upright = Image.fromarray(photos[2][0])
+    assert np.array_equal(resized, upright.resize((384, 512), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_every_exif_orientation_agrees_with_pillow(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = databases.picture(tmp_path / 'photo.jpg', exif=exif)
+    assert np.array_equal(folders.load_image(path, exif_rotation=True), ImageOps.exif_transpose(Image.open(path)))
+
+
+def test_flive_with_and_without_its_official_flag(make_database, tmp_path):
+    samples = read('flive', make_database('flive'))
+    assert [(path, score) for path, score, _ in samples] == [
+        ('database/voc_emotic_ava/JPEGImages__COCO_train2014_000000000009.jpg', 70.5),
+        ('database/EE371R/cj23478+019.jpg', 71.5), ('database/blur_dataset/motion0001.jpg', 72.5)]
+    assert parts('flive', tmp_path / 'flive') == ['train', 'test', 'train']
+    for flags, expected in ((('1', '0', 'TRUE'), ['train', 'test', 'train']), ((), ['', '', ''])):
+        databases.flive(tmp_path / 'flive', flags)
+        assert parts('flive', tmp_path / 'flive') == expected
+
+
+@pytest.mark.parametrize('folder', ['.', 'images'])
+def test_agiqa3k_with_its_images_beside_the_labels_or_in_images(make_database, folder):
+    samples = read('agiqa3k', make_database('agiqa3k', folder=folder))
+    assert [(path, score) for path, score, _ in samples] == [
+        (os.path.normpath(f'{folder}/{name}'), score) for name, score in
+        (('AttnGAN_normal_000.jpg', 1.25), ('sd1.5_lowsteps_0.5_001.png', 3.5), ('DALLE2_002.png', 4.75))]
+
+
+@pytest.mark.parametrize('name, form', [(name, name) for name in folders.DATABASES if name not in ('csv', 'demo')] + [
+    ('csiq', 'csiq_folders'), ('koniq', 'koniq_sets'), ('bid', 'bid_xls'), ('bid', 'bid_text')])
+def test_labels_and_images_one_folder_down(make_database, tmp_path, name, form):
+    root = make_database(form)
+    expected = [(f'inner/{path}', score) for path, score, _ in read(name, root)]
     (tmp_path / 'outer').mkdir()
-    root.rename(tmp_path / 'outer' / 'koniq10k')
-    assert len(read('koniq', tmp_path / 'outer')) == 5
+    root.rename(tmp_path / 'outer' / 'inner')
+    assert [(path, score) for path, score, _ in read(name, tmp_path / 'outer')] == expected
+
+
+@pytest.mark.parametrize('name, file', [
+    ('spaq', 'Annotations/MOS and Image attribute scores.xlsx'), ('livec', 'Data/AllImages_release.mat'),
+    ('livec', 'Data/AllMOS_release.mat'), ('kadid10k', 'dmos.csv'), ('flive', 'labels_image.csv')])
+def test_a_label_file_in_the_root_or_in_any_folder(make_database, name, file):
+    root = make_database(name)
+    expected = read(name, root)
+    (root / 'labels').mkdir()
+    for place in ('', 'labels'):
+        file = (root / file).rename(root / place / Path(file).name)
+        assert read(name, root) == expected
+
+
+OWN = [('a.png', 3.5), ('b.png', 1.25), ('deep/c.png', 2.0)]
+
+
+@pytest.mark.parametrize('text, encoding', [
+    ('image,score\na.png,3.5\nb.png,1.25\ndeep/c.png,2\n', 'utf-8'),
+    ('image,score\r\na.png,3.5\r\n\r\nb.png,1.25\r\ndeep/c.png,2\r\n,\r\n\r\n', 'utf-8-sig'),
+    ('Score;remark;Image_Name\n3,5;x;a.png\n1.25;é, ü, ß, x;b.png\n2;;deep/c.png\n', 'utf-8'),
+    ('filename\tMOS\na.png\t3,5\nb.png\t1,25\ndeep/c.png\t2\n', 'utf-8-sig'),
+    ('"name","DMOS"\n"a.png",3.5\n"b.png","1.25"\n./deep/../deep/c.png, 2', 'utf-8')])
+def test_own_images_in_each_form_of_the_file(make_database, text, encoding):
+    root = make_database('own', text=text, encoding=encoding)
+    samples = folders.read_samples('csv', root / 'mine.csv')
+    assert [(os.path.relpath(sample.path, root), sample.score) for sample in samples] == OWN
+    assert folders.split_units('csv', samples) == [[2], [0], [1]] if './deep' in text else [[0], [1], [2]]
+
+
+def test_own_images_by_absolute_path_and_relative_file(make_database, tmp_path, monkeypatch):
+    root = make_database('own', text='')
+    elsewhere = databases.picture(tmp_path / 'elsewhere' / 'd.png')
+    (root / 'mine.csv').write_text(f'image,score\n{elsewhere},1\na.png,2\n')
+    monkeypatch.chdir(root)
+    assert [sample.path for sample in folders.read_samples('csv', 'mine.csv')] == [str(elsewhere), 'a.png']
+
+
+def test_own_contents_and_sets(make_database):
+    rows = ['set,content,image,score', 'Training,z,a.png,1', 'TEST,k,b.png,2', 'valid,z,deep/c.png,3']
+    root = make_database('own', text='\n'.join(rows))
+    samples = folders.read_samples('csv', root / 'mine.csv')
+    assert [(sample.content, sample.part) for sample in samples] == [('z', 'train'), ('k', 'test'), ('z', 'val')]
+    assert folders.split_units('csv', samples) == [[1], [0, 2]]
+
+
+def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_database, tmp_path):
+    elsewhere = str(databases.picture(tmp_path / 'nearby' / 'd.png'))
+    names = ['b.png', 'B.png', 'a.png', 'a-b.png', elsewhere, 'a/b.png']
+    root = make_database('own', text='', images=names)
+    orders = []
+    for place, order in (('own', names), ('moved', names[::-1])):
+        root = root.rename(tmp_path / place)
+        (root / 'mine.csv').write_text('image,score\n' + ''.join(f'{name},1\n' for name in order))
+        samples = folders.read_samples('csv', root / 'mine.csv')
+        orders.append([Path(samples[k].path).name for k, in folders.split_units('csv', samples)])
+    assert orders[0] == orders[1] == ['d.png', 'B.png', 'a-b.png', 'a.png', 'b.png', 'b.png']
+
+
+@pytest.mark.parametrize('text, where', [
+    ('', 'line 1: no column is the image'),
+    ('a.png,3\nb.png,4\n', 'line 1: no column is the image; name it image or image_name or name or filename'),
+    ('image,quality\na.png,3\n', "line 1: no column is the score; name it score or mos or dmos in the header"),
+    ('image,mos,DMOS\na.png,3,4\n', 'line 1: mos and DMOS can each be the column of the score'),
+    ('name,image,mos\na.png,a.png,4\n', 'line 1: name and image can each be the column of the image'),
+    ('image,score,score\na.png,3,4\n', 'line 1: score and score can each be'),
+    ('image,score\na.png,3\n\nb.png\n', 'line 4: this line has fewer cells'),
+    ('image,score\na.png,3,5\n', 'line 2: this line has more cells'),
+    ('image,score\na.png,3\nb.png,\n', 'line 3: the score is empty'),
+    ('image,score\na.png,3\n ,3\n', 'line 3: the image is empty'),
+    ('image,score,content\na.png,3,\n', 'line 2: the content is empty'),
+    ('image,score\na.png,good\n', "line 2: the score 'good' is not a number"),
+    ('image,score\na.png,nan\n', "line 2: the score 'nan' is not a number"),
+    ('image,score\na.png,"3,5"\n', "line 2: the score '3,5' is not a number"),
+    ('image;score\na.png;1.234,5\n', "line 2: the score '1.234,5' is not a number"),
+    ('image,score\na.png,3\nb.png,4\n./a.png,3\n', 'line 4: ./a.png is on line 2 already'),
+    ('image,score,set\na.png,3,train\nb.png,4,spare\n', "line 3: the set 'spare' is none of train"),
+    ('image,score,set\na.png,3,train\nb.png,4,\n', 'line 3: the set is empty'),
+    ('image,score\na.png,3\n"b.png,4\nc.png,5\nd.png,6\n', 'line 3: unexpected end of data; correct the quotes'),
+    ('"image"x,score\na.png,3\n', 'line 1: '),
+    ('image,score\n\n', 'lists no image. Each line names'),
+    ('image,score\na.png,3\nx.png,4\n', 'x.png (line 3)')])
+def test_faults_in_an_own_file_are_named_by_line(make_database, text, where):
+    root = make_database('own', text=text)
+    message = refusal('csv', root / 'mine.csv')
+    assert str(root / 'mine.csv') in message and where in message
+
+
+def test_other_encodings_of_an_own_file(make_database):
+    for encoding, line in (('windows-1252', 3), ('utf-16', 1)):
+        root = make_database('own', text='image,score\na.png,1\nmäuse.png,2\n', encoding=encoding)
+        message = refusal('csv', root / 'mine.csv')
+        assert f'mine.csv, line {line}: this is not UTF-8 text; save the file as UTF-8' in message
+        root.rename(root.with_name(encoding))
+
+
+def test_no_own_file(tmp_path):
+    for path in (tmp_path, tmp_path / 'none.csv'):
+        assert f'there is no file {path}; --csv FILE' in refusal('csv', path)
+
+
+def test_polarity(make_database):
+    for name, expected in (('live', False), ('csiq', False), ('kadid10k', True), ('koniq-10k', True)):
+        assert folders.higher_is_better(name, 'unused') is expected
+    for header, expected in (('image,DMOS', False), ('image,mos', True), ('dmos ;image', False), ('image,score', True)):
+        root = make_database('own', text=header + '\n')
+        assert folders.higher_is_better('csv', root / 'mine.csv') is expected
+        root.rename(root.with_name(header))
+
+
+def test_score_range():
+    samples = [folders.Sample(f'{score}', score, '') for score in (3.5, -1.0, 7.0)]
+    assert folders.score_range('csv', samples) == (-1, 7)
+    assert folders.score_range('kadid10k', samples) == (1, 5)
+    with pytest.raises(InputError, match='all 2 scores are 3.5'):
+        folders.score_range('csv', samples[:1] * 2)
+
+
+def test_a_wrong_count_says_what_was_expected(make_database):
+    samples = folders.read_samples('koniq', make_database('koniq'))
+    assert folders.count_warning('KonIQ-10k', samples) == (
+        'KonIQ-10k has 10073 images; 5 are listed in the labels of this copy')
+    assert folders.count_warning('koniq', samples[:1] * 10073) is None
+    assert folders.count_warning('csv', samples) is None
+
+
+def test_the_table_has_a_row_for_every_database():
+    lines = folders.dataset_table().splitlines()
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+    assert {len(row) for row in rows} == {8} and set(rows[1]) == {'---'}
+    assert [row[0].split('`')[1] for row in rows[2:]] == list(folders.DATABASES)
+    koniq = next(row for row in rows if 'koniq' in row[0])
+    assert koniq[:6] == ['`koniq`, `koniq-10k`', 'KonIQ-10k', '10073', '0 to 100, higher is better',
+                         'images, or the official sets', 'resize to 512 x 384 (height x width)']
+    live = next(row for row in rows if 'live`' in row[0])
+    assert live[3:6] == ['0 to 100, lower is better', 'contents', 'nothing']
+    assert '<' not in folders.dataset_table()  # Markdown would swallow it
 
 
 def test_split_units_are_contents_in_the_order_of_their_names_or_images(make_database):
@@ -83,7 +328,9 @@ def test_split_units_are_contents_in_the_order_of_their_names_or_images(make_dat
 
 @pytest.mark.parametrize('name, folder', [
     ('tid2013', folders.TID2013Folder), ('livec', folders.LIVEChallengeFolder), ('koniq', folders.Koniq_10kFolder),
-    ('bid', folders.BIDFolder), ('csiq', folders.CSIQFolder), ('live', folders.LIVEFolder)])
+    ('bid', folders.BIDFolder), ('csiq', folders.CSIQFolder), ('live', folders.LIVEFolder),
+    ('kadid10k', folders.KADID10kFolder), ('spaq', folders.SPAQFolder), ('flive', folders.FLIVEFolder),
+    ('agiqa3k', folders.AGIQA3kFolder)])
 def test_folder_classes_are_plain_datasets(make_database, name, folder):
     root = make_database(name)
     dataset = folder(root, [1, 0], np.asarray, 3)
@@ -127,7 +374,7 @@ def test_missing_folder_says_where_to_get_the_database(tmp_path):
 def test_missing_label_file(make_database):
     root = make_database('bid')
     (root / 'DatabaseGrades.xlsx').unlink()
-    assert 'DatabaseGrades.xlsx is not in' in refusal('bid', root)
+    assert 'DatabaseGrades.xlsx or DatabaseGrades.xls is not in' in refusal('bid', root)
 
 
 def test_missing_images_are_counted_and_the_first_five_named(make_database):
@@ -152,6 +399,11 @@ def test_missing_image_folder(make_database):
     ('csiq', 'csiq_label.txt', '0.153846', 'nan', "line 3: the score 'nan' is not a number"),
     ('csiq', 'csiq_label.txt', ' 0.153846', '', 'line 3: 2 words are expected'),
     ('tid2013', 'mos_with_names.txt', '1.51429', '1,51429', "line 2: the score '1,51429' is not a number"),
+    ('kadid10k', 'dmos.csv', '2.49', 'x', "line 3: the score 'x' is not a number"),
+    ('kadid10k', 'dmos.csv', 'ref_img', 'reference', 'no column ref_img'),
+    ('agiqa3k', 'data.csv', '"sharp, detailed"', 'sharp, detailed', 'line 3: this line has more cells'),
+    ('agiqa3k', 'data.csv', '4.75', '', "line 5: the score '' is not a number"),
+    ('flive', 'labels_image.csv', ',71.5,False', '', 'line 3: this line has fewer cells'),
 ])
 def test_faults_in_a_text_file_are_named_by_line(make_database, name, file, old, new, where):
     root = make_database(name)
@@ -172,10 +424,22 @@ def test_faults_in_a_sheet_and_in_a_mat_file(make_database):
     (root / 'DatabaseGrades.xlsx').write_bytes(b'PK broken')
     assert 'DatabaseGrades.xlsx cannot be read as an Excel sheet' in refusal('bid', root)
 
+    root = make_database('spaq')
+    file = root / 'Annotations' / 'MOS and Image attribute scores.xlsx'
+    book = openpyxl.load_workbook(file)
+    book.active['C4'] = '#N/A'
+    book.save(file)
+    assert "row 4: the score '#N/A' is not a number" in refusal('spaq', root)
+    book.active['C1'] = 'Mean'
+    book.save(file)
+    assert 'there is no column MOS in row 1' in refusal('spaq', root)
+
     root = make_database('livec')
     file = root / 'Data' / 'AllMOS_release.mat'
     scipy.io.savemat(file, {'AllMOS_release': np.full((1, 13), np.nan)})
     assert 'entry 8: the score nan is not a number' in refusal('livec', root)
+    scipy.io.savemat(file, {'AllMOS_release': np.ones((1, 9))})
+    assert '9 scores for the 13 names' in refusal('livec', root)
     scipy.io.savemat(file, {'other': np.zeros(3)})
     assert "has no variable 'AllMOS_release'" in refusal('livec', root)
     file.write_bytes(b'not a mat file')
