@@ -39,11 +39,19 @@ class OpenDatabase(NamedTuple):
         return [k for unit in units for k in self.units[unit]]
 
 
-def open_database(dataset, path, cache=None):
-    """Read a database's labels and open its images; `cache` as in `frames.open_frames`, the rest as in `DataLoader`."""
+def open_database(dataset, path, cache=None, resize=None):
+    """Read a database's labels and open its images.
+
+    Args:
+        dataset, path: as in `DataLoader`.
+        cache: as in `frames.open_frames`.
+        resize: (height, width) instead of the database's own.
+    """
     samples = folders.read_samples(dataset, path)
     key = folders.database_key(dataset)
-    frames = open_frames([sample.path for sample in samples], path, key, folders.DATABASES[key].resize, cache=cache)
+    database = folders.DATABASES[key]
+    frames = open_frames([sample.path for sample in samples], path, key, resize or database.resize,
+                         database.exif_rotation, cache)
     return OpenDatabase(samples, folders.split_units(dataset, samples), frames)
 
 

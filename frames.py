@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 from tqdm import tqdm
 
 import folders
@@ -28,6 +28,7 @@ from models import PATCH_SIZE
 
 MAGIC = b'HyperIQA frames 1\n'
 ALIGNMENT = 4096
+QUARTER_TURNS = {Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -107,8 +108,8 @@ def image_size(path, exif_rotation):
     """(height, width) from the header of an image file."""
     try:
         with Image.open(path) as image:
-            turned = exif_rotation and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
+            lies = exif_rotation and folders.exif_turn(image) in QUARTER_TURNS
+            return (image.width, image.height) if lies else (image.height, image.width)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f'{path} cannot be read as an image: {error}; replace the file')
 
