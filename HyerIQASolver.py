@@ -12,6 +12,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import distributed
+import folders
 import models
 from data_loader import DataLoader, open_database
 from errors import InputError, say
@@ -21,7 +23,7 @@ DEFAULTS = {
     'dataset': 'livec', 'train_patch_num': 25, 'test_patch_num': 25, 'lr': 2e-5, 'weight_decay': 5e-4, 'lr_ratio': 10,
     'batch_size': 96, 'epochs': 16, 'patch_size': 224, 'train_test_num': 10,
     'seed': 0, 'device': None, 'weights': 'imagenet', 'num_workers': 2, 'test_batch_size': 96, 'cache': None,
-    'amp': False, 'compile': False, 'patience': 0, 'val_ratio': 0,
+    'resize': None, 'normalize_scores': False, 'amp': False, 'compile': False, 'patience': 0, 'val_ratio': 0,
 }
 
 
@@ -36,9 +38,10 @@ class HyperIQASolver:
 
     Args:
         config: the script's options as attributes; what is absent has its value of `DEFAULTS`.
-        path: the database's folder.
+        path: the database's folder, or the file of a CSV of one's own.
         train_idx, test_idx, val_idx: positions of the units of each part (see `folders.split_units`); where there are
-            validation units, they choose the best epoch instead of the test units.
+            validation units, they choose the best epoch instead of the test units, and without either the last epoch
+            is the best.
         round_index: 0-based; the initial weights and the drawn patches depend on it and on `config.seed`.
         opened: the database, if `data_loader.open_database` has been called already.
 
@@ -46,6 +49,7 @@ class HyperIQASolver:
         model_hyper: the `models.HyperNet`.
         solver: the one Adam; `param_groups[0]` is the hypernetwork, `[1]` the backbone with the LDA heads.
         hypernet_params: list of the parameters outside the backbone.
+        score_range: (low, high) that the network's 0..1 stands for with `config.normalize_scores`, else (0, 1).
         history: a dict for each finished epoch, with the columns of history.csv.
         best: the best epoch's row and its test images' `scores`, or None.
         data_wait: the share of its time that the latest pass over data waited for a batch.
@@ -59,8 +63,8 @@ class HyperIQASolver:
         self.lr = config.lr
         self.lrratio = config.lr_ratio
         self.weight_decay = config.weight_decay
-
-        opened = opened or open_database(config.dataset, path, config.cache)
+        opened = opened or open_database(config.dataset, path, config.cache, config.resize)
+        self.score_range = folders.score_range(config.dataset, opened.samples) if config.normalize_scores else (0, 1)
 
         def loader(idx, patch_num, istrain):
             return DataLoader(config.dataset, path, idx, config.patch_size, patch_num,
@@ -70,16 +74,19 @@ class HyperIQASolver:
         self.train_data = loader(train_idx, config.train_patch_num, True)
         self.test_data = loader(test_idx, config.test_patch_num, False)
         self.val_data = loader(val_idx, config.test_patch_num, False) if val_idx else None
-        self.selected_on = 'val_srcc' if val_idx else 'test_srcc'
+        self.selected_on = 'val_srcc' if val_idx else 'test_srcc' if test_idx else None
         self.patience = config.patience
         self.history, self.best = [], None
 
         torch.manual_seed(1000 * config.seed + round_index)
         self.model_hyper = models.hyperiqa()
         models.load_weights(self.model_hyper, config.weights)
+        if distributed.launched() and self.device.type == 'cuda':
+            self.model_hyper = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model_hyper)
         self.model_hyper.to(self.device, memory_format=torch.channels_last)
         if config.compile:
             self.model_hyper.compile()
+        self.train_model = distributed.wrap(self.model_hyper)
 
         backbone_params = list(self.model_hyper.res.parameters())
         backbone_ids = set(map(id, backbone_params))
@@ -111,7 +118,7 @@ class HyperIQASolver:
                 say(f'epoch {epoch + 1}: the training loss is {row["train_loss"]}, so this round stops here; '
                     f'a lower --lr may help')
                 break
-            if is_better(row[self.selected_on], self.best[self.selected_on] if self.best else math.nan):
+            if self.is_best(row):
                 self.best = {**row, 'scores': torch.from_numpy(self.test_scores)}
             self.history.append(row)
             self.print_row(row)
@@ -133,6 +140,11 @@ class HyperIQASolver:
         if self.val_data is not None:
             row['val_srcc'], row['val_plcc'] = self.test(self.val_data)
         return row | {'seconds': round(time.monotonic() - started, 3)}
+
+    def is_best(self, row):
+        if self.selected_on is None:
+            return True
+        return is_better(row[self.selected_on], self.best[self.selected_on] if self.best else math.nan)
 
     @property
     def columns(self):
@@ -163,21 +175,29 @@ class HyperIQASolver:
         """Train the 0-based `epoch`: (mean absolute error, SRCC) over its patches, each as predicted when it was trained on."""
         self.model_hyper.train()
         self.train_data.set_epoch(epoch)
-        predicted, subjective = [], []
-        for patches, scores in self.progress(self.train_data, f'epoch {epoch + 1}'):
-            predicted.append(self.train_step(patches, scores))
-            subjective.append(scores)
-        predicted, subjective = torch.cat(predicted), torch.cat(subjective)
-        loss = F.l1_loss(predicted, subjective).item()
-        return loss, srcc(predicted.cpu(), subjective.cpu())
+        predicted = torch.zeros(len(self.train_data.patches.image), device=self.device)
+        for (rows, count), (patches, scores) in self.progress(self.train_data, f'epoch {epoch + 1}'):
+            predicted[rows] = self.train_step(patches, scores, count)
+        predicted = distributed.sum_over_ranks(predicted).cpu()
+        subjective = torch.from_numpy(self.train_data.patch_scores)
+        return F.l1_loss(predicted, subjective).item(), srcc(predicted, subjective)
 
-    def train_step(self, patches, scores):
-        """One step of the optimizer; the scores (B,) that were predicted before it."""
-        output = self.forward(patches)
+    def train_step(self, patches, scores, count):
+        """One step of the optimizer on this rank's patches (B, 3, 224, 224), of the `count` that all ranks have.
+
+        Returns:
+            the scores (B,) that were predicted before the step.
+        """
+        low, high = self.score_range
+        if not len(patches):  # fewer patches than ranks: this one takes part with a gradient of zero
+            patches = patches.new_zeros((1, *patches.shape[1:]))
+        output = self.forward(self.train_model, patches)[:len(scores)]
+        # summed here and divided by the size of the whole batch, since the gradients are averaged over the ranks
+        loss = F.l1_loss(output, (scores - low) / (high - low), reduction='sum') * distributed.world_size() / count
         self.solver.zero_grad()
-        F.l1_loss(output, scores).backward()
+        loss.backward()
         self.solver.step()
-        return output.detach()
+        return low + (high - low) * output.detach()
 
     def test(self, data):
         """(SRCC, PLCC) of the mean score of each image of `data`, a `PatchLoader` with `istrain` false."""
@@ -185,35 +205,43 @@ class HyperIQASolver:
         return srcc(predicted, data.scores), plcc(predicted, data.scores)
 
     def predict(self, data):
-        """The mean score over its patches of each image of `data`: a float64 array (images,)."""
+        """The mean score over its patches of each image of `data`, in the labels' unit: a float64 array (images,)."""
+        low, high = self.score_range
         self.model_hyper.eval()
+        distributed.copy_buffers(self.model_hyper)
+        predicted = torch.zeros(len(data.patches.image), device=self.device)
         with torch.inference_mode():
-            predicted = torch.cat([self.forward(patches) for patches, _ in self.progress(data, 'test')])
-        return predicted.cpu().double().view(-1, data.patch_num).mean(1).numpy()
+            for (rows, _), (patches, _) in self.progress(data, 'test'):
+                if len(patches):
+                    predicted[rows] = self.forward(self.model_hyper, patches)
+        predicted = distributed.sum_over_ranks(predicted).cpu().double().view(-1, data.patch_num).mean(1)
+        return (low + (high - low) * predicted).numpy()
 
-    def forward(self, patches):
+    def forward(self, model, patches):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            return models.predict_scores(self.model_hyper, patches)
+            return models.predict_scores(model, patches)
 
     def set_learning_rates(self, hypernet_lr, backbone_lr):
         self.solver.param_groups[0]['lr'] = hypernet_lr
         self.solver.param_groups[1]['lr'] = backbone_lr
 
     def progress(self, data, title):
-        """The batches of `data`, with a progress bar on stderr if that is a terminal: images/s and the share of waiting."""
+        """Yields ((rows of this rank's patches, size of the whole batch), (patches, scores)) for each batch of `data`.
+
+        A progress bar on stderr, if that is a terminal, shows images/s and the share of the time that data was waited for.
+        """
         started, waited = time.monotonic(), 0.0
         batches = iter(data)
-        with tqdm(total=len(data.patches.image), desc=title, unit='img', leave=False, disable=None) as bar:
-            while True:
+        with tqdm(total=len(data.patches.image), desc=title, unit='img', leave=False,
+                  disable=True if distributed.rank() else None) as bar:
+            for rows, count in data.batches:
                 asked = time.monotonic()
-                batch = next(batches, None)
-                if batch is None:
-                    return
+                batch = next(batches)
                 waited += time.monotonic() - asked
                 self.data_wait = waited / (time.monotonic() - started)
                 bar.set_postfix_str(f'data wait {self.data_wait:.0%}', refresh=False)
-                yield batch
-                bar.update(len(batch[1]))
+                yield (rows, count), batch
+                bar.update(count)
 
 
 def default_device():

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import distributed
 import folders
 from errors import InputError
 from frames import CachedFrames, DirectFrames, open_frames
@@ -149,12 +150,25 @@ class PatchLoader:
         stream = (TRAIN_STREAM, epoch) if self.istrain else (TEST_STREAM,)
         self.patches = draw_patches(self.seed + stream, self.frames.sizes, self.patch_num, self.istrain)
 
+    @property
+    def patch_scores(self):
+        """(patches,) float32: the score of each patch's image."""
+        return self.scores[self.patches.image].astype(np.float32)
+
+    @property
+    def batches(self):
+        """For each batch: the slice of `patches` that this rank takes of it, and how many the batch has on all ranks."""
+        count = len(self.patches.image)
+        ends = [(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
+        return [(distributed.share(start, stop), stop - start) for start, stop in ends]
+
     def __len__(self):
-        return -(-len(self.patches.image) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self):
+        patch_scores = self.patch_scores
         for crops, rows in self.crops():
-            scores = torch.from_numpy(self.scores[self.patches.image[rows]].astype(np.float32))
+            scores = torch.from_numpy(patch_scores[rows])
             flip = torch.from_numpy(self.patches.flip[rows])
             yield to_device(crops, flip, self.device), scores.to(self.device, non_blocking=True)
 
@@ -163,8 +177,7 @@ class PatchLoader:
 
         Crops are overwritten once the next ones are asked for.
         """
-        count = len(self.patches.image)
-        batches = [slice(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
+        batches = [rows for rows, _ in self.batches]
         if self.num_workers == 0:
             for rows in batches:
                 yield from self.lend(self.gather(rows), rows)

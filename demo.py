@@ -6,7 +6,6 @@ Prints `path<TAB>score`. An image's score is the mean over random patches that i
 at every call.
 """
 import argparse
-import csv
 import hashlib
 import sys
 from pathlib import Path
@@ -20,9 +19,10 @@ import models
 import run_folder
 from data_loader import draw_patches, to_device
 from errors import InputError, say
+from files import write_table
 from HyerIQASolver import checked_device, default_device
 from models import PATCH_SIZE
-from train_test_IQA import positive
+from options import positive
 
 BATCH_SIZE = 100
 
@@ -42,7 +42,8 @@ def score_all(options):
     model = models.hyperiqa()
     models.load_weights(model, options.checkpoint)
     model.to(device, memory_format=torch.channels_last).eval()
-    resize = training_resize(options.checkpoint)
+    facts = training_facts(options.checkpoint)
+    low, high = facts['score_range'] or (0, 1)
     paths = list_images(options.images)
 
     rows, unread = [], 0
@@ -51,29 +52,31 @@ def score_all(options):
         batch = {}
         for path in paths[start:start + images_a_batch]:
             try:
-                batch[path] = crops_of(path, resize, options.patches)
+                batch[path] = crops_of(path, facts, options.patches)
             except InputError as error:
                 say(f'skipped: {error}')
                 unread += 1
         for path, score in zip(batch, scores_of(model, list(batch.values()), device)):
-            print(f'{path}\t{score:.4f}', flush=True)
-            rows.append((path, score))
+            rows.append({'image': path, 'score': low + (high - low) * score})
+            print(f'{path}\t{rows[-1]["score"]:.4f}', flush=True)
     if options.csv:
-        write_scores(options.csv, rows)
+        write_table(options.csv, ['image', 'score'], rows)
     return not unread
 
 
-def training_resize(checkpoint):
-    """(height, width) that the checkpoint's training resized images to, or None.
+def training_facts(checkpoint):
+    """What an image and a score mean to the network, see `train_test_IQA.model_facts`.
 
-    A checkpoint outside a run folder is taken for the original authors' KonIQ model.
+    It is read from the config.json of the run that the checkpoint lies in, or from one beside the checkpoint. A checkpoint
+    without one is taken for the original authors' KonIQ model.
     """
-    record = Path(checkpoint).parent.parent / 'config.json'
-    if record.exists():
-        return folders.DATABASES[run_folder.read_options(record)['dataset']].resize
+    folder = Path(checkpoint).parent
+    for record in (folder / 'config.json', folder.parent / 'config.json'):
+        if record.exists():
+            return run_folder.read_record(record)['model']
     height, width = folders.DATABASES['koniq'].resize
-    say(f'{checkpoint} lies in no run folder: images are resized to {height} high, {width} wide as for KonIQ-10k')
-    return height, width
+    say(f'there is no config.json with {checkpoint}: images are resized to {height} high, {width} wide as for KonIQ-10k')
+    return {'resize': (height, width), 'exif_rotation': False, 'score_range': None}
 
 
 def list_images(arguments):
@@ -91,9 +94,9 @@ def list_images(arguments):
     return paths
 
 
-def crops_of(path, resize, patch_num):
+def crops_of(path, facts, patch_num):
     """(patch_num, 224, 224, 3) uint8 crops of an image, at places that the content of its file decides."""
-    image = folders.load_image(path, resize)
+    image = folders.load_image(path, facts['resize'], facts['exif_rotation'])
     if min(image.size) < PATCH_SIZE:
         scale = PATCH_SIZE / min(image.size)
         larger = tuple(max(PATCH_SIZE, round(side * scale)) for side in image.size)
@@ -115,16 +118,6 @@ def scores_of(model, crops, device):
     scores = [models.predict_scores(model, to_device(some, flip, device))
               for some, flip in zip(patches.split(BATCH_SIZE), unflipped.split(BATCH_SIZE))]
     return torch.cat(scores).double().view(len(crops), -1).mean(1).tolist()
-
-
-def write_scores(path, rows):
-    try:
-        with open(path, 'w', newline='') as file:
-            writer = csv.writer(file)
-            writer.writerow(['image', 'score'])
-            writer.writerows(rows)
-    except OSError as error:
-        raise InputError(f'{path} cannot be written: {error.strerror}')
 
 
 def parse_options(argv):

@@ -10,12 +10,10 @@ so its pages belong to the system's page cache and not to the process. A file ap
 is used only while every source image has the size and time that it lists.
 """
 import errno
-import fcntl
 import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from tqdm import tqdm
 
 import folders
 from errors import InputError, say
+from files import locked
 from models import PATCH_SIZE
 
 MAGIC = b'HyperIQA frames 1\n'
@@ -224,14 +223,6 @@ def write_at(descriptor, frame, start):
     while content:
         written = os.pwrite(descriptor, content, start)
         content, start = content[written:], start + written
-
-
-@contextmanager
-def locked(path):
-    """Hold the lock file `path`; the system frees it when the process ends, however it does."""
-    with open(path, 'w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def cores():

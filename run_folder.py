@@ -1,137 +1,98 @@
 """The folder that a run leaves behind, so that nothing it earned is ever lost.
 
-    config.json            every option, package versions, device
+    config.json            every option, what an image and a score mean to the network, package versions, device
     round_01/split.json    names of the images of each part
     round_01/history.csv   a row an epoch
     round_01/best.pth      the best epoch's plain state_dict
     round_01/last.pth      everything that a resume needs
     round_01/predictions.csv, curves.png, scatter.png
+    round_01/test_on.json  metrics on other databases, where --test_on names some
     results.json           every round's metrics at its best epoch, and their median, mean and deviation
 
 Every file appears whole or not at all. `last.pth` is the truth: an epoch counts once it is renamed into place. A round is
 finished once it has its predictions.csv, and the results are computed from those files alone.
 """
-import csv
 import io
 import json
 import math
-import os
 import platform
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import distributed
 import plots
 from errors import InputError
+from files import locked, make_folder, read_json, read_table, try_lock, write_json, write_table, write_whole
 from metrics import all_metrics
 from models import read_checkpoint
 
 # Options that a resumed run may change: where things are and how fast they go, not what is computed.
-FREE_OPTIONS = {'data_root', 'output', 'resume', 'evaluate', 'device', 'num_workers', 'cache'}
+FREE_OPTIONS = {'data_root', 'csv', 'output', 'resume', 'rounds', 'device', 'num_workers', 'cache'}
 
 
-def write_whole(path, content):
-    """Write the bytes `content` to `path`, which holds either its old or its new content whatever happens meanwhile.
-
-    Raises:
-        InputError: the disk is full or the folder cannot be written; the old content is untouched.
-    """
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        with open(beside, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(f'{path} cannot be written: {error.strerror}; what it held before is untouched. '
-                         f'Make room, then continue with --resume')
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def sync_folder(folder):
-    """Make a rename in `folder` last through a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path, content):
-    write_whole(path, (json.dumps(content, indent=1) + '\n').encode())
-
-
-def read_json(path):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f'{path} cannot be read: {error}')
-
-
-def write_table(path, rows):
-    """Write a list of dicts with the same keys as CSV; floats keep every digit."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
-
-
-def read_table(path):
-    try:
-        with open(path, newline='', encoding='utf-8') as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise InputError(f'{path} cannot be read: {error.strerror}')
-
-
-def open_run(config):
+def open_run(config, model):
     """The run folder `config.output` as a path, made or continued.
+
+    Args:
+        model: what an image and a score mean to the networks of this run; demo.py reads it.
 
     Raises:
         InputError: it exists and `config.resume` is not set, it was made with other options, or it is no run folder.
     """
     folder = Path(config.output)
-    record = folder / 'config.json'
-    if record.exists():
-        if not config.resume:
+    path = folder / 'config.json'
+    record = {'options': vars(config), 'model': model, 'versions': versions(), 'device': device_name(config.device)}
+    if path.exists():
+        if not config.resume and not is_joined(folder, config):
             raise InputError(f'the run folder {folder} exists already; --resume continues it, '
                              f'--output DIR names another one')
-        refuse_other_options(record, config)
-    elif folder.exists() and any(not path.name.startswith('.') for path in folder.iterdir()):
+        refuse_other_options(path, record)
+    elif folder.exists() and any(not entry.name.startswith('.') for entry in folder.iterdir()):
         raise InputError(f'{folder} holds files, but it is not a run folder; --output DIR names another one')
     else:
         make_folder(folder)
-        write_json(record, {'options': vars(config), 'versions': versions(), 'device': device_name(config.device)})
+        write_json(path, record)
     return folder
 
 
-def refuse_other_options(record, config):
-    before, now = read_options(record), vars(config)
-    names = sorted((before.keys() | now.keys()) - FREE_OPTIONS)
-    differ = [f'--{name} was {before.get(name)}, is {now.get(name)}' for name in names if before.get(name) != now.get(name)]
+def is_joined(folder, config):
+    """Whether this process adds rounds of its own, by `--rounds`, to the folder of another one."""
+    return bool(config.rounds) and not any(round_path(folder, k).exists() for k in config.rounds)
+
+
+def round_path(run, round_number):
+    return Path(run) / f'round_{round_number:02d}'
+
+
+def round_index_of(folder):
+    """The 0-based round of a round's folder."""
+    number = folder.name.removeprefix('round_')
+    if not number.isdigit():
+        raise InputError(f'{folder} is not the folder of a round; the checkpoint must lie in a run folder, '
+                         f'as in runs/koniq-seed0/round_01/best.pth')
+    return int(number) - 1
+
+
+def refuse_other_options(path, record):
+    before, now = read_record(path), json.loads(json.dumps(record))
+    differ = [f'--{name} was {before["options"].get(name)}, is {now["options"].get(name)}'
+              for name in sorted((before['options'].keys() | now['options'].keys()) - FREE_OPTIONS)
+              if before['options'].get(name) != now['options'].get(name)]
+    differ += [f'{name} was {value}, is {now["model"].get(name)}'
+               for name, value in before['model'].items() if value != now['model'].get(name)]
     if differ:
-        raise InputError(f'{record.parent} was made with other options: {"; ".join(differ)}; '
+        raise InputError(f'{path.parent} was made with other options: {"; ".join(differ)}; '
                          f'give the same ones, or --output DIR for a new run')
 
 
-def read_options(record):
-    """The options in a config.json as a dict."""
-    options = read_json(record).get('options')
-    if not isinstance(options, dict):
-        raise InputError(f'{record} holds no options; it is not the record of a run')
-    return options
-
-
-def make_folder(folder):
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f'the folder {folder} cannot be made: {error.strerror}; --output DIR names another place')
+def read_record(path):
+    """The content of a config.json."""
+    record = read_json(path)
+    if not isinstance(record.get('options'), dict) or not isinstance(record.get('model'), dict):
+        raise InputError(f'{path} holds no options; it is not the record of a run')
+    return record
 
 
 def versions():
@@ -150,17 +111,28 @@ def device_name(device):
 
 
 class RoundFolder:
-    """One round's files.
+    """One round's files; under torchrun all ranks read them and the first alone writes.
 
     Args:
         run: the run folder.
         round_index: 0-based.
         parts: names of the images of each part, by the part's name; a folder made for others is refused.
+
+    Raises:
+        InputError: the folder cannot be written, was made for other images, or another process runs this round.
     """
 
     def __init__(self, run, round_index, parts):
-        self.path = Path(run) / f'round_{round_index + 1:02d}'
-        make_folder(self.path)
+        self.path = round_path(run, round_index + 1)
+        if distributed.rank() == 0:
+            make_folder(self.path)
+            self.lock = try_lock(self.path / '.lock')
+            if self.lock is None:
+                raise InputError(f'{self.path} is being trained by another process')
+            self.prepare(parts)
+        distributed.wait()
+
+    def prepare(self, parts):
         for abandoned in self.path.glob('.*.tmp'):
             abandoned.unlink()
         split = self.path / 'split.json'
@@ -189,27 +161,33 @@ class RoundFolder:
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise InputError(f'{path} is not the checkpoint of this round ({str(error).splitlines()[0]}); '
                              f'put the right file back, or remove {self.path} to start the round anew')
-        self.write_derived(state)
+        if distributed.rank() == 0:
+            self.write_derived(state)
 
     def save(self, state):
         """Record a finished epoch; `state` is the solver's `state_dict`."""
-        write_whole(self.path / 'last.pth', serialised(state))
-        self.write_derived(state)
+        if distributed.rank() == 0:
+            write_whole(self.path / 'last.pth', serialised(state))
+            self.write_derived(state)
+        distributed.wait()
 
     def write_derived(self, state):
         """The files that follow from last.pth, which a kill may have left one epoch behind it."""
         history = state['history']
         if state['best'] and state['best']['epoch'] == history[-1]['epoch']:
             write_whole(self.path / 'best.pth', serialised(state['model']))
-        write_table(self.path / 'history.csv', history)
+        write_table(self.path / 'history.csv', list(history[0]), history)
         write_whole(self.path / 'curves.png', plots.curves(history))
 
-    def finish(self, names, subjective, predicted, title):
-        """Write the test images' scores at the best epoch, and their picture."""
-        write_whole(self.path / 'scatter.png', plots.scatter(predicted, subjective, title))
-        write_table(self.path / 'predictions.csv', [
-            {'image': name, 'score': float(score), 'prediction': float(prediction)}
-            for name, score, prediction in zip(names, subjective, predicted, strict=True)])
+    def finish(self, names, subjective, predicted, title, across):
+        """Write the test images' scores at the best epoch and their picture, and the metrics on other databases."""
+        if across:
+            write_json(self.path / 'test_on.json', without_nan(across))
+        if names:
+            write_whole(self.path / 'scatter.png', plots.scatter(predicted, subjective, title))
+        rows = [{'image': name, 'score': float(score), 'prediction': float(prediction)}
+                for name, score, prediction in zip(names, subjective, predicted, strict=True)]
+        write_table(self.path / 'predictions.csv', ['image', 'score', 'prediction'], rows)
 
 
 def serialised(content):
@@ -218,38 +196,47 @@ def serialised(content):
     return buffer.getbuffer()
 
 
-def best_row(history, selected_on):
-    """The first row of `history` with the highest value of the column `selected_on`, or None if all are nan."""
-    rows = [row for row in history if not math.isnan(float(row[selected_on]))]
-    return max(rows, key=lambda row: float(row[selected_on])) if rows else None
-
-
-def selection_column(history):
-    """The best epoch is chosen on the validation part if there is one, else on the test part as the original does."""
-    return 'val_srcc' if 'val_srcc' in history[0] else 'test_srcc'
+def best_row(history):
+    """The first row of a history.csv with the highest SRCC of the part that chooses the epoch; the last row without one."""
+    column = 'val_srcc' if 'val_srcc' in history[0] else 'test_srcc'
+    rows = [row for row in history if not math.isnan(float(row[column]))]
+    return max(rows, key=lambda row: float(row[column])) if rows else history[-1]
 
 
 def summarise(run):
-    """Compute results.json from the rounds that are finished and write it.
+    """Compute results.json from the rounds that are finished and write it, one process at a time.
 
     Returns:
-        dict: `rounds` maps the 1-based round to its metrics; `median`, `mean` and `std` are over them.
+        dict: `rounds` maps the 1-based round to its metrics; `median`, `mean` and `std` are over them. Metrics on the
+        other databases are under `test_on`, by the database's name.
     """
-    rounds = {}
-    for path in sorted(Path(run).glob('round_*/predictions.csv')):
-        predictions, history = read_table(path), read_table(path.with_name('history.csv'))
-        best = best_row(history, selection_column(history))
-        rounds[str(int(path.parent.name.removeprefix('round_')))] = {
-            'epoch': int(best['epoch']),
-            **all_metrics([float(row['prediction']) for row in predictions], [float(row['score']) for row in predictions])}
-    results = {'rounds': rounds, **statistics(list(rounds.values()))}
-    write_json(Path(run) / 'results.json', without_nan(results))
+    run = Path(run)
+    with locked(run / '.lock'):
+        rounds = {str(round_index_of(path.parent) + 1): round_result(path.parent)
+                  for path in sorted(run.glob('round_*/predictions.csv'))}
+        results = {'rounds': rounds, **statistics(list(rounds.values()))}
+        write_json(run / 'results.json', without_nan(results))
     return results
 
 
+def round_result(folder):
+    """The metrics of a finished round from the files in its folder."""
+    predictions, history = read_table(folder / 'predictions.csv'), read_table(folder / 'history.csv')
+    result = {'epoch': int(best_row(history)['epoch']),
+              **all_metrics([float(row['prediction']) for row in predictions], [float(row['score']) for row in predictions])}
+    if (folder / 'test_on.json').exists():
+        result['test_on'] = {database: {name: math.nan if value is None else value for name, value in metrics.items()}
+                             for database, metrics in read_json(folder / 'test_on.json').items()}
+    return result
+
+
 def statistics(rounds):
-    names = [name for name in rounds[0] if name != 'epoch'] if rounds else []
-    return {title: {name: float(function([metrics[name] for metrics in rounds])) for name in names}
+    """{'median': ..., 'mean': ..., 'std': ...} over the rounds' results, with the same nesting."""
+    def over_rounds(function, results):
+        return {name: over_rounds(function, [result[name] for result in results]) if isinstance(value, dict)
+                else float(function([result[name] for result in results]))
+                for name, value in results[0].items() if name != 'epoch'}
+    return {title: over_rounds(function, rounds) if rounds else {}
             for title, function in (('median', np.median), ('mean', np.mean), ('std', np.std))}
 
 

@@ -2,8 +2,8 @@
 
     python train_test_IQA.py --dataset demo                        # generated data, minutes on a CPU
     python train_test_IQA.py --dataset koniq --data_root DIR       # KonIQ-10k, the published protocol
+    torchrun --nproc_per_node 4 train_test_IQA.py --dataset koniq  # on four GPUs
 """
-import argparse
 import math
 import os
 import signal
@@ -12,26 +12,29 @@ from pathlib import Path
 
 import numpy as np
 
+import check_database
+import distributed
 import folders
+import models
 import run_folder
-from data_loader import open_database
+from data_loader import DataLoader, open_database
 from errors import InputError, say
-from HyerIQASolver import DEFAULTS, HyperIQASolver, checked_device, default_device, has_bfloat16
-from models import PATCH_SIZE, patch_size_reason
+from files import read_json
+from HyerIQASolver import HyperIQASolver, has_bfloat16
+from metrics import all_metrics
+from options import parse_options
 
 TRAIN_SHARE = 0.8
 
 
 def main(argv=None):
     signal.signal(signal.SIGTERM, terminate)
+    if distributed.rank() > 0:
+        sys.stdout = open(os.devnull, 'w')
     try:
-        config = parse_options(argv)
-        if config.evaluate:
-            evaluate(config)
-        else:
-            run(config)
+        act(parse_options(argv))
     except InputError as error:
-        say(f'error: {error}')
+        print(f'error: {error}', file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         say('interrupted; the same command with --resume continues after the last finished epoch')
@@ -43,23 +46,41 @@ def terminate(signal_number, frame):
     raise KeyboardInterrupt(128 + signal_number)
 
 
+def act(config):
+    """Do what the options ask for."""
+    if config.list_datasets:
+        print(folders.dataset_table())
+    elif config.summarize:
+        print_medians(run_folder.summarise(config.summarize))
+    elif config.check:
+        check(config)
+    else:
+        distributed.start(config.device)
+        describe(config)
+        evaluate(config) if config.evaluate else run(config)
+        distributed.stop()
+
+
 def run(config):
-    """Train and test `config.train_test_num` rounds into the run folder and print their medians."""
-    describe(config)
-    opened = open_database(config.dataset, config.data_root, config.cache)
-    folder = run_folder.open_run(config)
-    for round_index in range(config.train_test_num):
-        split = draw_split(len(opened.units), config.seed, round_index, config.val_ratio)
-        train_round(config, folder, round_index, split, opened)
-    median = run_folder.summarise(folder).get('median', {})
-    print(f'Testing median SRCC {median.get("SRCC", math.nan):.4f}, median PLCC {median.get("PLCC", math.nan):.4f}')
+    """Train and test the rounds into the run folder and print their medians."""
+    opened = open_database(config.dataset, config.data_root, config.cache, config.resize)
+    units, splits = draw_splits(config, opened.samples)
+    opened = opened._replace(units=units)
+    others = {name: open_database(name, path, config.cache) for name, path in config.test_on or []}
+    if distributed.rank() == 0:
+        run_folder.open_run(config, model_facts(config, opened.samples))
+    distributed.wait()
+    for round_number in config.rounds or range(1, config.train_test_num + 1):
+        train_round(config, round_number - 1, splits[round_number - 1], opened, others)
+    if distributed.rank() == 0:
+        print_medians(run_folder.summarise(config.output))
 
 
-def train_round(config, run, round_index, split, opened):
+def train_round(config, round_index, split, opened, others):
     """Train and test one round, or what is left of it, and write its results."""
     names = {part: [name_of(opened.samples[k], config.data_root) for k in opened.positions(units)]
              for part, units in split.items() if units}
-    folder = run_folder.RoundFolder(run, round_index, names)
+    folder = run_folder.RoundFolder(config.output, round_index, names)
     print(f'Round {round_index + 1}', flush=True)
     if not folder.finished:
         solver = HyperIQASolver(config, config.data_root, split['train'], split['test'], val_idx=split['val'],
@@ -67,46 +88,106 @@ def train_round(config, run, round_index, split, opened):
         folder.restore(solver)
         solver.train(folder)
         if solver.best:
-            folder.finish(names['test'], solver.test_data.scores, solver.best['scores'].numpy(),
-                          f'{folders.DATABASES[config.dataset].title}, round {round_index + 1}, epoch {solver.best["epoch"]}')
-    result = run_folder.summarise(run)['rounds'].get(str(round_index + 1))
-    if result is None:
-        print('Best test SRCC nan, PLCC nan', flush=True)
-    else:
-        chosen = 'Best test' if not split['val'] else 'Best validation epoch: test'
-        print(f'{chosen} SRCC {result["SRCC"]:.4f}, PLCC {result["PLCC"]:.4f} (epoch {result["epoch"]})', flush=True)
+            models.load_weights(solver.model_hyper, folder.path / 'best.pth')
+            across = test_on_others(config, solver, others, round_index, model_facts(config, opened.samples))
+            title = f'{folders.DATABASES[config.dataset].title}, round {round_index + 1}, epoch {solver.best["epoch"]}'
+            folder.finish(names.get('test', []), solver.test_data.scores, solver.best['scores'].numpy(), title, across)
+    if distributed.rank() == 0:
+        print_round(run_folder.summarise(config.output)['rounds'].get(str(round_index + 1)), names)
+
+
+def test_on_others(config, solver, others, round_index, facts):
+    """Test the solver's network on whole databases.
+
+    Args:
+        others: maps a database's name to its `OpenDatabase`.
+        facts: of the database that the network was trained on, see `model_facts`.
+
+    Returns:
+        dict: SRCC, PLCC and KRCC by the database's name. A higher value always means more agreement: where one of the
+        two databases has scores that fall with quality, the sign is turned.
+    """
+    results, paths = {}, dict(config.test_on or [])
+    for name, opened in others.items():
+        data = DataLoader(name, paths[name], range(len(opened.units)), config.patch_size, config.test_patch_num,
+                          config.test_batch_size, istrain=False, seed=config.seed, round_index=round_index,
+                          device=solver.device, num_workers=config.num_workers, opened=opened).get_data()
+        sign = 1 if folders.higher_is_better(name, paths[name]) == facts['higher_is_better'] else -1
+        metrics = all_metrics(solver.predict(data), data.scores)
+        results[name] = {metric: sign * metrics[metric] for metric in ('SRCC', 'PLCC', 'KRCC')}
+    return results
 
 
 def evaluate(config):
-    """Repeat the test of the round whose folder holds the checkpoint; prints what its history shows for that epoch."""
-    describe(config)
+    """Repeat the test of the round whose folder holds the checkpoint, or test it on other databases."""
     checkpoint = Path(config.evaluate)
-    opened = open_database(config.dataset, config.data_root, config.cache)
-    split = read_split(checkpoint.with_name('split.json'), config.data_root, opened)
-    round_index = int(checkpoint.parent.name.removeprefix('round_')) - 1
-    solver = HyperIQASolver(config, config.data_root, split['train'], split['test'], round_index=round_index,
-                            opened=opened)
+    facts = run_folder.read_record(checkpoint.parent.parent / 'config.json')['model']
+    round_index = run_folder.round_index_of(checkpoint.parent)
+    if config.test_on:
+        others = {name: open_database(name, path, config.cache) for name, path in config.test_on}
+        name, path = config.test_on[0]
+        solver = HyperIQASolver(config, path, [], [], round_index=round_index, opened=others[name])
+        solver.score_range = facts['score_range'] or (0, 1)
+        print_across(test_on_others(config, solver, others, round_index, facts))
+        return
+    opened = open_database(config.dataset, config.data_root, config.cache, config.resize)
+    split = read_split(checkpoint.with_name('split.json'), config.data_root, opened.samples)
+    if not split['test']:
+        raise InputError(f'{checkpoint} was trained without a test part; --test_on NAME=DIR tests it on a database')
+    solver = HyperIQASolver(config, config.data_root, [], split['test'], round_index=round_index,
+                            opened=opened._replace(units=single_images(opened.samples)))
     test_srcc, test_plcc = solver.test(solver.test_data)
     print(f'test_srcc {test_srcc}\ntest_plcc {test_plcc}')
 
 
-def read_split(path, data_root, opened):
-    """The parts in a split.json as positions of units.
+def check(config):
+    """Check the database; exit with 2 if it cannot be trained on."""
+    samples = folders.read_samples(config.dataset, config.data_root)
+    units, splits = draw_splits(config, samples)
+    splits = [{part: [k for unit in split[part] for k in units[unit]] for part in split} for split in splits]
+    database = folders.DATABASES[config.dataset]
+    warn_of_count(config.dataset, samples)
+    if not check_database.check(samples, splits, exif_rotation=database.exif_rotation,
+                                resize=config.resize or database.resize):
+        sys.exit(2)
 
-    Raises:
-        InputError: it names images that the database does not have, or separates images of one unit.
+
+def model_facts(config, samples):
+    """What an image and a score mean to the network, for config.json: demo.py prepares images and scales scores by it."""
+    database = folders.DATABASES[config.dataset]
+    return {'resize': config.resize or database.resize, 'exif_rotation': database.exif_rotation,
+            'score_range': folders.score_range(config.dataset, samples) if config.normalize_scores else None,
+            'higher_is_better': folders.higher_is_better(config.dataset, config.data_root)}
+
+
+def draw_splits(config, samples):
+    """What each round trains and tests on.
+
+    Returns:
+        (units, splits): the positions of the samples of each unit; for each round the positions of the units of its
+        `train`, `val` and `test` part. Other splits than the random one name images, so their units are single images.
     """
-    names = run_folder.read_json(path)
-    unit_of = {name_of(opened.samples[k], data_root): position for position, unit in enumerate(opened.units) for k in unit}
-    unknown = [name for part in names.values() for name in part if name not in unit_of]
-    if unknown:
-        raise InputError(f'{path} names {len(unknown)} images that are not in {data_root}, the first of them {unknown[0]}')
-    return {part: list(dict.fromkeys(unit_of[name] for name in names.get(part, []))) for part in ('train', 'val', 'test')}
+    rounds = range(config.train_test_num)
+    fixed = config.split != 'random' or (config.dataset == 'csv' and any(sample.part for sample in samples))
+    if config.train_on_all:
+        units = folders.split_units(config.dataset, samples)
+        return units, [{'train': list(range(len(units))), 'val': [], 'test': []} for _ in rounds]
+    if not fixed:
+        units = folders.split_units(config.dataset, samples)
+        return units, [draw_split(len(units), config.seed, round_index, config.val_ratio) for round_index in rounds]
+    if config.val_ratio:
+        raise InputError(f'--val_ratio: the sets in {config.data_root} say already which images choose the epoch')
+    if config.split in ('random', 'official'):
+        split = official_split(config.dataset, samples)
+    else:
+        split = read_split(config.split, config.data_root, samples)
+    if not split['train'] or not split['test']:
+        raise InputError(f'--split {config.split}: there must be images to train on and to test on')
+    return single_images(samples), [split for _ in rounds]
 
 
-def name_of(sample, data_root):
-    """A sample's name in the files of a run: its path below the database's folder, the same on every machine."""
-    return Path(os.path.relpath(sample.path, data_root)).as_posix()
+def single_images(samples):
+    return [[k] for k in range(len(samples))]
 
 
 def draw_split(units, seed, round_index, val_ratio):
@@ -129,11 +210,45 @@ def draw_split(units, seed, round_index, val_ratio):
     return split
 
 
+def official_split(dataset, samples):
+    """Positions of the images in each official set."""
+    without = [sample.path for sample in samples if not sample.part]
+    if without:
+        raise InputError(f'--split official: the labels of {folders.DATABASES[dataset].title} put {len(without)} images '
+                         f'into no set, the first of them {without[0]}; use --split random')
+    return {part: [k for k, sample in enumerate(samples) if sample.part == part] for part in ('train', 'val', 'test')}
+
+
+def read_split(path, data_root, samples):
+    """Positions of the images in each part that a split.json names.
+
+    Raises:
+        InputError: it cannot be read, or it names images that the database does not have or names one twice.
+    """
+    content = read_json(path)
+    names = {part: content.get(part, []) for part in ('train', 'val', 'test')}
+    position = {name_of(sample, data_root): k for k, sample in enumerate(samples)}
+    listed = [name for part in names.values() for name in part]
+    unknown = [name for name in listed if name not in position]
+    if unknown:
+        raise InputError(f'{path} names {len(unknown)} images that are not in {data_root}, the first of them {unknown[0]}')
+    if len(set(listed)) < len(listed):
+        twice = next(name for name in listed if listed.count(name) > 1)
+        raise InputError(f'{path} names {twice} twice; an image belongs to one part')
+    return {part: [position[name] for name in names[part]] for part in names}
+
+
+def name_of(sample, data_root):
+    """A sample's name in the files of a run: its path below the database's folder, the same on every machine."""
+    root = Path(data_root)
+    return Path(os.path.relpath(sample.path, root if root.is_dir() else root.parent)).as_posix()
+
+
 def describe(config):
     """Say on stderr what a reader of the numbers must know."""
     own = folders.DATABASES[config.dataset].defaults
     if own:
-        values = ' '.join(f'--{name} {getattr(config, name)}' for name in own).replace(' True', '')
+        values = ' '.join(f'--{name} {getattr(config, name)}' for name in own)
         say(f'{config.dataset} has its own defaults, here: {values}')
     say(f'Device: {config.device} ({run_folder.device_name(config.device)}); seed: {config.seed}; '
         f'initial weights: {config.weights}')
@@ -141,89 +256,35 @@ def describe(config):
         say('--amp: this CPU has no bfloat16 instructions, so training is many times slower with it than without')
 
 
-def parse_options(argv):
-    """The command line as a namespace. A database's own defaults stand between the general ones and the user's."""
-    parser = make_parser()
-    config = parser.parse_args(argv)
-    config.dataset = folders.database_key(config.dataset)
-    parser.set_defaults(**folders.DATABASES[config.dataset].defaults)
-    if config.evaluate:
-        parser.set_defaults(**options_of_run(config.evaluate))
-    config = parser.parse_args(argv, argparse.Namespace(dataset=config.dataset))
-    config.dataset = folders.database_key(config.dataset)
-    if config.patch_size != PATCH_SIZE:
-        raise InputError(f'--patch_size: {patch_size_reason(config.patch_size)}')
-    config.data_root = config.data_root or f'data/{config.dataset}'
-    config.output = config.output or f'runs/{config.dataset}-seed{config.seed}'
-    config.device = checked_device(config.device or default_device())
-    return config
+def warn_of_count(dataset, samples):
+    warning = folders.count_warning(dataset, samples)
+    if warning:
+        say(f'warning: {warning}')
 
 
-def options_of_run(checkpoint):
-    """The options that decide the numbers of the run whose round folder holds `checkpoint`, and its data_root."""
-    options = run_folder.read_options(Path(checkpoint).parent.parent / 'config.json')
-    kept = {name: value for name, value in options.items() if name not in run_folder.FREE_OPTIONS}
-    return {**kept, 'data_root': options['data_root'], 'weights': checkpoint}
+def print_round(result, parts):
+    """Print a round's result, None where no epoch had one; `parts` names its parts."""
+    if result is None:
+        print('Best test SRCC nan, PLCC nan', flush=True)
+    elif 'test' not in parts:
+        print(f'Trained on all {len(parts["train"])} images; the last epoch, {result["epoch"]}, is kept', flush=True)
+    else:
+        chosen = 'Best validation epoch: test' if 'val' in parts else 'Best test'
+        print(f'{chosen} SRCC {result["SRCC"]:.4f}, PLCC {result["PLCC"]:.4f} (epoch {result["epoch"]})', flush=True)
+    print_across((result or {}).get('test_on', {}))
 
 
-def make_parser():
-    parser = argparse.ArgumentParser(description='Train and test HyperIQA.',
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add('--dataset', help=f'{", ".join(folders.DATABASES)}')
-    add('--data_root', metavar='DIR', help='the database\'s folder (default: data/<dataset>)', default=argparse.SUPPRESS)
-    add('--train_patch_num', type=positive, help='random patches of each training image an epoch')
-    add('--test_patch_num', type=positive, help='random patches of each test image')
-    add('--lr', type=rate, help='backbone learning rate')
-    add('--weight_decay', type=rate, help='weight decay of both parameter groups')
-    add('--lr_ratio', type=rate, help='hypernetwork learning rate / backbone learning rate')
-    add('--batch_size', type=positive, help='patches a batch')
-    add('--epochs', type=positive, help='epochs a round')
-    add('--patch_size', type=int, help=f'{PATCH_SIZE}: the network takes no other')
-    add('--train_test_num', type=positive, help='rounds: train-test splits')
-    add('--seed', type=count, help='what the splits, initial weights and patches depend on')
-    add('--device', help='cpu, cuda, cuda:1 ... (default: cuda if there is one, else cpu)', default=argparse.SUPPRESS)
-    add('--weights', metavar='SOURCE', help='initial weights: imagenet, none, or the file of a torchvision ResNet-50 '
-                                            'or HyperIQA state_dict')
-    add('--num_workers', type=count, help='threads that gather patches; the numbers do not depend on it')
-    add('--test_batch_size', type=positive, help='patches a batch when testing')
-    add('--cache', metavar='DIR', help='folder of the decoded images (default: .hyperiqa_cache in the database\'s folder); '
-                                       'none decodes each image again in every epoch', default=argparse.SUPPRESS)
-    add('--amp', action='store_true', help='bfloat16 autocast: faster, the numbers differ slightly')
-    add('--compile', action='store_true', help='torch.compile: a slow start, then faster on a GPU')
-    add('--output', metavar='DIR', help='the run folder (default: runs/<dataset>-seed<seed>)', default=argparse.SUPPRESS)
-    add('--resume', action='store_true', help='continue the run folder after its last finished epoch, or start it')
-    add('--patience', type=count, metavar='N', help='stop a round after N epochs without a better epoch; 0: never')
-    add('--val_ratio', type=share, metavar='R', help='share of the training images (or contents) that choose the best '
-                                                     'epoch; 0: the test part chooses it, as in the original')
-    add('--evaluate', metavar='CHECKPOINT', help='only repeat the test of the round that this best.pth or last.pth is of')
-    parser.set_defaults(data_root=None, output=None, **DEFAULTS)
-    return parser
+def print_across(results, word=''):
+    for name, metrics in results.items():
+        values = ', '.join(f'{word}{metric} {value:.4f}' for metric, value in metrics.items())
+        print(f'On {folders.DATABASES[name].title}: {values}', flush=True)
 
 
-def positive(text):
-    return at_least(1, int(text))
-
-
-def count(text):
-    return at_least(0, int(text))
-
-
-def rate(text):
-    return at_least(0, float(text))
-
-
-def share(text):
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f'{value} is not in 0 ... 1')
-    return value
-
-
-def at_least(bound, value):
-    if not value >= bound:
-        raise argparse.ArgumentTypeError(f'{value} is less than {bound}')
-    return value
+def print_medians(results):
+    median = results['median']
+    print(f'Testing median SRCC {median.get("SRCC", math.nan):.4f}, median PLCC {median.get("PLCC", math.nan):.4f}'
+          + (f' of {len(results["rounds"])} rounds' if len(results['rounds']) > 1 else ''), flush=True)
+    print_across(median.get('test_on', {}), 'median ')
 
 
 if __name__ == '__main__':

@@ -188,7 +188,7 @@ def own_step(root, options, tf32=None, **settings):
         if tf32 is not None:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         for _ in range(STEPS):
-            solver.train_step(patches, scores)
+            solver.train_step(patches, scores, len(patches))
         synchronise(options.device)
     return run
 

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import databases
+import train_test_IQA
 
 PROJECT = Path(__file__).parent.parent
 
@@ -39,6 +41,22 @@ def script(tmp_path):
     def run(name, *options, **environment):
         return subprocess.run(command(name, *options), cwd=tmp_path, capture_output=True, text=True,
                               env={**os.environ, **environment})
+    return run
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, capsys):
+    """program(*options) runs train_test_IQA.py's main in this process, in a folder of its own: seconds faster than `script`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signal, 'signal', lambda *handler: None)
+
+    def run(*options):
+        try:
+            train_test_IQA.main([*map(str, options)])
+            code = 0
+        except SystemExit as exit:
+            code = exit.code
+        return subprocess.CompletedProcess(options, code, *capsys.readouterr())
     return run
 
 

@@ -9,7 +9,8 @@ import demo_database
 import folders
 import models
 from errors import InputError
-from train_test_IQA import draw_split, main, parse_options
+from options import parse_options
+from train_test_IQA import draw_split, main
 
 QUICK = ('--dataset', 'livec', '--data_root', 'livec', '--weights', 'none', '--device', 'cpu', '--epochs', 2,
          '--train_patch_num', 1, '--test_patch_num', 2, '--batch_size', 3, '--train_test_num', 1)

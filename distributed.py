@@ -1,0 +1,83 @@
+"""Several processes that train one network, started by torchrun; without torchrun everything here does nothing.
+
+Two process groups: in the training group every rank arrives within seconds, so a rank that waits longer than TIMEOUT knows
+that another has failed. Ranks wait in the default group while one of them builds the frame cache or writes a checkpoint.
+"""
+import os
+from datetime import timedelta
+
+import torch
+from torch import distributed as dist
+
+TIMEOUT = timedelta(seconds=50)
+PATIENCE = timedelta(hours=24)
+training_group = None
+
+
+def launched():
+    """Whether torchrun started this process."""
+    return 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
+
+
+def rank():
+    return int(os.environ['RANK']) if launched() else 0
+
+
+def world_size():
+    return int(os.environ['WORLD_SIZE']) if launched() else 1
+
+
+def local_device(device):
+    """The device of this rank: `cuda` is the GPU of its number on this machine."""
+    return f'cuda:{os.environ["LOCAL_RANK"]}' if launched() and device == 'cuda' else device
+
+
+def start(device):
+    """Meet the other ranks; NCCL on CUDA, gloo on the CPU."""
+    global training_group
+    if not launched() or dist.is_initialized():
+        return
+    if device.startswith('cuda'):
+        torch.cuda.set_device(device)
+    dist.init_process_group('nccl' if device.startswith('cuda') else 'gloo', timeout=PATIENCE)
+    training_group = dist.new_group(timeout=TIMEOUT)
+
+
+def stop():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wait():
+    """Until every rank is here, however long one of them works alone."""
+    if launched():
+        dist.barrier()
+
+
+def sum_over_ranks(tensor):
+    """Add up `tensor` over all ranks in place."""
+    if launched():
+        dist.all_reduce(tensor, group=training_group)
+    return tensor
+
+
+def copy_buffers(model):
+    """Give every rank the first one's buffers: the running statistics of batch norm, where they are not synchronised."""
+    if launched():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0, group=training_group)
+
+
+def wrap(model):
+    """`model` with its gradients averaged over the ranks, and its batch norm synchronised on CUDA."""
+    if not launched():
+        return model
+    device = next(model.parameters()).device
+    return torch.nn.parallel.DistributedDataParallel(model, [device] if device.type == 'cuda' else None,
+                                                     process_group=training_group)
+
+
+def share(start, stop):
+    """This rank's part of the rows start ... stop of a batch; it is empty if there are fewer rows than ranks."""
+    count, ranks = stop - start, world_size()
+    return slice(start + count * rank() // ranks, start + count * (rank() + 1) // ranks)

@@ -1,0 +1,205 @@
+"""What a run trains and tests on: splits that travel, images of one's own, the scores' unit, other databases."""
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import databases
+import demo
+import files
+import folders
+import run_folder
+from conftest import PROJECT
+from errors import InputError
+from metrics import all_metrics
+from options import parse_options
+from train_test_IQA import draw_splits, name_of
+
+QUICK = ('--weights', 'none', '--device', 'cpu', '--epochs', 2, '--train_patch_num', 1, '--test_patch_num', 2,
+         '--batch_size', 4, '--train_test_num', 1)
+
+
+def own_images(root, count=10, score='score', **columns):
+    """`count` pictures with scores 10, 20 ... and further columns in root/mine/labels.csv."""
+    rows = []
+    for k in range(count):
+        databases.picture(root / 'mine' / f'{k}.png', seed=k, size=(230, 240))
+        rows.append([f'{k}.png', 10 * (k + 1), *(values[k] for values in columns.values())])
+    databases.write_csv(root / 'mine' / 'labels.csv', ['image', score, *columns], rows)
+    return root / 'mine' / 'labels.csv'
+
+
+def names_of(split, units, samples, root):
+    return {part: [name_of(samples[k], root) for unit in split[part] for k in units[unit]] for part in split}
+
+
+def split_config(dataset, root, **options):
+    return SimpleNamespace(**{'dataset': dataset, 'data_root': str(root), 'split': 'random', 'seed': 0, 'val_ratio': 0,
+                              'train_test_num': 2, 'train_on_all': False, **options})
+
+
+def drawn(dataset, root, **options):
+    """Names of the images in each part, for each round."""
+    samples = folders.read_samples(dataset, root)
+    units, splits = draw_splits(split_config(dataset, root, **options), samples)
+    return [names_of(split, units, samples, root) for split in splits]
+
+
+def test_the_official_split_is_that_of_the_labels(make_database):
+    root = make_database('koniq_sets')
+    samples = folders.read_samples('koniq', root)
+    first, second = drawn('koniq', root, split='official')
+    assert first == second == {part: [name_of(sample, root) for sample in samples if sample.part == part]
+                               for part in ('train', 'val', 'test')}
+    assert first['train'] and first['val'] and first['test']
+    with pytest.raises(InputError, match='--split official: the labels of LIVE Challenge put 6 images into no set'):
+        drawn('livec', make_database('livec'), split='official')
+
+
+def test_a_split_of_another_run_is_taken_as_it_is(make_database, tmp_path):
+    root = make_database('livec', images=10)
+    first, second = drawn('livec', root)
+    files.write_json(tmp_path / 'split.json', second)
+    assert drawn('livec', root, split=str(tmp_path / 'split.json')) == [second, second]
+    for change, reason in (({'train': ['Images/none.bmp']}, 'names 1 images that are not in .*none.bmp'),
+                           ({'val': second['test'][:1]}, 'twice; an image belongs to one part'),
+                           ({'test': []}, 'there must be images to train on and to test on')):
+        files.write_json(tmp_path / 'changed.json', {**second, **change})
+        with pytest.raises(InputError, match=reason):
+            drawn('livec', root, split=str(tmp_path / 'changed.json'))
+    with pytest.raises(InputError, match='absent.json cannot be read'):
+        drawn('livec', root, split=str(tmp_path / 'absent.json'))
+
+
+def test_a_seed_gives_the_same_names_wherever_and_in_whatever_order_the_files_lie(make_database, tmp_path):
+    root = make_database('tid2013')
+    label_file = root / 'mos_with_names.txt'
+    other = tmp_path / 'deep' / 'er' / 'copy'
+    (other / 'distorted_images').mkdir(parents=True)
+    for path in sorted((root / 'distorted_images').iterdir(), reverse=True):
+        shutil.copy(path, other / 'distorted_images' / path.name)
+    shutil.copy(label_file, other)
+    assert drawn('tid2013', other, seed=3) == drawn('tid2013', root, seed=3)
+    assert drawn('tid2013', other, seed=3) != drawn('tid2013', root, seed=4)
+
+
+def test_contents_of_ones_own_stay_together_and_sets_fix_the_split(tmp_path):
+    contents = [f'scene{k // 2}' for k in range(10)]
+    file = own_images(tmp_path, content=contents)
+    for split in drawn('csv', file, val_ratio=0.25):
+        scenes = [{contents[int(name.removesuffix('.png'))] for name in split[part]} for part in ('train', 'val', 'test')]
+        assert len(set.union(*scenes)) == sum(map(len, scenes)) == 5 and all(scenes)
+    sets = ['test', 'val', 'val', *['train'] * 7]
+    file = own_images(tmp_path, content=contents, set=sets)
+    assert drawn('csv', file)[0] == {'train': [f'{k}.png' for k in range(3, 10)], 'val': ['1.png', '2.png'], 'test': ['0.png']}
+    with pytest.raises(InputError, match='--val_ratio: the sets in .* say already'):
+        drawn('csv', file, val_ratio=0.2)
+
+
+def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(program, make_database, tmp_path, capsys):
+    """The scores are a DMOS, so agreement with LIVE Challenge, where higher is better, has the other sign."""
+    file = own_images(tmp_path, score='dmos')
+    make_database('livec')
+    done = program('--dataset', 'csv', '--csv', file, *QUICK, '--normalize_scores', '--test_on', 'livec=livec',
+                   '--output', 'run', '--resize', 240, 250)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / 'run' / 'round_01'
+    row = run_folder.best_row(files.read_table(folder / 'history.csv'))
+    assert float(row['train_loss']) > 1                                          # in the unit of the labels, 10 ... 100
+    record = json.loads((tmp_path / 'run' / 'config.json').read_text())['model']
+    assert record == {'resize': [240, 250], 'exif_rotation': True, 'score_range': [10, 100], 'higher_is_better': False}
+    across = json.loads((tmp_path / 'run' / 'results.json').read_text())['rounds']['1']['test_on']['livec']
+    assert set(across) == {'SRCC', 'PLCC', 'KRCC'}
+    assert f'On LIVE Challenge: SRCC {across["SRCC"]:.4f}, PLCC {across["PLCC"]:.4f}' in done.stdout
+    assert f'On LIVE Challenge: median SRCC {across["SRCC"]:.4f}' in done.stdout
+
+    alone = program('--evaluate', folder / 'best.pth', '--test_on', 'livec=livec')
+    assert alone.stdout == done.stdout.splitlines(keepends=True)[-3]
+    again = program('--evaluate', folder / 'best.pth')
+    assert again.stdout == f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n'
+
+    assert_demo_scores_in_the_labels_unit(folder / 'best.pth', tmp_path / 'mine' / '3.png', capsys)
+    assert_sign(tmp_path / 'run', program, across)
+
+
+def assert_sign(run, program, across):
+    """The same network as if its labels had been a MOS."""
+    record = json.loads((run / 'config.json').read_text())
+    record['model']['higher_is_better'] = True
+    files.write_json(run / 'config.json', record)
+    printed = program('--evaluate', run / 'round_01' / 'best.pth', '--test_on', 'livec=livec').stdout
+    assert printed.startswith(f'On LIVE Challenge: SRCC {-across["SRCC"]:.4f}, PLCC {-across["PLCC"]:.4f}')
+
+
+def assert_demo_scores_in_the_labels_unit(checkpoint, picture, capsys):
+    def score():
+        with pytest.raises(SystemExit) as exit:
+            demo.main(['--checkpoint', str(checkpoint), '--device', 'cpu', '--patches', '2', str(picture)])
+        assert exit.value.code == 0
+        return float(capsys.readouterr().out.split('\t')[1])
+    in_own_unit = score()
+    record_file = checkpoint.parent.parent / 'config.json'
+    record = json.loads(record_file.read_text())
+    files.write_json(checkpoint.parent / 'config.json', {**record, 'model': {**record['model'], 'score_range': None}})
+    assert in_own_unit == pytest.approx(10 + 90 * score(), abs=0.01)
+    (checkpoint.parent / 'config.json').unlink()
+
+
+def test_training_on_all_keeps_the_last_epoch(program, make_database, tmp_path):
+    make_database('livec')
+    done = program('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_on_all', '--output', 'run')
+    assert done.returncode == 0, done.stderr
+    assert 'Trained on all 6 images; the last epoch, 2, is kept' in done.stdout
+    folder = tmp_path / 'run' / 'round_01'
+    best, last = (torch.load(folder / name, weights_only=True) for name in ('best.pth', 'last.pth'))
+    assert all(torch.equal(value, last['model'][name]) for name, value in best.items())
+    assert list(json.loads((folder / 'split.json').read_text())) == ['train']
+    assert json.loads((tmp_path / 'run' / 'results.json').read_text())['rounds']['1']['epoch'] == 2
+    refused = program('--evaluate', folder / 'best.pth')
+    assert refused.returncode == 2 and 'was trained without a test part' in refused.stderr
+
+
+@pytest.mark.parametrize('options, reason', [
+    (('--dataset', 'csv'), '--dataset csv and --csv FILE go together'),
+    (('--csv', 'mine.csv'), '--dataset csv and --csv FILE go together'),
+    (('--dataset', 'csv', '--csv', 'mine.csv'), 'there is no file mine.csv'),
+    (('--split', 'official', '--val_ratio', 0.1), '--val_ratio goes with --split random'),
+    (('--train_on_all', '--patience', 3), '--train_on_all leaves nothing to choose'),
+    (('--test_on', 'koniq'), 'koniq is not NAME=DIR'),
+    (('--test_on', 'koniq2=x'), "there is no database 'koniq2'"),
+    (('--test_on', 'koniq=x', 'koniq-10k=y'), 'each database can be named once'),
+    (('--rounds', '5-3'), '5-3 is no range'),
+    (('--rounds', '9-11'), 'there are 10 rounds'),
+    (('--val_ratio', 1), '1.0 is not in 0 ... 1'),
+])
+def test_options_that_contradict_each_other(program, options, reason):
+    done = program('--weights', 'none', '--device', 'cpu', *options)
+    assert done.returncode == 2 and reason in done.stderr.splitlines()[-1]
+
+
+def test_the_check_reads_everything_and_trains_nothing(program, make_database, tmp_path):
+    root = make_database('livec')
+    done = program('--dataset', 'livec', '--data_root', 'livec', '--check')
+    assert done.returncode == 0, done.stderr
+    assert 'LIVE Challenge has 1162 images; 6 are listed' in done.stderr
+    assert not (tmp_path / 'runs').exists() and not (root / '.hyperiqa_cache').exists()
+    (root / 'Images' / '5.bmp').write_bytes(b'no image')
+    done = program('--dataset', 'livec', '--data_root', 'livec', '--check')
+    assert done.returncode == 2 and '5.bmp' in done.stdout + done.stderr
+
+
+def test_the_readmes_table_of_databases_is_the_programs(program):
+    table = program('--list_datasets').stdout
+    assert table.startswith('| `--dataset` |') and table in (PROJECT / 'README.md').read_text()
+
+
+def test_a_databases_protocol_is_in_the_options():
+    config = parse_options(['--dataset', 'koniq', '--device', 'cpu', '--rounds', '3-5', '--test_on', 'livec=a', 'CSIQ=b'])
+    assert config.rounds == [3, 4, 5] and config.test_on == [['livec', 'a'], ['csiq', 'b']]
+    assert parse_options(['--train_on_all', '--device', 'cpu']).train_test_num == 1
+
+
+def test_metrics_of_no_images_are_nan():
+    assert all(value != value for value in all_metrics([], []).values())
