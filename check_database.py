@@ -1,0 +1,153 @@
+"""A look at a whole database before hours of work: its scores, its sizes, and the images that would spoil a run."""
+import hashlib
+import math
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from errors import InputError
+from folders import load_image
+from frames import cores
+from models import PATCH_SIZE
+
+BINS = 10
+LONGEST_BAR = 40
+NAMED = 5
+
+
+class Picture(NamedTuple):
+    """What is kept of a decoded image.
+
+    Attributes:
+        size: (height, width) before any resize, or None if it cannot be read.
+        digest: hash of size and pixels, the same for every file that decodes to the same picture, or None.
+        reason: why it cannot be read, or ''.
+    """
+    size: tuple | None
+    digest: bytes | None
+    reason: str = ''
+
+
+def check(samples, splits, *, exif_rotation=False, resize=None):
+    """Decodes every image and prints to stdout what a user should know before training.
+
+    An image of the test part that is in the train or val part too is a warning.
+
+    Args:
+        samples: list[folders.Sample].
+        splits: a dict for each round, from 'train', 'test' and perhaps 'val' to positions in `samples`.
+        exif_rotation: turn images as their EXIF orientation says.
+        resize: (height, width) that training resizes every image to, or None.
+
+    Returns:
+        bool: whether the database can be trained on: every image can be read and is large enough for a patch.
+    """
+    show_labels(samples)
+    pictures = decode([sample.path for sample in samples], exif_rotation)
+    unreadable = [f'{sample.path}\n    {picture.reason}' for sample, picture in zip(samples, pictures)
+                  if picture.reason]
+    show_sizes([picture.size for picture in pictures if picture.size], resize)
+    small = too_small(samples, pictures, resize)
+    show('Unreadable', unreadable)
+    show(f'Below {PATCH_SIZE}x{PATCH_SIZE}', small)
+    show('Identical groups', identical(samples, pictures))
+    for number, split in enumerate(splits, start=1):
+        show(f'Twins, round {number}', twins(samples, pictures, split),
+             f'warning: {{}} of {len(split["test"])} test images also in train or val')
+    usable = not unreadable and not small
+    line('Result', 'the database can be trained on' if usable else
+         f'the database cannot be trained on: {len(unreadable)} unreadable, {len(small)} too small')
+    return usable
+
+
+def decode(paths, exif_rotation):
+    """The `Picture` of each path; only as many images as there are cores are in memory at a time."""
+    pool = ThreadPoolExecutor(cores(), thread_name_prefix='check')
+    try:
+        pictures = pool.map(lambda path: read_picture(path, exif_rotation), paths)
+        return list(tqdm(pictures, 'check', total=len(paths), unit='img', leave=False, disable=None))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_picture(path, exif_rotation):
+    try:
+        image = load_image(path, exif_rotation=exif_rotation)
+    except InputError as error:
+        return Picture(None, None, str(error).removeprefix(path).strip())
+    size = image.height, image.width
+    return Picture(size, hashlib.sha256(repr(size).encode() + image.tobytes()).digest())
+
+
+def too_small(samples, pictures, resize):
+    """A line for each image that has no room for a patch after the resize."""
+    sizes = [picture.size and (resize or picture.size) for picture in pictures]
+    return [f'{size[0]:>5} x {size[1]:<5}  {sample.path}' for sample, size in zip(samples, sizes)
+            if size and min(size) < PATCH_SIZE]
+
+
+def identical(samples, pictures):
+    """The lines of each group of samples that decode to the same picture: the first of them with their scores."""
+    groups = {}
+    for sample, picture in zip(samples, pictures):
+        if picture.digest:
+            groups.setdefault(picture.digest, []).append(f'    score {sample.score:<10.6g}  {sample.path}')
+    return ['\n'.join([f'{len(group)} images', *first(group, '    ')]) for group in groups.values() if len(group) > 1]
+
+
+def twins(samples, pictures, split):
+    """The lines of each test image that has an identical image in train or val: both names."""
+    others = {}
+    for part in ('train', 'val'):
+        for k in split.get(part, []):
+            others.setdefault(pictures[k].digest, (part, samples[k].path))
+    pairs = [(samples[k].path, *others[pictures[k].digest]) for k in split['test']
+             if pictures[k].digest and pictures[k].digest in others]
+    return [f'test   {path}\n{part:<5}  {other}' for path, part, other in pairs]
+
+
+def show_labels(samples):
+    contents = len({sample.content for sample in samples})
+    scores = [sample.score for sample in samples]
+    line('Images', f'{len(samples)} of {contents} contents' if contents < len(samples) else len(samples))
+    line('Scores', f'{min(scores):.6g} to {max(scores):.6g}, mean {np.mean(scores):.6g}')
+    print('\n'.join(histogram(scores)), flush=True)
+
+
+def histogram(scores):
+    """A line for each of `BINS` equal ranges of the scores: the range, how many lie in it, and a bar."""
+    counts, edges = np.histogram(scores, BINS)
+    decimals = max(0, 1 - math.floor(math.log10(edges[1] - edges[0])))
+    texts = [f'{edge:.{decimals}f}' for edge in edges]
+    width = max(map(len, texts))
+    bars = ['#' * -(-LONGEST_BAR * count // max(counts)) for count in counts]
+    return [f'    {low:>{width}} to {high:>{width}}  {count:>6}  {bar}'.rstrip()
+            for low, high, count, bar in zip(texts, texts[1:], counts, bars)]
+
+
+def show_sizes(sizes, resize):
+    for name, lengths in zip(('Height', 'Width'), zip(*sizes)):
+        line(name, f'{min(lengths)} to {max(lengths)} pixels')
+    line('Different sizes', len(set(sizes)))
+    if resize:
+        line('Resized to', '{} high, {} wide'.format(*resize))
+
+
+def show(name, entries, text='{}'):
+    """Print `text` with the number of `entries`, or none, and then the first of them."""
+    line(name, text.format(len(entries)) if entries else 'none')
+    for entry in first(entries):
+        print(textwrap.indent(entry, '    '))
+
+
+def first(entries, margin=''):
+    """The first `NAMED` entries, and one that counts the others."""
+    others = len(entries) - NAMED
+    return entries[:NAMED] + [f'{margin}... and {others} more'] * (others > 0)
+
+
+def line(name, text):
+    print(f'{name:<18}{text}')
