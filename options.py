@@ -56,7 +56,7 @@ def refuse_contradictions(config):
 def make_parser():
     parser = argparse.ArgumentParser(description='Train and test HyperIQA.',
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.set_defaults(**DEFAULTS, **dict.fromkeys(ABSENT), split='random')
+    parser.set_defaults(**{**dict.fromkeys(ABSENT), **DEFAULTS, 'split': 'random'})
 
     def add(name, **settings):
         if name.lstrip('-') in ABSENT:

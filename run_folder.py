@@ -209,8 +209,12 @@ def summarise(run):
     Returns:
         dict: `rounds` maps the 1-based round to its metrics; `median`, `mean` and `std` are over them. Metrics on the
         other databases are under `test_on`, by the database's name.
+
+    Raises:
+        InputError: `run` is no run folder.
     """
     run = Path(run)
+    read_record(run / 'config.json')
     with locked(run / '.lock'):
         rounds = {str(round_index_of(path.parent) + 1): round_result(path.parent)
                   for path in sorted(run.glob('round_*/predictions.csv'))}

@@ -1,0 +1,116 @@
+"""Several real processes on gloo train as one does, fail together and resume; rounds run side by side."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import distributed
+import files
+from conftest import PROJECT, TINY, command
+from test_run_folder import assert_same_run, wait_until
+
+WORKER = Path(__file__).parent / 'distributed_worker.py'
+
+
+def torchrun(processes, *arguments):
+    return [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes),
+            *map(str, arguments)]
+
+
+def numbers(arguments):
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return np.array([line.split() for line in done.stdout.splitlines()], float)
+
+
+def test_two_and_three_processes_train_as_one(make_database):
+    root = make_database('livec', images=10)
+    alone = numbers([sys.executable, WORKER, PROJECT, root])
+    assert alone.shape == (2, 5)
+    for processes in (2, 3):
+        assert numbers(torchrun(processes, WORKER, PROJECT, root)) == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize('ranks', [1, 2, 3, 8])
+def test_the_shares_of_a_batch_are_the_whole_batch(monkeypatch, ranks):
+    monkeypatch.setenv('WORLD_SIZE', str(ranks))
+    for start, stop in ((0, 8), (16, 17), (5, 12)):
+        rows = []
+        for rank in range(ranks):
+            monkeypatch.setenv('RANK', str(rank))
+            share = distributed.share(start, stop)
+            rows += range(share.start, share.stop)
+            assert (stop - start) // ranks <= share.stop - share.start <= -(-(stop - start) // ranks)
+        assert rows == list(range(start, stop))
+
+
+def workers(launcher):
+    """Process numbers of torchrun's workers by their rank."""
+    found = {}
+    for folder in Path('/proc').iterdir():
+        try:
+            if folder.name.isdigit() and f'\nPPid:\t{launcher.pid}\n' in (folder / 'status').read_text():
+                environment = dict(entry.partition('=')[::2] for entry in (folder / 'environ').read_text().split('\0'))
+                found[environment.get('RANK')] = int(folder.name)
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='needs the /proc of Linux')
+def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(tmp_path, finished_run):
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    options = (*TINY, '--train_test_num', 1, '--output', 'run')
+    launcher = subprocess.Popen(torchrun(2, PROJECT / 'train_test_IQA.py', *options), cwd=tmp_path, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    history = tmp_path / 'run' / 'round_01' / 'history.csv'
+    wait_until(history.exists, launcher)
+    before = workers(launcher)
+    os.kill(before['1'], signal.SIGKILL)
+    launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert not any(Path(f'/proc/{worker}').exists() for worker in before.values())
+    rows = files.read_table(history)
+
+    done = subprocess.run(torchrun(3, PROJECT / 'train_test_IQA.py', *options, '--resume'), cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    resumed = files.read_table(history)
+    assert resumed[:len(rows)] == rows and [row['epoch'] for row in resumed] == ['1', '2', '3']
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ['Round', 'Epoch', '1', '2', '3', 'Best', 'Testing']
+    assert done.stderr.count('Device: cpu') == 1
+    assert (tmp_path / 'run' / 'round_01' / 'split.json').read_bytes() == \
+        (finished_run / 'run' / 'round_01' / 'split.json').read_bytes()
+
+
+def test_rounds_side_by_side_give_the_run_of_one_process(tmp_path, finished_run, program):
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    jobs = [subprocess.Popen(command('train_test_IQA.py', *TINY, '--output', 'run', '--rounds', number), cwd=tmp_path,
+                             stderr=subprocess.PIPE, text=True) for number in (2, 1)]
+    errors = [job.communicate()[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], errors
+    assert_same_run(tmp_path / 'run', finished_run / 'run')
+    last_line = (finished_run / 'stdout.txt').read_text().splitlines(keepends=True)[-1]
+    assert program('--summarize', 'run').stdout == last_line
+    again = program(*TINY, '--output', 'run', '--rounds', 1)
+    assert again.returncode == 2 and 'the run folder run exists already' in again.stderr
+
+
+def test_a_round_belongs_to_one_process(tmp_path, finished_run, program):
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    shutil.copytree(finished_run / 'run', tmp_path / 'run')
+    (tmp_path / 'run' / 'round_02' / 'predictions.csv').unlink()
+    with files.try_lock(tmp_path / 'run' / 'round_02' / '.lock'):
+        done = program(*TINY, '--output', 'run', '--resume', '--rounds', 2)
+    assert done.returncode == 2 and 'run/round_02 is being trained by another process' in done.stderr
+
+
+def test_summarising_what_is_no_run_folder(program):
+    done = program('--summarize', 'nowhere')
+    assert done.returncode == 2 and 'nowhere' in done.stderr.splitlines()[-1]
