@@ -4,6 +4,7 @@
 2. One Adam is made in the constructor and lives through the run; its learning rates are set in place (`set_learning_rates`).
 3. `hypernet_params` is a list, so the hypernetwork's parameters are still there after the optimizer has read them once.
 """
+
 import math
 import time
 from types import SimpleNamespace
@@ -20,10 +21,28 @@ from errors import InputError, say
 from metrics import plcc, srcc
 
 DEFAULTS = {
-    'dataset': 'livec', 'train_patch_num': 25, 'test_patch_num': 25, 'lr': 2e-5, 'weight_decay': 5e-4, 'lr_ratio': 10,
-    'batch_size': 96, 'epochs': 16, 'patch_size': 224, 'train_test_num': 10,
-    'seed': 0, 'device': None, 'weights': 'imagenet', 'num_workers': 2, 'test_batch_size': 96, 'cache': None,
-    'resize': None, 'normalize_scores': False, 'amp': False, 'compile': False, 'patience': 0, 'val_ratio': 0,
+    'dataset': 'livec',
+    'train_patch_num': 25,
+    'test_patch_num': 25,
+    'lr': 2e-5,
+    'weight_decay': 5e-4,
+    'lr_ratio': 10,
+    'batch_size': 96,
+    'epochs': 16,
+    'patch_size': 224,
+    'train_test_num': 10,
+    'seed': 0,
+    'device': None,
+    'weights': 'imagenet',
+    'num_workers': 2,
+    'test_batch_size': 96,
+    'cache': None,
+    'resize': None,
+    'normalize_scores': False,
+    'amp': False,
+    'compile': False,
+    'patience': 0,
+    'val_ratio': 0,
 }
 
 
@@ -67,10 +86,21 @@ class HyperIQASolver:
         self.score_range = folders.score_range(config.dataset, opened.samples) if config.normalize_scores else (0, 1)
 
         def loader(idx, patch_num, istrain):
-            return DataLoader(config.dataset, path, idx, config.patch_size, patch_num,
-                              config.batch_size if istrain else config.test_batch_size, istrain,
-                              seed=config.seed, round_index=round_index, device=self.device,
-                              num_workers=config.num_workers, opened=opened).get_data()
+            return DataLoader(
+                config.dataset,
+                path,
+                idx,
+                config.patch_size,
+                patch_num,
+                config.batch_size if istrain else config.test_batch_size,
+                istrain,
+                seed=config.seed,
+                round_index=round_index,
+                device=self.device,
+                num_workers=config.num_workers,
+                opened=opened,
+            ).get_data()
+
         self.train_data = loader(train_idx, config.train_patch_num, True)
         self.test_data = loader(test_idx, config.test_patch_num, False)
         self.val_data = loader(val_idx, config.test_patch_num, False) if val_idx else None
@@ -91,9 +121,11 @@ class HyperIQASolver:
         backbone_params = list(self.model_hyper.res.parameters())
         backbone_ids = set(map(id, backbone_params))
         self.hypernet_params = [p for p in self.model_hyper.parameters() if id(p) not in backbone_ids]
-        self.solver = torch.optim.Adam([{'params': self.hypernet_params, 'lr': self.lr * self.lrratio},
-                                        {'params': backbone_params, 'lr': self.lr}],
-                                       weight_decay=self.weight_decay, fused=True)
+        self.solver = torch.optim.Adam(
+            [{'params': self.hypernet_params, 'lr': self.lr * self.lrratio}, {'params': backbone_params, 'lr': self.lr}],
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
 
     def train(self, folder=None):
         """Train the epochs that are not in `history` yet, printing a table row for each.
@@ -110,13 +142,17 @@ class HyperIQASolver:
         for epoch in range(len(self.history), self.epochs):
             best_epoch = self.best['epoch'] if self.best else 0
             if self.patience and epoch - best_epoch >= self.patience:
-                say(f'{self.patience} epochs without a better {self.selected_on}, so this round stops here; '
-                    f'{f"epoch {best_epoch} was best" if self.best else "no epoch had one"}')
+                say(
+                    f'{self.patience} epochs without a better {self.selected_on}, so this round stops here; '
+                    f'{f"epoch {best_epoch} was best" if self.best else "no epoch had one"}'
+                )
                 break
             row = self.run_epoch(epoch)
             if not math.isfinite(row['train_loss']):
-                say(f'epoch {epoch + 1}: the training loss is {row["train_loss"]}, so this round stops here; '
-                    f'a lower --lr may help')
+                say(
+                    f'epoch {epoch + 1}: the training loss is {row["train_loss"]}, so this round stops here; '
+                    f'a lower --lr may help'
+                )
                 break
             if self.is_best(row):
                 self.best = {**row, 'scores': torch.from_numpy(self.test_scores)}
@@ -149,8 +185,13 @@ class HyperIQASolver:
     @property
     def columns(self):
         """Title, width, format and history column of the printed table."""
-        columns = [('Epoch', 5, 'd', 'epoch'), ('Train_Loss', 12, '.3f', 'train_loss'), ('Train_SRCC', 12, '.4f', 'train_srcc'),
-                   ('Test_SRCC', 11, '.4f', 'test_srcc'), ('Test_PLCC', 11, '.4f', 'test_plcc')]
+        columns = [
+            ('Epoch', 5, 'd', 'epoch'),
+            ('Train_Loss', 12, '.3f', 'train_loss'),
+            ('Train_SRCC', 12, '.4f', 'train_srcc'),
+            ('Test_SRCC', 11, '.4f', 'test_srcc'),
+            ('Test_PLCC', 11, '.4f', 'test_plcc'),
+        ]
         return columns + ([('Val_SRCC', 10, '.4f', 'val_srcc')] if self.val_data is not None else [])
 
     def print_row(self, row):
@@ -158,9 +199,14 @@ class HyperIQASolver:
 
     def state_dict(self):
         """Everything that the next epoch depends on, as tensors and plain types."""
-        return {'model': self.model_hyper.state_dict(), 'optimizer': self.solver.state_dict(), 'history': self.history,
-                'best': self.best, 'rng': torch.get_rng_state(),
-                'cuda_rng': torch.cuda.get_rng_state_all() if self.device.type == 'cuda' else []}
+        return {
+            'model': self.model_hyper.state_dict(),
+            'optimizer': self.solver.state_dict(),
+            'history': self.history,
+            'best': self.best,
+            'rng': torch.get_rng_state(),
+            'cuda_rng': torch.cuda.get_rng_state_all() if self.device.type == 'cuda' else [],
+        }
 
     def load_state_dict(self, state):
         """Continue after the epoch that `state_dict` was called in."""
@@ -191,7 +237,7 @@ class HyperIQASolver:
         low, high = self.score_range
         if not len(patches):  # fewer patches than ranks: this one takes part with a gradient of zero
             patches = patches.new_zeros((1, *patches.shape[1:]))
-        output = self.forward(self.train_model, patches)[:len(scores)]
+        output = self.forward(self.train_model, patches)[: len(scores)]
         # summed here and divided by the size of the whole batch, since the gradients are averaged over the ranks
         loss = F.l1_loss(output, (scores - low) / (high - low), reduction='sum') * distributed.world_size() / count
         self.solver.zero_grad()
@@ -232,8 +278,9 @@ class HyperIQASolver:
         """
         started, waited = time.monotonic(), 0.0
         batches = iter(data)
-        with tqdm(total=len(data.patches.image), desc=title, unit='img', leave=False,
-                  disable=True if distributed.rank() else None) as bar:
+        with tqdm(
+            total=len(data.patches.image), desc=title, unit='img', leave=False, disable=True if distributed.rank() else None
+        ) as bar:
             for rows, count in data.batches:
                 asked = time.monotonic()
                 batch = next(batches)

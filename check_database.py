@@ -1,4 +1,5 @@
 """A look at a whole database before hours of work: its scores, its sizes, and the images that would spoil a run."""
+
 import hashlib
 import math
 import textwrap
@@ -26,6 +27,7 @@ class Picture(NamedTuple):
         digest: hash of size and pixels, the same for every file that decodes to the same picture, or None.
         reason: why it cannot be read, or ''.
     """
+
     size: tuple | None
     digest: bytes | None
     reason: str = ''
@@ -47,19 +49,25 @@ def check(samples, splits, *, exif_rotation=False, resize=None):
     """
     show_labels(samples)
     pictures = decode([sample.path for sample in samples], exif_rotation)
-    unreadable = [f'{sample.path}\n    {picture.reason}' for sample, picture in zip(samples, pictures)
-                  if picture.reason]
+    unreadable = [f'{sample.path}\n    {picture.reason}' for sample, picture in zip(samples, pictures) if picture.reason]
     show_sizes([picture.size for picture in pictures if picture.size], resize)
     small = too_small(samples, pictures, resize)
     show('Unreadable', unreadable)
     show(f'Below {PATCH_SIZE}x{PATCH_SIZE}', small)
     show('Identical groups', identical(samples, pictures))
     for number, split in enumerate(splits, start=1):
-        show(f'Twins, round {number}', twins(samples, pictures, split),
-             f'warning: {{}} of {len(split["test"])} test images also in train or val')
+        show(
+            f'Twins, round {number}',
+            twins(samples, pictures, split),
+            f'warning: {{}} of {len(split["test"])} test images also in train or val',
+        )
     usable = not unreadable and not small
-    line('Result', 'the database can be trained on' if usable else
-         f'the database cannot be trained on: {len(unreadable)} unreadable, {len(small)} too small')
+    line(
+        'Result',
+        'the database can be trained on'
+        if usable
+        else f'the database cannot be trained on: {len(unreadable)} unreadable, {len(small)} too small',
+    )
     return usable
 
 
@@ -85,13 +93,14 @@ def read_picture(path, exif_rotation):
 def too_small(samples, pictures, resize):
     """A line for each image that has no room for a patch after the resize."""
     sizes = [picture.size and (resize or picture.size) for picture in pictures]
-    return [f'{size[0]:>5} x {size[1]:<5}  {sample.path}' for sample, size in zip(samples, sizes)
-            if size and min(size) < PATCH_SIZE]
+    return [
+        f'{size[0]:>5} x {size[1]:<5}  {sample.path}' for sample, size in zip(samples, sizes) if size and min(size) < PATCH_SIZE
+    ]
 
 
 def identical(samples, pictures):
     """The lines of each group of samples that decode to the same picture: the first of them with their scores."""
-    groups = {}
+    groups: dict[bytes, list[str]] = {}
     for sample, picture in zip(samples, pictures):
         if picture.digest:
             groups.setdefault(picture.digest, []).append(f'    score {sample.score:<10.6g}  {sample.path}')
@@ -100,12 +109,15 @@ def identical(samples, pictures):
 
 def twins(samples, pictures, split):
     """The lines of each test image that has an identical image in train or val: both names."""
-    others = {}
+    others: dict[bytes | None, tuple[str, str]] = {}
     for part in ('train', 'val'):
         for k in split.get(part, []):
             others.setdefault(pictures[k].digest, (part, samples[k].path))
-    pairs = [(samples[k].path, *others[pictures[k].digest]) for k in split['test']
-             if pictures[k].digest and pictures[k].digest in others]
+    pairs = [
+        (samples[k].path, *others[pictures[k].digest])
+        for k in split['test']
+        if pictures[k].digest and pictures[k].digest in others
+    ]
     return [f'test   {path}\n{part:<5}  {other}' for path, part, other in pairs]
 
 
@@ -124,8 +136,10 @@ def histogram(scores):
     texts = [f'{edge:.{decimals}f}' for edge in edges]
     width = max(map(len, texts))
     bars = ['#' * -(-LONGEST_BAR * count // max(counts)) for count in counts]
-    return [f'    {low:>{width}} to {high:>{width}}  {count:>6}  {bar}'.rstrip()
-            for low, high, count, bar in zip(texts, texts[1:], counts, bars)]
+    return [
+        f'    {low:>{width}} to {high:>{width}}  {count:>6}  {bar}'.rstrip()
+        for low, high, count, bar in zip(texts, texts[1:], counts, bars)
+    ]
 
 
 def show_sizes(sizes, resize):

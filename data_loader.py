@@ -4,6 +4,7 @@ The patches are drawn before any pixel is read: `draw_patches` turns a seed into
 epoch, so they depend on that seed alone and not on workers, cache or timing. A batch is then a uint8 gather of crops from
 the frames, made ahead in threads; float, flip and normalisation happen on the device.
 """
+
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -31,6 +32,7 @@ class OpenDatabase(NamedTuple):
         units: positions of the samples of each unit that a split draws (see `folders.split_units`).
         frames: the images of `samples` (see `frames.py`).
     """
+
     samples: list
     units: list
     frames: DirectFrames | CachedFrames
@@ -51,8 +53,9 @@ def open_database(dataset, path, cache=None, resize=None):
     samples = folders.read_samples(dataset, path)
     key = folders.database_key(dataset)
     database = folders.DATABASES[key]
-    frames = open_frames([sample.path for sample in samples], path, key, resize or database.resize,
-                         database.exif_rotation, cache)
+    frames = open_frames(
+        [sample.path for sample in samples], path, key, resize or database.resize, database.exif_rotation, cache
+    )
     return OpenDatabase(samples, folders.split_units(dataset, samples), frames)
 
 
@@ -78,15 +81,30 @@ class DataLoader:
         InputError: the database cannot be read, an image is smaller than a patch, or `patch_size` is not 224.
     """
 
-    def __init__(self, dataset, path, img_indx, patch_size, patch_num, batch_size=1, istrain=True, *,
-                 seed=0, round_index=0, device='cpu', num_workers=2, opened=None):
+    def __init__(
+        self,
+        dataset,
+        path,
+        img_indx,
+        patch_size,
+        patch_num,
+        batch_size=1,
+        istrain=True,
+        *,
+        seed=0,
+        round_index=0,
+        device='cpu',
+        num_workers=2,
+        opened=None,
+    ):
         if patch_size != PATCH_SIZE:
             raise InputError(patch_size_reason(patch_size))
         opened = opened or open_database(dataset, path)
         positions = opened.positions(img_indx)
         scores = [opened.samples[k].score for k in positions]
-        self.loader = PatchLoader(opened.frames.part(positions), scores, patch_num, batch_size, istrain,
-                                  (seed, round_index), device, num_workers)
+        self.loader = PatchLoader(
+            opened.frames.part(positions), scores, patch_num, batch_size, istrain, (seed, round_index), device, num_workers
+        )
 
     def get_data(self):
         """The `PatchLoader`: an iterable of (patches, scores)."""
@@ -95,6 +113,7 @@ class DataLoader:
 
 class Patches(NamedTuple):
     """What an epoch sees, one entry a patch: position of the image, top and left of the crop, and whether it is flipped."""
+
     image: np.ndarray
     top: np.ndarray
     left: np.ndarray
@@ -184,7 +203,7 @@ class PatchLoader:
             return
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix='patches')
         try:
-            ahead = deque()
+            ahead: deque = deque()
             for rows in batches:
                 ahead.append((pool.submit(self.gather, rows), rows))
                 if len(ahead) > BATCHES_AHEAD:
@@ -200,7 +219,7 @@ class PatchLoader:
 
         Pinned buffers are kept by PyTorch, which knows when the copy to the device has ended.
         """
-        yield buffer[:rows.stop - rows.start], rows
+        yield buffer[: rows.stop - rows.start], rows
         if not buffer.is_pinned():
             self.spare_buffers.append(buffer)
 
@@ -210,11 +229,12 @@ class PatchLoader:
         try:
             buffer = self.spare_buffers.pop()
         except IndexError:
-            buffer = torch.empty((self.batch_size, PATCH_SIZE, PATCH_SIZE, 3), dtype=torch.uint8,
-                                 pin_memory=self.device.type == 'cuda')
+            buffer = torch.empty(
+                (self.batch_size, PATCH_SIZE, PATCH_SIZE, 3), dtype=torch.uint8, pin_memory=self.device.type == 'cuda'
+            )
         out = buffer.numpy()
         for k, (i, y, x) in enumerate(zip(image, top, left)):
-            out[k] = self.frames[i][y:y + PATCH_SIZE, x:x + PATCH_SIZE]
+            out[k] = self.frames[i][y : y + PATCH_SIZE, x : x + PATCH_SIZE]
         return buffer
 
 

@@ -5,6 +5,7 @@
 Prints `path<TAB>score`. An image's score is the mean over random patches that its own content seeds, so it is the same
 at every call.
 """
+
 import argparse
 import hashlib
 import sys
@@ -50,7 +51,7 @@ def score_all(options):
     images_a_batch = max(1, BATCH_SIZE // options.patches)
     for start in range(0, len(paths), images_a_batch):
         batch = {}
-        for path in paths[start:start + images_a_batch]:
+        for path in paths[start : start + images_a_batch]:
             try:
                 batch[path] = crops_of(path, facts, options.patches)
             except InputError as error:
@@ -105,7 +106,7 @@ def crops_of(path, facts, patch_num):
     frame = np.asarray(image)
     seed = np.frombuffer(hashlib.sha256(Path(path).read_bytes()).digest(), np.uint32)
     patches = draw_patches(seed, np.array([frame.shape[:2]]), patch_num, istrain=False)
-    return np.stack([frame[top:top + PATCH_SIZE, left:left + PATCH_SIZE] for top, left in zip(patches.top, patches.left)])
+    return np.stack([frame[top : top + PATCH_SIZE, left : left + PATCH_SIZE] for top, left in zip(patches.top, patches.left)])
 
 
 @torch.inference_mode()
@@ -115,16 +116,19 @@ def scores_of(model, crops, device):
         return []
     patches = torch.from_numpy(np.concatenate(crops))
     unflipped = torch.zeros(len(patches), dtype=torch.bool)
-    scores = [models.predict_scores(model, to_device(some, flip, device))
-              for some, flip in zip(patches.split(BATCH_SIZE), unflipped.split(BATCH_SIZE))]
+    scores = [
+        models.predict_scores(model, to_device(some, flip, device))
+        for some, flip in zip(patches.split(BATCH_SIZE), unflipped.split(BATCH_SIZE))
+    ]
     return torch.cat(scores).double().view(len(crops), -1).mean(1).tolist()
 
 
 def parse_options(argv):
     parser = argparse.ArgumentParser(description='Score images with a trained HyperIQA.')
     parser.add_argument('images', nargs='+', help='image files, and folders of them')
-    parser.add_argument('--checkpoint', required=True, metavar='FILE',
-                        help="a run's best.pth, or the original authors' KonIQ state_dict")
+    parser.add_argument(
+        '--checkpoint', required=True, metavar='FILE', help="a run's best.pth, or the original authors' KonIQ state_dict"
+    )
     parser.add_argument('--patches', type=positive, default=25, help='random patches an image (default: 25)')
     parser.add_argument('--csv', metavar='FILE', help='write the scores to FILE too')
     parser.add_argument('--device', help='cpu, cuda, cuda:1 ... (default: cuda if there is one, else cpu)')

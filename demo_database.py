@@ -6,6 +6,7 @@ The strengths are perceptually graded (geometric for noise and fading), because 
 gradual change from few patches; scores in 0..1 lie within reach of its first outputs, where 0..100 would take an epoch
 of steps to get to. JPEG compression is left out: in the same few minutes such a network does not learn its blocks.
 """
+
 import csv
 import os
 import shutil
@@ -22,8 +23,15 @@ SCENES = 20
 STRENGTHS = [k / 5 for k in range(6)]
 OBSERVER_NOISE = 0.03
 SEED = 2020
-DEFAULTS = {'lr': 1e-4, 'batch_size': 8, 'train_patch_num': 1, 'test_patch_num': 2, 'epochs': 10, 'train_test_num': 1,
-            'weights': 'none'}
+DEFAULTS = {
+    'lr': 1e-4,
+    'batch_size': 8,
+    'train_patch_num': 1,
+    'test_patch_num': 2,
+    'epochs': 10,
+    'train_test_num': 1,
+    'weights': 'none',
+}
 
 
 def generate(root):
@@ -83,7 +91,7 @@ def fractal_noise(rng, exponent):
     """(SIDE, SIDE) noise whose amplitude falls with frequency ** exponent; zero mean, unit deviation."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE))
     frequency[0, 0] = 1
-    field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIDE, SIDE))) / frequency ** exponent, s=(SIDE, SIDE))
+    field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIDE, SIDE))) / frequency**exponent, s=(SIDE, SIDE))
     return (field - field.mean()) / field.std()
 
 
@@ -110,11 +118,11 @@ def draw_shape(draw, rng):
 
 
 def blur(image, strength, rng):
-    return image.filter(ImageFilter.GaussianBlur(0.4 + 3.6 * strength ** 1.3))
+    return image.filter(ImageFilter.GaussianBlur(0.4 + 3.6 * strength**1.3))
 
 
 def add_noise(image, strength, rng):
-    deviation = 6 * 10 ** strength
+    deviation = 6 * 10**strength
     return Image.fromarray(to_uint8(np.asarray(image) + deviation * rng.standard_normal((SIDE, SIDE, 3))))
 
 

@@ -3,15 +3,17 @@
 Two process groups: in the training group every rank arrives within seconds, so a rank that waits longer than TIMEOUT knows
 that another has failed. Ranks wait in the default group while one of them builds the frame cache or writes a checkpoint.
 """
+
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed as dist
 
 TIMEOUT = timedelta(seconds=50)
 PATIENCE = timedelta(hours=24)
-training_group = None
+training_group: Any = None
 
 
 def launched():
@@ -73,8 +75,9 @@ def wrap(model):
     if not launched():
         return model
     device = next(model.parameters()).device
-    return torch.nn.parallel.DistributedDataParallel(model, [device] if device.type == 'cuda' else None,
-                                                     process_group=training_group)
+    return torch.nn.parallel.DistributedDataParallel(
+        model, [device] if device.type == 'cuda' else None, process_group=training_group
+    )
 
 
 def share(start, stop):

@@ -1,4 +1,5 @@
 """What reaches the user as a line of text: the one exception that ends a script without a traceback, and messages."""
+
 import sys
 
 import distributed

@@ -1,4 +1,5 @@
 """Files that appear whole or not at all, and locks that the system frees when their holder ends."""
+
 import csv
 import fcntl
 import io
@@ -26,8 +27,10 @@ def write_whole(path, content):
         os.replace(beside, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise InputError(f'{path} cannot be written: {error.strerror}; what it held before is untouched. '
-                         f'Make room or name another place, then go on (a run: with --resume)')
+        raise InputError(
+            f'{path} cannot be written: {error.strerror}; what it held before is untouched. '
+            f'Make room or name another place, then go on (a run: with --resume)'
+        )
     finally:
         beside.unlink(missing_ok=True)
 
@@ -91,7 +94,7 @@ def locked(path):
 
 def try_lock(path):
     """The open lock file `path`, held until it is closed, or None if another process holds it."""
-    file = open(path, 'w')
+    file = open(path, 'w')  # noqa: SIM115, the caller closes it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -3,14 +3,16 @@
 `DATABASES` holds everything that differs between them. `read_samples` turns a database on disk into a list of
 `Sample`s; the `*Folder` classes wrap the same list as plain `torch.utils.data.Dataset`s.
 """
+
 import csv
 import io
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.io
@@ -29,6 +31,7 @@ class Sample(NamedTuple):
     `content` names what the image shows: images of one content stay on one side of a split. `part` is the official set
     that the labels put it in, 'train', 'val' or 'test', or '' where they name none.
     """
+
     path: str
     score: float
     content: str
@@ -53,8 +56,10 @@ class Labels:
     def advice(self):
         if self.database is DATABASES['csv']:
             return f'Each line names an image and its score; a relative name starts at {self.file.parent}{os.sep}'
-        return (f'Get the database from {self.database.source} and unpack it so that the folder holds '
-                f'{self.database.layout}; --data_root DIR names another place.')
+        return (
+            f'Get the database from {self.database.source} and unpack it so that the folder holds '
+            f'{self.database.layout}; --data_root DIR names another place.'
+        )
 
     def bases(self):
         """The root, then the folders one level below it, by name."""
@@ -82,8 +87,9 @@ class Labels:
             for base in self.near():
                 if (base / name).is_dir():
                     return base / name
-        raise InputError(f'{self.database.title}: there is no image folder {" or ".join(names)} in {self.root}. '
-                         f'{self.advice()}')
+        raise InputError(
+            f'{self.database.title}: there is no image folder {" or ".join(names)} in {self.root}. {self.advice()}'
+        )
 
     def number(self, text, where, role='score'):
         """`text` as a finite float; `where` is its row and `role` its meaning, for the error."""
@@ -134,16 +140,19 @@ class Labels:
             header = reader.fieldnames or []
             missing = [name for name in columns if name not in header]
             if missing:
-                raise InputError(f'{self.file}: there is no column {", ".join(missing)}; '
-                                 f'the header is {",".join(header) or "empty"}')
+                raise InputError(
+                    f'{self.file}: there is no column {", ".join(missing)}; the header is {",".join(header) or "empty"}'
+                )
             for row in reader:
                 where = f'line {reader.line_num}'
                 beyond = row.pop(None, [])
                 if not any(cell and cell.strip() for cell in [*row.values(), *beyond]):
                     continue
                 if any(beyond) or any(row[name] is None for name in columns):
-                    raise InputError(f'{self.file}, {where}: this line has {"more" if any(beyond) else "fewer"} cells '
-                                     f'than the header; correct it, or quote the cell with the delimiter inside')
+                    raise InputError(
+                        f'{self.file}, {where}: this line has {"more" if any(beyond) else "fewer"} cells '
+                        f'than the header; correct it, or quote the cell with the delimiter inside'
+                    )
                 yield where, row
         except csv.Error as error:  # line_num is where the last good row ends
             raise InputError(f'{self.file}, line {reader.line_num + 1}: {error}; correct the quotes')
@@ -158,8 +167,9 @@ class Labels:
         names = [str(cell).strip().lower() for cell in header]
         missing = [name for name in columns if isinstance(name, str) and name.lower() not in names]
         if missing:
-            raise InputError(f'{self.file}: there is no column {", ".join(missing)} in row 1; '
-                             f'it is not the file that its authors distribute')
+            raise InputError(
+                f'{self.file}: there is no column {", ".join(missing)} in row 1; it is not the file that its authors distribute'
+            )
         positions = [names.index(name.lower()) if isinstance(name, str) else name for name in columns]
         for number, cells in enumerate(rows, start=2):
             if any(cell is not None and str(cell).strip() for cell in cells):
@@ -184,11 +194,11 @@ def read_sheet(path):
     """The rows of an Excel file's first sheet, each a sequence of cells; .xls or .xlsx, whatever the name says."""
     import openpyxl
     import xlrd
+
     try:
         if xlrd.inspect_format(path) == 'xls':
             sheet = xlrd.open_workbook(path, logfile=io.StringIO()).sheet_by_index(0)
-            return [['#error' if cell.ctype == xlrd.XL_CELL_ERROR else cell.value for cell in row]
-                    for row in sheet.get_rows()]
+            return [['#error' if cell.ctype == xlrd.XL_CELL_ERROR else cell.value for cell in row] for row in sheet.get_rows()]
         with open(path, 'rb') as file:
             sheet = openpyxl.load_workbook(file, read_only=True, data_only=True).worksheets[0]
             return list(sheet.iter_rows(values_only=True))
@@ -205,20 +215,24 @@ def unwrap(cell):
 
 def listing(folder):
     """File paths below `folder`, keyed by their lower-case base name."""
-    return {name.lower(): os.path.join(parent, name)
-            for parent, _, names in sorted(os.walk(folder)) for name in sorted(names)}
+    return {name.lower(): os.path.join(parent, name) for parent, _, names in sorted(os.walk(folder)) for name in sorted(names)}
 
 
 def read_live(labels):
     labels.open('refnames_all.mat')
-    references, = labels.mat('refnames_all')
+    (references,) = labels.mat('refnames_all')
     labels.open('dmos_realigned.mat', 'dmos.mat')
     scores, pristine = labels.mat('dmos_new' if labels.file.name == 'dmos_realigned.mat' else 'dmos', 'orgs')
-    names = [f'{kind}/img{k}.bmp' for kind, count in (('jp2k', 227), ('jpeg', 233), ('wn', 174), ('gblur', 174),
-                                                      ('fastfading', 174)) for k in range(1, count + 1)]
+    names = [
+        f'{kind}/img{k}.bmp'
+        for kind, count in (('jp2k', 227), ('jpeg', 233), ('wn', 174), ('gblur', 174), ('fastfading', 174))
+        for k in range(1, count + 1)
+    ]
     if not len(names) == len(scores) == len(pristine) == len(references):
-        raise InputError(f'{labels.file}: {len(scores)} scores and {len(references)} reference names for '
-                         f'{len(names)} images; use the label files of the second release')
+        raise InputError(
+            f'{labels.file}: {len(scores)} scores and {len(references)} reference names for '
+            f'{len(names)} images; use the label files of the second release'
+        )
     base = labels.folder('jp2k').parent
     for k, name in enumerate(names):
         if not pristine[k]:
@@ -250,12 +264,13 @@ def read_kadid10k(labels):
 
 def read_livec(labels):
     labels.open('Data/AllImages_release.mat', 'AllImages_release.mat')
-    names, = labels.mat('AllImages_release')
+    (names,) = labels.mat('AllImages_release')
     labels.open('Data/AllMOS_release.mat', 'AllMOS_release.mat')
-    scores, = labels.mat('AllMOS_release')
+    (scores,) = labels.mat('AllMOS_release')
     if len(names) != len(scores):
-        raise InputError(f'{labels.file}: {len(scores)} scores for the {len(names)} names in AllImages_release.mat; '
-                         f'download both again')
+        raise InputError(
+            f'{labels.file}: {len(scores)} scores for the {len(names)} names in AllImages_release.mat; download both again'
+        )
     folder = labels.folder('Images')
     for k in range(7, len(names)):  # the first seven were for training the observers and lie in Images/trainingImages
         labels.add(folder / names[k], scores[k], f'entry {k + 1}')
@@ -266,8 +281,7 @@ def read_koniq(labels):
     sets = {}
     if labels.find(sets_file):
         labels.open(sets_file)
-        sets = {row['image_name']: labels.part(row['set'], where)
-                for where, row in labels.csv_rows('image_name', 'set')}
+        sets = {row['image_name']: labels.part(row['set'], where) for where, row in labels.csv_rows('image_name', 'set')}
     labels.open(scores_file, sets_file)
     score = 'MOS_zscore' if labels.file.name == scores_file else 'MOS'
     folder = labels.folder('1024x768', '512x384')
@@ -314,8 +328,12 @@ def read_demo(labels):
         labels.add(labels.root / row['image'], row['score'], where, row['content'])
 
 
-CSV_COLUMNS = {'image': ('image', 'image_name', 'name', 'filename'), 'score': ('score', 'mos', 'dmos'),
-               'content': ('content',), 'set': ('set',)}
+CSV_COLUMNS = {
+    'image': ('image', 'image_name', 'name', 'filename'),
+    'score': ('score', 'mos', 'dmos'),
+    'content': ('content',),
+    'set': ('set',),
+}
 
 
 def csv_columns(file):
@@ -341,15 +359,16 @@ def csv_columns(file):
         if found:
             columns[role] = found[0]
         elif role in ('image', 'score'):
-            raise InputError(f'{file}, line 1: no column is the {role}; name it {" or ".join(names)} in the header, '
-                             f'which is {line!r}')
+            raise InputError(
+                f'{file}, line 1: no column is the {role}; name it {" or ".join(names)} in the header, which is {line!r}'
+            )
     return delimiter, columns
 
 
 def read_csv(labels):
     delimiter, columns = csv_columns(labels.root)
     labels.file = labels.root
-    line_of = {}
+    line_of: dict[str, str] = {}
     for where, row in labels.csv_rows(*columns.values(), delimiter=delimiter, strict=True):
         cells = {role: row[column].strip() for role, column in columns.items()}
         for role, cell in cells.items():
@@ -380,6 +399,7 @@ class Database:
         exif_rotation: images are turned as their EXIF orientation says.
         defaults: options of the script that this database sets unless the user does.
     """
+
     title: str
     read: Callable
     images: int | None
@@ -395,37 +415,122 @@ class Database:
 
 
 DATABASES = {
-    'live': Database('LIVE', read_live, 779, 'https://live.ece.utexas.edu/research/Quality/subjective.htm',
-                     'dmos_realigned.mat, refnames_all.mat, jp2k/, jpeg/, wn/, gblur/ and fastfading/',
-                     (0, 100), higher_is_better=False, by_content=True),
-    'csiq': Database('CSIQ', read_csiq, 866, 'https://s2.smu.edu/~eclarson/csiq.html',
-                     'csiq_label.txt (from the original HyperIQA project) and dst_imgs_all/, or dst_imgs/ with a '
-                     'folder for each type', (0, 1), higher_is_better=False, by_content=True),
-    'tid2013': Database('TID2013', read_tid2013, 3000, 'https://www.ponomarenko.info/tid2013.htm',
-                        'mos_with_names.txt and distorted_images/', (0, 9), by_content=True),
-    'kadid10k': Database('KADID-10k', read_kadid10k, 10125, 'https://database.mmsp-kn.de/kadid-10k-database.html',
-                         'dmos.csv and images/', (1, 5), by_content=True),
-    'livec': Database('LIVE Challenge', read_livec, 1162, 'https://live.ece.utexas.edu/research/ChallengeDB/index.html',
-                      'Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/', (0, 100)),
-    'koniq': Database('KonIQ-10k', read_koniq, 10073, 'https://database.mmsp-kn.de/koniq-10k-database.html',
-                      'koniq10k_scores_and_distributions.csv (or koniq10k_distributions_sets.csv, which has the '
-                      'official sets) and 1024x768/ (or 512x384/)', (0, 100), official=True, resize=(512, 384)),
-    'bid': Database('BID', read_bid, 586, 'http://www.lps.ufrj.br/profs/eduardo/ImageDatabase.htm',
-                    'DatabaseGrades.xlsx (or .xls) and DatabaseImage0001.JPG ..., beside it or in ImageDatabase/',
-                    (0, 5), resize=(512, 512)),
-    'spaq': Database('SPAQ', read_spaq, 11125, 'https://github.com/h4nwei/SPAQ',
-                     'Annotations/MOS and Image attribute scores.xlsx and TestImage/', (0, 100), resize=(512, 384),
-                     exif_rotation=True),
-    'flive': Database('FLIVE', read_flive, 39810, 'https://github.com/baidut/PaQ-2-PiQ',
-                      'labels_image.csv and database/ with its folders', (0, 100), official=True, resize=(512, 512)),
-    'agiqa3k': Database('AGIQA-3K', read_agiqa3k, 2982, 'https://github.com/lcysyzxdxc/AGIQA-3k-Database',
-                        'data.csv and the images, beside it or in images/', (0, 5)),
-    'csv': Database('your images', read_csv, None, 'yours',
-                    '--csv FILE with the columns image and score (or dmos: lower is better), optionally content (its '
-                    'images stay together in a split) and set (train, val or test)', None, by_content=True,
-                    official=True, exif_rotation=True),
-    'demo': Database('the demo database', read_demo, demo_database.IMAGES, 'this project: it is generated on first use',
-                     'labels.csv and its images', (0, 1), by_content=True, defaults=demo_database.DEFAULTS),
+    'live': Database(
+        'LIVE',
+        read_live,
+        779,
+        'https://live.ece.utexas.edu/research/Quality/subjective.htm',
+        'dmos_realigned.mat, refnames_all.mat, jp2k/, jpeg/, wn/, gblur/ and fastfading/',
+        (0, 100),
+        higher_is_better=False,
+        by_content=True,
+    ),
+    'csiq': Database(
+        'CSIQ',
+        read_csiq,
+        866,
+        'https://s2.smu.edu/~eclarson/csiq.html',
+        'csiq_label.txt (from the original HyperIQA project) and dst_imgs_all/, or dst_imgs/ with a folder for each type',
+        (0, 1),
+        higher_is_better=False,
+        by_content=True,
+    ),
+    'tid2013': Database(
+        'TID2013',
+        read_tid2013,
+        3000,
+        'https://www.ponomarenko.info/tid2013.htm',
+        'mos_with_names.txt and distorted_images/',
+        (0, 9),
+        by_content=True,
+    ),
+    'kadid10k': Database(
+        'KADID-10k',
+        read_kadid10k,
+        10125,
+        'https://database.mmsp-kn.de/kadid-10k-database.html',
+        'dmos.csv and images/',
+        (1, 5),
+        by_content=True,
+    ),
+    'livec': Database(
+        'LIVE Challenge',
+        read_livec,
+        1162,
+        'https://live.ece.utexas.edu/research/ChallengeDB/index.html',
+        'Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/',
+        (0, 100),
+    ),
+    'koniq': Database(
+        'KonIQ-10k',
+        read_koniq,
+        10073,
+        'https://database.mmsp-kn.de/koniq-10k-database.html',
+        'koniq10k_scores_and_distributions.csv (or koniq10k_distributions_sets.csv, which has the '
+        'official sets) and 1024x768/ (or 512x384/)',
+        (0, 100),
+        official=True,
+        resize=(512, 384),
+    ),
+    'bid': Database(
+        'BID',
+        read_bid,
+        586,
+        'http://www.lps.ufrj.br/profs/eduardo/ImageDatabase.htm',
+        'DatabaseGrades.xlsx (or .xls) and DatabaseImage0001.JPG ..., beside it or in ImageDatabase/',
+        (0, 5),
+        resize=(512, 512),
+    ),
+    'spaq': Database(
+        'SPAQ',
+        read_spaq,
+        11125,
+        'https://github.com/h4nwei/SPAQ',
+        'Annotations/MOS and Image attribute scores.xlsx and TestImage/',
+        (0, 100),
+        resize=(512, 384),
+        exif_rotation=True,
+    ),
+    'flive': Database(
+        'FLIVE',
+        read_flive,
+        39810,
+        'https://github.com/baidut/PaQ-2-PiQ',
+        'labels_image.csv and database/ with its folders',
+        (0, 100),
+        official=True,
+        resize=(512, 512),
+    ),
+    'agiqa3k': Database(
+        'AGIQA-3K',
+        read_agiqa3k,
+        2982,
+        'https://github.com/lcysyzxdxc/AGIQA-3k-Database',
+        'data.csv and the images, beside it or in images/',
+        (0, 5),
+    ),
+    'csv': Database(
+        'your images',
+        read_csv,
+        None,
+        'yours',
+        '--csv FILE with the columns image and score (or dmos: lower is better), optionally content (its '
+        'images stay together in a split) and set (train, val or test)',
+        None,
+        by_content=True,
+        official=True,
+        exif_rotation=True,
+    ),
+    'demo': Database(
+        'the demo database',
+        read_demo,
+        demo_database.IMAGES,
+        'this project: it is generated on first use',
+        'labels.csv and its images',
+        (0, 1),
+        by_content=True,
+        defaults=demo_database.DEFAULTS,
+    ),
 }
 ALIASES = {'koniq-10k': 'koniq'}
 
@@ -459,12 +564,15 @@ def read_samples(dataset, path):
     labels.database.read(labels)
     if not labels.samples:
         raise InputError(f'{labels.file} lists no image. {labels.advice()}')
-    missing = [f'{sample.path} ({where})' for sample, where in zip(labels.samples, labels.places)
-               if not os.path.isfile(sample.path)]
+    missing = [
+        f'{sample.path} ({where})' for sample, where in zip(labels.samples, labels.places) if not os.path.isfile(sample.path)
+    ]
     if missing:
-        raise InputError(f'{labels.database.title}: {len(missing)} of the {len(labels.samples)} images that '
-                         f'{labels.file} lists are missing, the first of them {", ".join(missing[:5])}. '
-                         f'{labels.advice()}')
+        raise InputError(
+            f'{labels.database.title}: {len(missing)} of the {len(labels.samples)} images that '
+            f'{labels.file} lists are missing, the first of them {", ".join(missing[:5])}. '
+            f'{labels.advice()}'
+        )
     return labels.samples
 
 
@@ -512,8 +620,10 @@ def count_warning(dataset, samples):
 
 def dataset_table():
     """All databases as a Markdown table."""
-    lines = ['| `--dataset` | database | images | scores | a split draws | before the crop | get it from '
-             '| its folder holds |', '|' + '---|' * 8]
+    lines = [
+        '| `--dataset` | database | images | scores | a split draws | before the crop | get it from | its folder holds |',
+        '|' + '---|' * 8,
+    ]
     for key, database in DATABASES.items():
         names = [key] + [alias for alias, target in ALIASES.items() if target == key]
         scores = '{} to {}'.format(*database.score_range) if database.score_range else 'as in the file'
@@ -522,9 +632,16 @@ def dataset_table():
         steps = ['EXIF rotation'] * database.exif_rotation
         if database.resize:
             steps.append('resize to {} x {} (height x width)'.format(*database.resize))
-        cells = [', '.join(f'`{name}`' for name in names), database.title, database.images or 'any number',
-                 f'{scores}, {polarity} is better', unit + ', or the official sets' * database.official,
-                 ', '.join(steps) or 'nothing', database.source, database.layout]
+        cells = [
+            ', '.join(f'`{name}`' for name in names),
+            database.title,
+            database.images or 'any number',
+            f'{scores}, {polarity} is better',
+            unit + ', or the official sets' * database.official,
+            ', '.join(steps) or 'nothing',
+            database.source,
+            database.layout,
+        ]
         lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)
 
@@ -535,8 +652,15 @@ def exif_turn(image):
     `ImageOps.exif_transpose` also writes the EXIF block anew and fails on photos where another tag is odd.
     """
     method = Image.Transpose
-    turns = {2: method.FLIP_LEFT_RIGHT, 3: method.ROTATE_180, 4: method.FLIP_TOP_BOTTOM, 5: method.TRANSPOSE,
-             6: method.ROTATE_270, 7: method.TRANSVERSE, 8: method.ROTATE_90}
+    turns = {
+        2: method.FLIP_LEFT_RIGHT,
+        3: method.ROTATE_180,
+        4: method.FLIP_TOP_BOTTOM,
+        5: method.TRANSPOSE,
+        6: method.ROTATE_270,
+        7: method.TRANSVERSE,
+        8: method.ROTATE_90,
+    }
     return turns.get(image.getexif().get(ExifTags.Base.Orientation))
 
 
@@ -568,13 +692,13 @@ class DatabaseFolder(Dataset):
         transform: a callable on `PIL.Image`.
         patch_num: how many patches an epoch takes from each image.
     """
+
     dataset: str
 
     def __init__(self, root, index, transform, patch_num):
         samples = read_samples(self.dataset, root)
         units = split_units(self.dataset, samples)
-        self.samples = [(samples[k].path, samples[k].score)
-                        for unit in index for k in units[unit] for _ in range(patch_num)]
+        self.samples = [(samples[k].path, samples[k].score) for unit in index for k in units[unit] for _ in range(patch_num)]
         self.transform = transform
 
     def __getitem__(self, index):

@@ -9,6 +9,7 @@ where the JSON lists [path, bytes, modification time in ns, height, width] for e
 so its pages belong to the system's page cache and not to the process. A file appears whole or not at all, under a lock, and
 is used only while every source image has the size and time that it lists.
 """
+
 import errno
 import hashlib
 import json
@@ -56,8 +57,10 @@ def open_frames(paths, root, name, resize=None, exif_rotation=False, cache=None)
             return open_cache(path, root, direct)
         except OSError as error:
             if error.errno in FULL:
-                say(f'there is no room for the frame cache in {folder} ({error.strerror}), so images are decoded in every '
-                    f'epoch; --cache DIR names another place')
+                say(
+                    f'there is no room for the frame cache in {folder} ({error.strerror}), so images are decoded in every '
+                    f'epoch; --cache DIR names another place'
+                )
                 return direct
             reason = f'the frame cache cannot be written in {folder}: {error.strerror}'
             if cache:
@@ -92,8 +95,10 @@ class DirectFrames:
         """
         height, width = self.resize or image_size(path, self.exif_rotation)
         if min(height, width) < PATCH_SIZE:
-            raise InputError(f'{path} is {width}x{height}: an image must be at least {PATCH_SIZE}x{PATCH_SIZE}; '
-                             f'enlarge it or remove it from the labels')
+            raise InputError(
+                f'{path} is {width}x{height}: an image must be at least {PATCH_SIZE}x{PATCH_SIZE}; '
+                f'enlarge it or remove it from the labels'
+            )
         return height, width
 
     def __getitem__(self, k):
@@ -122,7 +127,7 @@ class CachedFrames:
     def __getitem__(self, k):
         height, width = self.sizes[k]
         start = self.starts[k]
-        return self.pixels[start:start + 3 * height * width].reshape(height, width, 3)
+        return self.pixels[start : start + 3 * height * width].reshape(height, width, 3)
 
     def part(self, positions):
         return CachedFrames(self.pixels, self.sizes[positions], self.starts[positions])

@@ -1,4 +1,5 @@
 """Agreement between predicted and subjective scores."""
+
 import math
 import warnings
 
@@ -41,8 +42,9 @@ def fit_logistic(predicted, subjective):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', optimize.OptimizeWarning)
-            return optimize.curve_fit(logistic, predicted, subjective,
-                                      (*ends, predicted.mean(), predicted.std() / 4), maxfev=20000)[0]
+            return optimize.curve_fit(
+                logistic, predicted, subjective, (*ends, predicted.mean(), predicted.std() / 4), maxfev=20000
+            )[0]
     except RuntimeError:  # no convergence
         return None
 
@@ -56,5 +58,10 @@ def all_metrics(predicted, subjective):
         mapped = logistic(np.asarray(predicted, np.float64), *parameters)
         rmse = float(np.sqrt(np.mean((mapped - np.asarray(subjective)) ** 2)))
         plcc_logistic = plcc(mapped, subjective)
-    return {'SRCC': srcc(predicted, subjective), 'PLCC': plcc(predicted, subjective),
-            'KRCC': correlation(stats.kendalltau, predicted, subjective), 'RMSE': rmse, 'PLCC_logistic': plcc_logistic}
+    return {
+        'SRCC': srcc(predicted, subjective),
+        'PLCC': plcc(predicted, subjective),
+        'KRCC': correlation(stats.kendalltau, predicted, subjective),
+        'RMSE': rmse,
+        'PLCC_logistic': plcc_logistic,
+    }

@@ -5,6 +5,7 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
     paras = HyperNet(16, 112, 224, 112, 56, 28, 14, 7)(patches)     # patches: (B, 3, 224, 224)
     scores = TargetNet(paras)(paras['target_in_vec'])               # (B,)
 """
+
 import pickle
 import sys
 
@@ -39,8 +40,15 @@ class ResNetBackbone(ResNet):
         self.lda4_pool = nn.AvgPool2d(7, stride=7)
         self.lda4_fc = nn.Linear(2048, in_chn - lda_out_channels * 3)
 
-        for layer in (self.lda1_pool[0], self.lda2_pool[0], self.lda3_pool[0],
-                      self.lda1_fc, self.lda2_fc, self.lda3_fc, self.lda4_fc):
+        for layer in (
+            self.lda1_pool[0],
+            self.lda2_pool[0],
+            self.lda3_pool[0],
+            self.lda1_fc,
+            self.lda2_fc,
+            self.lda3_fc,
+            self.lda4_fc,
+        ):
             nn.init.kaiming_normal_(layer.weight)
 
     def forward(self, x):
@@ -73,22 +81,35 @@ class HyperNet(nn.Module):
         feature_size: height and width of the backbone's last feature (7).
     """
 
-    def __init__(self, lda_out_channels, hyper_in_channels, target_in_size, target_fc1_size, target_fc2_size,
-                 target_fc3_size, target_fc4_size, feature_size):
+    def __init__(
+        self,
+        lda_out_channels,
+        hyper_in_channels,
+        target_in_size,
+        target_fc1_size,
+        target_fc2_size,
+        target_fc3_size,
+        target_fc4_size,
+        feature_size,
+    ):
         super().__init__()
         self.target_in_size = target_in_size
         self.sizes = (target_in_size, target_fc1_size, target_fc2_size, target_fc3_size, target_fc4_size)
         self.res = resnet50_backbone(lda_out_channels, target_in_size)
 
         self.conv1 = nn.Sequential(
-            nn.Conv2d(2048, 1024, 1), nn.ReLU(inplace=True),
-            nn.Conv2d(1024, 512, 1), nn.ReLU(inplace=True),
-            nn.Conv2d(512, hyper_in_channels, 1), nn.ReLU(inplace=True))
+            nn.Conv2d(2048, 1024, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(1024, 512, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(512, hyper_in_channels, 1),
+            nn.ReLU(inplace=True),
+        )
         self.pool = nn.AdaptiveAvgPool2d(1)
 
-        generators = {}
+        generators: dict[str, nn.Conv2d | nn.Linear] = {}
         for k, (f_in, f_out) in enumerate(zip(self.sizes, self.sizes[1:]), start=1):
-            generators[f'fc{k}w_conv'] = nn.Conv2d(hyper_in_channels, f_in * f_out // feature_size ** 2, 3, padding=1)
+            generators[f'fc{k}w_conv'] = nn.Conv2d(hyper_in_channels, f_in * f_out // feature_size**2, 3, padding=1)
             generators[f'fc{k}b_fc'] = nn.Linear(hyper_in_channels, f_out)
         generators['fc5w_fc'] = nn.Linear(hyper_in_channels, target_fc4_size)
         generators['fc5b_fc'] = nn.Linear(hyper_in_channels, 1)
@@ -113,18 +134,20 @@ class HyperNet(nn.Module):
         hyper_feat = self.conv1(features['hyper_in_feat'])
         pooled = self.pool(hyper_feat).flatten(1)
         for k, (f_in, f_out) in enumerate(zip(self.sizes, self.sizes[1:]), start=1):
-            weight = getattr(self, f'fc{k}w_conv')(hyper_feat)
+            weight = self.get_submodule(f'fc{k}w_conv')(hyper_feat)
             paras[f'target_fc{k}w'] = weight.reshape(-1, f_out, f_in, 1, 1)
-            paras[f'target_fc{k}b'] = getattr(self, f'fc{k}b_fc')(pooled)
-        paras['target_fc5w'] = self.fc5w_fc(pooled).view(-1, 1, self.sizes[-1], 1, 1)
-        paras['target_fc5b'] = self.fc5b_fc(pooled)
+            paras[f'target_fc{k}b'] = self.get_submodule(f'fc{k}b_fc')(pooled)
+        paras['target_fc5w'] = self.get_submodule('fc5w_fc')(pooled).view(-1, 1, self.sizes[-1], 1, 1)
+        paras['target_fc5b'] = self.get_submodule('fc5b_fc')(pooled)
         return paras
 
 
 def patch_size_reason(size):
     """The one explanation, for the script and the network, of why patches are 224x224."""
-    return (f'the patch size must be {PATCH_SIZE}, not {size}: the LDA heads and the generated weights are sized '
-            f'for the 7x7 features that ResNet-50 makes of a {PATCH_SIZE}x{PATCH_SIZE} patch')
+    return (
+        f'the patch size must be {PATCH_SIZE}, not {size}: the LDA heads and the generated weights are sized '
+        f'for the 7x7 features that ResNet-50 makes of a {PATCH_SIZE}x{PATCH_SIZE} patch'
+    )
 
 
 class TargetFC(nn.Module):
@@ -155,7 +178,8 @@ class TargetNet(nn.Module):
     def __init__(self, paras):
         super().__init__()
         self.layers = nn.ModuleList(
-            TargetFC(paras[f'target_fc{k}w'].float(), paras[f'target_fc{k}b'].float()) for k in range(1, 6))
+            TargetFC(paras[f'target_fc{k}w'].float(), paras[f'target_fc{k}b'].float()) for k in range(1, 6)
+        )
 
     def forward(self, x):
         """`target_in_vec` (B, 224, 1, 1) -> unbounded scores (B,)."""
@@ -198,11 +222,16 @@ def load_weights(model, source):
     else:
         expected = set(model.state_dict())
     own = model.state_dict()
-    wrong = sorted(str(name) for name in expected | set(state)
-                   if name not in own or getattr(state.get(name), 'shape', None) != own[name].shape)
+    wrong = sorted(
+        str(name)
+        for name in expected | set(state)
+        if name not in own or getattr(state.get(name), 'shape', None) != own[name].shape
+    )
     if wrong:
-        raise InputError(f'{source} is not the state_dict of a torchvision ResNet-50 or of a HyperIQA: {len(wrong)} '
-                         f'tensors are missing, unknown or of another shape, the first of them {wrong[0]}')
+        raise InputError(
+            f'{source} is not the state_dict of a torchvision ResNet-50 or of a HyperIQA: {len(wrong)} '
+            f'tensors are missing, unknown or of another shape, the first of them {wrong[0]}'
+        )
     model.load_state_dict(state, strict=False)
 
 
@@ -212,9 +241,11 @@ def imagenet_state_dict():
     try:
         return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise InputError(f'the ImageNet weights cannot be loaded ({error}). Download {weights.url} on another machine '
-                         f'and copy it to {torch.hub.get_dir()}/checkpoints, or name it with --weights FILE; '
-                         f'--weights none trains from random weights')
+        raise InputError(
+            f'the ImageNet weights cannot be loaded ({error}). Download {weights.url} on another machine '
+            f'and copy it to {torch.hub.get_dir()}/checkpoints, or name it with --weights FILE; '
+            f'--weights none trains from random weights'
+        )
 
 
 def read_checkpoint(path):

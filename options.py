@@ -1,4 +1,5 @@
 """The command line of train_test_IQA.py, checked, as a namespace."""
+
 import argparse
 from pathlib import Path
 
@@ -44,8 +45,9 @@ def refuse_contradictions(config):
     if config.val_ratio and config.split != 'random':
         raise InputError('--val_ratio goes with --split random; another split says itself what its validation part is')
     if config.train_on_all and (config.val_ratio or config.patience or config.split != 'random'):
-        raise InputError('--train_on_all leaves nothing to choose an epoch on: it goes without --val_ratio, --patience '
-                         'and --split')
+        raise InputError(
+            '--train_on_all leaves nothing to choose an epoch on: it goes without --val_ratio, --patience and --split'
+        )
     if config.rounds and config.rounds[-1] > config.train_test_num:
         raise InputError(f'--rounds: there are {config.train_test_num} rounds; --train_test_num says how many')
     names = [name for name, _ in config.test_on or []]
@@ -54,16 +56,18 @@ def refuse_contradictions(config):
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(description='Train and test HyperIQA.',
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description='Train and test HyperIQA.', formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.set_defaults(**{**dict.fromkeys(ABSENT), **DEFAULTS, 'split': 'random'})
 
     def add(name, **settings):
         if name.lstrip('-') in ABSENT:
             settings['default'] = argparse.SUPPRESS  # its help says what happens without it
         parser.add_argument(name, **settings)
+
     add('--dataset', help=f'{", ".join(folders.DATABASES)}')
-    add('--data_root', metavar='DIR', help='the database\'s folder (default: data/<dataset>)')
+    add('--data_root', metavar='DIR', help="the database's folder (default: data/<dataset>)")
     add('--csv', metavar='FILE', help='with --dataset csv: a table of your images and scores')
     add('--train_patch_num', type=positive, help='random patches of each training image an epoch')
     add('--test_patch_num', type=positive, help='random patches of each test image')
@@ -76,30 +80,60 @@ def make_parser():
     add('--train_test_num', type=positive, help='rounds: train-test splits')
     add('--seed', type=count, help='what the splits, initial weights and patches depend on')
     add('--device', help='cpu, cuda, cuda:1 ... (default: cuda if there is one, else cpu)')
-    add('--weights', metavar='SOURCE', help='initial weights: imagenet, none, or the file of a torchvision ResNet-50 '
-                                            'or HyperIQA state_dict')
-    add('--resize', type=positive, nargs=2, metavar=('H', 'W'),
-        help='resize every image to this height and width before the crop (default: as the database\'s protocol says)')
+    add(
+        '--weights',
+        metavar='SOURCE',
+        help='initial weights: imagenet, none, or the file of a torchvision ResNet-50 or HyperIQA state_dict',
+    )
+    add(
+        '--resize',
+        type=positive,
+        nargs=2,
+        metavar=('H', 'W'),
+        help="resize every image to this height and width before the crop (default: as the database's protocol says)",
+    )
     add('--normalize_scores', action='store_true', help='train on scores mapped to 0..1; reports stay in their own unit')
     add('--num_workers', type=count, help='threads that gather patches; the numbers do not depend on it')
     add('--test_batch_size', type=positive, help='patches a batch when testing')
-    add('--cache', metavar='DIR', help='folder of the decoded images (default: .hyperiqa_cache in the database\'s folder); '
-                                       'none decodes each image again in every epoch')
+    add(
+        '--cache',
+        metavar='DIR',
+        help="folder of the decoded images (default: .hyperiqa_cache in the database's folder); "
+        'none decodes each image again in every epoch',
+    )
     add('--amp', action='store_true', help='bfloat16 autocast: faster on a GPU, the numbers differ slightly')
     add('--compile', action='store_true', help='torch.compile: a slow start, then faster on a GPU')
     add('--output', metavar='DIR', help='the run folder (default: runs/<dataset>-seed<seed>)')
     add('--resume', action='store_true', help='continue the run folder after its last finished epoch, or start it')
-    add('--rounds', type=round_numbers, metavar='A-B', help='run only these rounds (1-based), beside other processes in '
-                                                            'the same run folder')
+    add(
+        '--rounds',
+        type=round_numbers,
+        metavar='A-B',
+        help='run only these rounds (1-based), beside other processes in the same run folder',
+    )
     add('--patience', type=count, metavar='N', help='stop a round after N epochs without a better epoch; 0: never')
     add('--split', metavar='SPLIT', help='random; official: the sets that the labels name; or the split.json of a run')
-    add('--val_ratio', type=share, metavar='R', help='share of the training images (or contents) that choose the best '
-                                                     'epoch; 0: the test part chooses it, as in the original')
+    add(
+        '--val_ratio',
+        type=share,
+        metavar='R',
+        help='share of the training images (or contents) that choose the best '
+        'epoch; 0: the test part chooses it, as in the original',
+    )
     add('--train_on_all', action='store_true', help='train on the whole database and keep the last epoch')
-    add('--test_on', type=named_folder, nargs='+', metavar='NAME=DIR', help='test each round\'s best epoch on these whole '
-                                                                             'databases too')
-    add('--evaluate', metavar='CHECKPOINT', help='only repeat the test of the round that this best.pth or last.pth is of; '
-                                                 'with --test_on only test it on those databases')
+    add(
+        '--test_on',
+        type=named_folder,
+        nargs='+',
+        metavar='NAME=DIR',
+        help="test each round's best epoch on these whole databases too",
+    )
+    add(
+        '--evaluate',
+        metavar='CHECKPOINT',
+        help='only repeat the test of the round that this best.pth or last.pth is of; '
+        'with --test_on only test it on those databases',
+    )
     add('--check', action='store_true', help='only check the database: labels, images, sizes, duplicates')
     add('--list_datasets', action='store_true', help='only print what is known of every database')
     add('--summarize', metavar='RUN', help='only compute the results of the finished rounds in this run folder')

@@ -1,4 +1,5 @@
 """The pictures of a run folder, as the bytes of PNG files."""
+
 import io
 
 import numpy as np

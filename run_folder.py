@@ -12,6 +12,7 @@
 Every file appears whole or not at all. `last.pth` is the truth: an epoch counts once it is renamed into place. A round is
 finished once it has its predictions.csv, and the results are computed from those files alone.
 """
+
 import io
 import json
 import math
@@ -46,8 +47,7 @@ def open_run(config, model):
     record = {'options': vars(config), 'model': model, 'versions': versions(), 'device': device_name(config.device)}
     if path.exists():
         if not config.resume and not is_joined(folder, config):
-            raise InputError(f'the run folder {folder} exists already; --resume continues it, '
-                             f'--output DIR names another one')
+            raise InputError(f'the run folder {folder} exists already; --resume continues it, --output DIR names another one')
         refuse_other_options(path, record)
     elif folder.exists() and any(not entry.name.startswith('.') for entry in folder.iterdir()):
         raise InputError(f'{folder} holds files, but it is not a run folder; --output DIR names another one')
@@ -70,21 +70,29 @@ def round_index_of(folder):
     """The 0-based round of a round's folder."""
     number = folder.name.removeprefix('round_')
     if not number.isdigit():
-        raise InputError(f'{folder} is not the folder of a round; the checkpoint must lie in a run folder, '
-                         f'as in runs/koniq-seed0/round_01/best.pth')
+        raise InputError(
+            f'{folder} is not the folder of a round; the checkpoint must lie in a run folder, '
+            f'as in runs/koniq-seed0/round_01/best.pth'
+        )
     return int(number) - 1
 
 
 def refuse_other_options(path, record):
     before, now = read_record(path), json.loads(json.dumps(record))
-    differ = [f'--{name} was {before["options"].get(name)}, is {now["options"].get(name)}'
-              for name in sorted((before['options'].keys() | now['options'].keys()) - FREE_OPTIONS)
-              if before['options'].get(name) != now['options'].get(name)]
-    differ += [f'{name} was {value}, is {now["model"].get(name)}'
-               for name, value in before['model'].items() if value != now['model'].get(name)]
+    differ = [
+        f'--{name} was {before["options"].get(name)}, is {now["options"].get(name)}'
+        for name in sorted((before['options'].keys() | now['options'].keys()) - FREE_OPTIONS)
+        if before['options'].get(name) != now['options'].get(name)
+    ]
+    differ += [
+        f'{name} was {value}, is {now["model"].get(name)}'
+        for name, value in before['model'].items()
+        if value != now['model'].get(name)
+    ]
     if differ:
-        raise InputError(f'{path.parent} was made with other options: {"; ".join(differ)}; '
-                         f'give the same ones, or --output DIR for a new run')
+        raise InputError(
+            f'{path.parent} was made with other options: {"; ".join(differ)}; give the same ones, or --output DIR for a new run'
+        )
 
 
 def read_record(path):
@@ -99,8 +107,15 @@ def versions():
     import PIL
     import scipy
     import torchvision
-    return {'python': platform.python_version(), 'torch': torch.__version__, 'torchvision': torchvision.__version__,
-            'numpy': np.__version__, 'scipy': scipy.__version__, 'pillow': PIL.__version__}
+
+    return {
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'torchvision': torchvision.__version__,
+        'numpy': np.__version__,
+        'scipy': scipy.__version__,
+        'pillow': PIL.__version__,
+    }
 
 
 def device_name(device):
@@ -139,8 +154,9 @@ class RoundFolder:
         if not split.exists():
             write_json(split, parts)
         elif read_json(split) != parts:
-            raise InputError(f'{split} names other images than the database has now; restore its files, '
-                             f'or start a new run with --output DIR')
+            raise InputError(
+                f'{split} names other images than the database has now; restore its files, or start a new run with --output DIR'
+            )
 
     @property
     def finished(self):
@@ -159,8 +175,10 @@ class RoundFolder:
         try:
             solver.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise InputError(f'{path} is not the checkpoint of this round ({str(error).splitlines()[0]}); '
-                             f'put the right file back, or remove {self.path} to start the round anew')
+            raise InputError(
+                f'{path} is not the checkpoint of this round ({str(error).splitlines()[0]}); '
+                f'put the right file back, or remove {self.path} to start the round anew'
+            )
         if distributed.rank() == 0:
             self.write_derived(state)
 
@@ -185,8 +203,10 @@ class RoundFolder:
             write_json(self.path / 'test_on.json', without_nan(across))
         if names:
             write_whole(self.path / 'scatter.png', plots.scatter(predicted, subjective, title))
-        rows = [{'image': name, 'score': float(score), 'prediction': float(prediction)}
-                for name, score, prediction in zip(names, subjective, predicted, strict=True)]
+        rows = [
+            {'image': name, 'score': float(score), 'prediction': float(prediction)}
+            for name, score, prediction in zip(names, subjective, predicted, strict=True)
+        ]
         write_table(self.path / 'predictions.csv', ['image', 'score', 'prediction'], rows)
 
 
@@ -216,8 +236,10 @@ def summarise(run):
     run = Path(run)
     read_record(run / 'config.json')
     with locked(run / '.lock'):
-        rounds = {str(round_index_of(path.parent) + 1): round_result(path.parent)
-                  for path in sorted(run.glob('round_*/predictions.csv'))}
+        rounds = {
+            str(round_index_of(path.parent) + 1): round_result(path.parent)
+            for path in sorted(run.glob('round_*/predictions.csv'))
+        }
         results = {'rounds': rounds, **statistics(list(rounds.values()))}
         write_json(run / 'results.json', without_nan(results))
     return results
@@ -226,22 +248,34 @@ def summarise(run):
 def round_result(folder):
     """The metrics of a finished round from the files in its folder."""
     predictions, history = read_table(folder / 'predictions.csv'), read_table(folder / 'history.csv')
-    result = {'epoch': int(best_row(history)['epoch']),
-              **all_metrics([float(row['prediction']) for row in predictions], [float(row['score']) for row in predictions])}
+    result = {
+        'epoch': int(best_row(history)['epoch']),
+        **all_metrics([float(row['prediction']) for row in predictions], [float(row['score']) for row in predictions]),
+    }
     if (folder / 'test_on.json').exists():
-        result['test_on'] = {database: {name: math.nan if value is None else value for name, value in metrics.items()}
-                             for database, metrics in read_json(folder / 'test_on.json').items()}
+        result['test_on'] = {
+            database: {name: math.nan if value is None else value for name, value in metrics.items()}
+            for database, metrics in read_json(folder / 'test_on.json').items()
+        }
     return result
 
 
 def statistics(rounds):
     """{'median': ..., 'mean': ..., 'std': ...} over the rounds' results, with the same nesting."""
+
     def over_rounds(function, results):
-        return {name: over_rounds(function, [result[name] for result in results]) if isinstance(value, dict)
-                else float(function([result[name] for result in results]))
-                for name, value in results[0].items() if name != 'epoch'}
-    return {title: over_rounds(function, rounds) if rounds else {}
-            for title, function in (('median', np.median), ('mean', np.mean), ('std', np.std))}
+        return {
+            name: over_rounds(function, [result[name] for result in results])
+            if isinstance(value, dict)
+            else float(function([result[name] for result in results]))
+            for name, value in results[0].items()
+            if name != 'epoch'
+        }
+
+    return {
+        title: over_rounds(function, rounds) if rounds else {}
+        for title, function in (('median', np.median), ('mean', np.mean), ('std', np.std))
+    }
 
 
 def without_nan(content):

@@ -1,9 +1,10 @@
 """Train and test HyperIQA.
 
-    python train_test_IQA.py --dataset demo                        # generated data, minutes on a CPU
-    python train_test_IQA.py --dataset koniq --data_root DIR       # KonIQ-10k, the published protocol
-    torchrun --nproc_per_node 4 train_test_IQA.py --dataset koniq  # on four GPUs
+python train_test_IQA.py --dataset demo                        # generated data, minutes on a CPU
+python train_test_IQA.py --dataset koniq --data_root DIR       # KonIQ-10k, the published protocol
+torchrun --nproc_per_node 4 train_test_IQA.py --dataset koniq  # on four GPUs
 """
+
 import math
 import os
 import signal
@@ -30,7 +31,7 @@ TRAIN_SHARE = 0.8
 def main(argv=None):
     signal.signal(signal.SIGTERM, terminate)
     if distributed.rank() > 0:
-        sys.stdout = open(os.devnull, 'w')
+        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115, until the process ends
     try:
         act(parse_options(argv))
     except InputError as error:
@@ -78,13 +79,23 @@ def run(config):
 
 def train_round(config, round_index, split, opened, others):
     """Train and test one round, or what is left of it, and write its results."""
-    names = {part: [name_of(opened.samples[k], config.data_root) for k in opened.positions(units)]
-             for part, units in split.items() if units}
+    names = {
+        part: [name_of(opened.samples[k], config.data_root) for k in opened.positions(units)]
+        for part, units in split.items()
+        if units
+    }
     folder = run_folder.RoundFolder(config.output, round_index, names)
     print(f'Round {round_index + 1}', flush=True)
     if not folder.finished:
-        solver = HyperIQASolver(config, config.data_root, split['train'], split['test'], val_idx=split['val'],
-                                round_index=round_index, opened=opened)
+        solver = HyperIQASolver(
+            config,
+            config.data_root,
+            split['train'],
+            split['test'],
+            val_idx=split['val'],
+            round_index=round_index,
+            opened=opened,
+        )
         folder.restore(solver)
         solver.train(folder)
         if solver.best:
@@ -109,9 +120,20 @@ def test_on_others(config, solver, others, round_index, facts):
     """
     results, paths = {}, dict(config.test_on or [])
     for name, opened in others.items():
-        data = DataLoader(name, paths[name], range(len(opened.units)), config.patch_size, config.test_patch_num,
-                          config.test_batch_size, istrain=False, seed=config.seed, round_index=round_index,
-                          device=solver.device, num_workers=config.num_workers, opened=opened).get_data()
+        data = DataLoader(
+            name,
+            paths[name],
+            range(len(opened.units)),
+            config.patch_size,
+            config.test_patch_num,
+            config.test_batch_size,
+            istrain=False,
+            seed=config.seed,
+            round_index=round_index,
+            device=solver.device,
+            num_workers=config.num_workers,
+            opened=opened,
+        ).get_data()
         sign = 1 if folders.higher_is_better(name, paths[name]) == facts['higher_is_better'] else -1
         metrics = all_metrics(solver.predict(data), data.scores)
         results[name] = {metric: sign * metrics[metric] for metric in ('SRCC', 'PLCC', 'KRCC')}
@@ -134,8 +156,14 @@ def evaluate(config):
     split = read_split(checkpoint.with_name('split.json'), config.data_root, opened.samples)
     if not split['test']:
         raise InputError(f'{checkpoint} was trained without a test part; --test_on NAME=DIR tests it on a database')
-    solver = HyperIQASolver(config, config.data_root, [], split['test'], round_index=round_index,
-                            opened=opened._replace(units=single_images(opened.samples)))
+    solver = HyperIQASolver(
+        config,
+        config.data_root,
+        [],
+        split['test'],
+        round_index=round_index,
+        opened=opened._replace(units=single_images(opened.samples)),
+    )
     test_srcc, test_plcc = solver.test(solver.test_data)
     print(f'test_srcc {test_srcc}\ntest_plcc {test_plcc}')
 
@@ -147,17 +175,19 @@ def check(config):
     splits = [{part: [k for unit in split[part] for k in units[unit]] for part in split} for split in splits]
     database = folders.DATABASES[config.dataset]
     warn_of_count(config.dataset, samples)
-    if not check_database.check(samples, splits, exif_rotation=database.exif_rotation,
-                                resize=config.resize or database.resize):
+    if not check_database.check(samples, splits, exif_rotation=database.exif_rotation, resize=config.resize or database.resize):
         sys.exit(2)
 
 
 def model_facts(config, samples):
     """What an image and a score mean to the network, for config.json: demo.py prepares images and scales scores by it."""
     database = folders.DATABASES[config.dataset]
-    return {'resize': config.resize or database.resize, 'exif_rotation': database.exif_rotation,
-            'score_range': folders.score_range(config.dataset, samples) if config.normalize_scores else None,
-            'higher_is_better': folders.higher_is_better(config.dataset, config.data_root)}
+    return {
+        'resize': config.resize or database.resize,
+        'exif_rotation': database.exif_rotation,
+        'score_range': folders.score_range(config.dataset, samples) if config.normalize_scores else None,
+        'higher_is_better': folders.higher_is_better(config.dataset, config.data_root),
+    }
 
 
 def draw_splits(config, samples):
@@ -205,8 +235,10 @@ def draw_split(units, seed, round_index, val_ratio):
     held_out = round(val_ratio * cut)
     split = {'train': order[held_out:cut], 'val': order[:held_out], 'test': order[cut:]}
     if not split['train'] or not split['test'] or bool(split['val']) != bool(val_ratio):
-        raise InputError(f'{units} images or contents are too few to split into '
-                         f'{"training, validation and test" if val_ratio else "training and test"} parts')
+        raise InputError(
+            f'{units} images or contents are too few to split into '
+            f'{"training, validation and test" if val_ratio else "training and test"} parts'
+        )
     return split
 
 
@@ -214,8 +246,10 @@ def official_split(dataset, samples):
     """Positions of the images in each official set."""
     without = [sample.path for sample in samples if not sample.part]
     if without:
-        raise InputError(f'--split official: the labels of {folders.DATABASES[dataset].title} put {len(without)} images '
-                         f'into no set, the first of them {without[0]}; use --split random')
+        raise InputError(
+            f'--split official: the labels of {folders.DATABASES[dataset].title} put {len(without)} images '
+            f'into no set, the first of them {without[0]}; use --split random'
+        )
     return {part: [k for k, sample in enumerate(samples) if sample.part == part] for part in ('train', 'val', 'test')}
 
 
@@ -250,8 +284,10 @@ def describe(config):
     if own:
         values = ' '.join(f'--{name} {getattr(config, name)}' for name in own)
         say(f'{config.dataset} has its own defaults, here: {values}')
-    say(f'Device: {config.device} ({run_folder.device_name(config.device)}); seed: {config.seed}; '
-        f'initial weights: {config.weights}')
+    say(
+        f'Device: {config.device} ({run_folder.device_name(config.device)}); seed: {config.seed}; '
+        f'initial weights: {config.weights}'
+    )
     if config.amp and not has_bfloat16(config.device):
         say('--amp: this CPU has no bfloat16 instructions, so training is many times slower with it than without')
 
@@ -282,8 +318,11 @@ def print_across(results, word=''):
 
 def print_medians(results):
     median = results['median']
-    print(f'Testing median SRCC {median.get("SRCC", math.nan):.4f}, median PLCC {median.get("PLCC", math.nan):.4f}'
-          + (f' of {len(results["rounds"])} rounds' if len(results['rounds']) > 1 else ''), flush=True)
+    print(
+        f'Testing median SRCC {median.get("SRCC", math.nan):.4f}, median PLCC {median.get("PLCC", math.nan):.4f}'
+        + (f' of {len(results["rounds"])} rounds' if len(results['rounds']) > 1 else ''),
+        flush=True,
+    )
     print_across(median.get('test_on', {}), 'median ')
 
 

@@ -6,6 +6,7 @@
 The contenders of a comparison take turns, so that a slower minute of the machine slows all of them. Each repetition gives
 one ratio, reference time / own time; the table shows their minimum, median and maximum.
 """
+
 import argparse
 import statistics
 import sys
@@ -22,10 +23,10 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import models  # noqa: E402
-from data_loader import IMAGENET_MEAN, IMAGENET_STD, DataLoader, open_database  # noqa: E402
-from HyerIQASolver import HyperIQASolver, default_device, has_bfloat16  # noqa: E402
-from run_folder import device_name, versions  # noqa: E402
+import models
+from data_loader import IMAGENET_MEAN, IMAGENET_STD, DataLoader, open_database
+from HyerIQASolver import HyperIQASolver, default_device, has_bfloat16
+from run_folder import device_name, versions
 
 IMAGES, PATCHES = 48, 25
 STEPS = 3
@@ -33,8 +34,11 @@ STEPS = 3
 
 def main():
     options = parse_options()
-    print(f'{options.device} ({device_name(options.device)}), torch {versions()["torch"]}, batches of '
-          f'{options.batch_size}, {options.repetitions} repetitions', flush=True)
+    print(
+        f'{options.device} ({device_name(options.device)}), torch {versions()["torch"]}, batches of '
+        f'{options.batch_size}, {options.repetitions} repetitions',
+        flush=True,
+    )
     print(f'{"":58s}   reference         own   ratio: min  median     max', flush=True)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -48,9 +52,14 @@ def data(root, options):
     opened = open_database('koniq', root)
     loader = DataLoader('koniq', root, range(IMAGES), 224, PATCHES, 96, num_workers=0, opened=opened).get_data()
     original = original_patches([sample.path for sample in opened.samples[:IMAGES]])
-    compare(options, 'data: patches/s, one core', {
-        'decoded for each patch': (lambda: [next(original) for _ in range(IMAGES)], IMAGES),
-        'uint8 batches from the cache': (lambda: exhaust(loader.crops()), IMAGES * PATCHES)})
+    compare(
+        options,
+        'data: patches/s, one core',
+        {
+            'decoded for each patch': (lambda: [next(original) for _ in range(IMAGES)], IMAGES),
+            'uint8 batches from the cache': (lambda: exhaust(loader.crops()), IMAGES * PATCHES),
+        },
+    )
 
 
 def growth(root, options):
@@ -60,10 +69,18 @@ def growth(root, options):
     def epoch_of(images, patches):
         loader = DataLoader('koniq', root, range(images), 224, patches, 96, num_workers=0, opened=opened).get_data()
         return lambda: exhaust(loader.crops()), 1
-    compare(options, 'growth: epochs of data/s', {
-        f'{IMAGES} images x {PATCHES} patches': epoch_of(IMAGES, PATCHES),
-        f'{2 * IMAGES} images': epoch_of(2 * IMAGES, PATCHES), f'{4 * IMAGES} images': epoch_of(4 * IMAGES, PATCHES),
-        f'{2 * PATCHES} patches': epoch_of(IMAGES, 2 * PATCHES), f'{4 * PATCHES} patches': epoch_of(IMAGES, 4 * PATCHES)})
+
+    compare(
+        options,
+        'growth: epochs of data/s',
+        {
+            f'{IMAGES} images x {PATCHES} patches': epoch_of(IMAGES, PATCHES),
+            f'{2 * IMAGES} images': epoch_of(2 * IMAGES, PATCHES),
+            f'{4 * IMAGES} images': epoch_of(4 * IMAGES, PATCHES),
+            f'{2 * PATCHES} patches': epoch_of(IMAGES, 2 * PATCHES),
+            f'{4 * PATCHES} patches': epoch_of(IMAGES, 4 * PATCHES),
+        },
+    )
 
 
 def step(root, options):
@@ -76,8 +93,12 @@ def step(root, options):
 
 def step_settings(device):
     if device.startswith('cuda'):
-        return {'fp32': {'tf32': False}, 'TF32': {'tf32': True}, '--amp': {'amp': True},
-                '--amp --compile': {'amp': True, 'compile': True}}
+        return {
+            'fp32': {'tf32': False},
+            'TF32': {'tf32': True},
+            '--amp': {'amp': True},
+            '--amp --compile': {'amp': True, 'compile': True},
+        }
     if has_bfloat16(device):
         return {'fp32': {}, '--amp': {'amp': True}}
     print('step: this CPU has no bfloat16 instructions, so --amp is left out', flush=True)
@@ -86,9 +107,11 @@ def step_settings(device):
 
 def test_pass(root, options):
     """A test of two images by 25 patches, from the cache."""
+
     def pass_in_batches(size):
         solver = make_solver(root, options, test_batch_size=size)
         return lambda: solver.predict(solver.test_data), len(solver.test_data.patches.image)
+
     compare(options, 'test: patches/s', {'patch by patch': pass_in_batches(1), 'in batches': pass_in_batches(96)})
 
 
@@ -102,10 +125,12 @@ def epoch(root, options):
             network.zero_grad()
             network(patches).sum().backward()
         synchronise(options.device)
+
     solver = make_solver(root, options, images=options.batch_size, train_patch_num=STEPS)
 
     def own():
         solver.train_epoch(0)
+
     images = STEPS * options.batch_size
     compare(options, 'epoch: images/s', {'bare ResNet-50': (bare, images), 'HyperIQA with data': (own, images)})
     print(f'epoch: {solver.data_wait:.1%} of the time of the last one was spent waiting for data', flush=True)
@@ -129,15 +154,24 @@ def compare(options, title, contenders):
     for name in others:
         ratios = [a / b for a, b in zip(seconds[reference], seconds[name])]
         rates = [1 / statistics.median(seconds[which]) for which in (reference, name)]
-        print(f'{f"{title}, {reference} | {name}":58s} {rates[0]:11.1f} {rates[1]:11.1f} '
-              f'{min(ratios):12.2f} {statistics.median(ratios):7.2f} {max(ratios):7.2f}', flush=True)
+        print(
+            f'{f"{title}, {reference} | {name}":58s} {rates[0]:11.1f} {rates[1]:11.1f} '
+            f'{min(ratios):12.2f} {statistics.median(ratios):7.2f} {max(ratios):7.2f}',
+            flush=True,
+        )
 
 
 def original_patches(paths):
     """The original's pipeline: each patch opens, decodes and resizes its image; endless."""
-    transform = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.Resize((512, 384)),
-                                    transforms.RandomCrop(224), transforms.ToTensor(),
-                                    transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    transform = transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.Resize((512, 384)),
+            transforms.RandomCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
     while True:
         for path in paths:
             with Image.open(path) as image:
@@ -176,6 +210,7 @@ def original_step(options):
             loss.backward()
             optimizer.step()
         synchronise(options.device)
+
     return run
 
 
@@ -190,12 +225,14 @@ def own_step(root, options, tf32=None, **settings):
         for _ in range(STEPS):
             solver.train_step(patches, scores, len(patches))
         synchronise(options.device)
+
     return run
 
 
 def make_solver(root, options, images=4, **settings):
-    config = SimpleNamespace(**{'dataset': 'koniq', 'weights': 'none', 'device': options.device,
-                                'batch_size': options.batch_size, **settings})
+    config = SimpleNamespace(
+        **{'dataset': 'koniq', 'weights': 'none', 'device': options.device, 'batch_size': options.batch_size, **settings}
+    )
     return HyperIQASolver(config, root, list(range(images)), [images, images + 1])
 
 

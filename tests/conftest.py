@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import databases
 import pytest
 import torch
 
-import databases
 import train_test_IQA
 
 PROJECT = Path(__file__).parent.parent
@@ -23,11 +23,13 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def make_database(tmp_path):
     """make_database('livec', ...) writes a small copy and returns its folder."""
+
     def make(name, **options):
         root = tmp_path / name
         root.mkdir()
         getattr(databases, name)(root, **options)
         return root
+
     return make
 
 
@@ -38,9 +40,12 @@ def command(name, *options):
 @pytest.fixture
 def script(tmp_path):
     """script('train_test_IQA.py', *options) runs it as a user would, in a folder of its own."""
+
     def run(name, *options, **environment):
-        return subprocess.run(command(name, *options), cwd=tmp_path, capture_output=True, text=True,
-                              env={**os.environ, **environment})
+        return subprocess.run(
+            command(name, *options), cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **environment}
+        )
+
     return run
 
 
@@ -57,11 +62,30 @@ def program(tmp_path, monkeypatch, capsys):
         except SystemExit as exit:
             code = exit.code
         return subprocess.CompletedProcess(options, code, *capsys.readouterr())
+
     return run
 
 
-TINY = ('--dataset', 'livec', '--data_root', 'livec', '--weights', 'none', '--device', 'cpu', '--epochs', 3,
-        '--train_patch_num', 1, '--test_patch_num', 2, '--batch_size', 6, '--train_test_num', 2)
+TINY = (
+    '--dataset',
+    'livec',
+    '--data_root',
+    'livec',
+    '--weights',
+    'none',
+    '--device',
+    'cpu',
+    '--epochs',
+    3,
+    '--train_patch_num',
+    1,
+    '--test_patch_num',
+    2,
+    '--batch_size',
+    6,
+    '--train_test_num',
+    2,
+)
 
 
 @pytest.fixture(scope='session')

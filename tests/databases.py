@@ -1,4 +1,5 @@
 """Small copies of the databases in their authors' on-disk formats, with real image files."""
+
 import csv
 import os
 
@@ -79,33 +80,52 @@ def live_nested(root):
 
 
 def csiq(root):
-    names = [f'{content}.{kind}.{level}.png' for content in ('1600', 'aerial_city', 'snow_leaves')
-             for kind in ('AWGN', 'jpeg2000') for level in (1, 5)]
+    names = [
+        f'{content}.{kind}.{level}.png'
+        for content in ('1600', 'aerial_city', 'snow_leaves')
+        for kind in ('AWGN', 'jpeg2000')
+        for level in (1, 5)
+    ]
     pictures(root / 'dst_imgs_all', names)
     lines = [f'{name} {k / 13:.6f}' for k, name in enumerate(names)]
     (root / 'csiq_label.txt').write_text('\n'.join(lines) + '\n\n')
 
 
-CSIQ_FILES = {'awgn': 'AWGN', 'blur': 'BLUR', 'contrast': 'contrast', 'fnoise': 'fnoise', 'jpeg': 'JPEG',
-              'jpeg2000': 'jpeg2000'}
+CSIQ_FILES = {
+    'awgn': 'AWGN',
+    'blur': 'BLUR',
+    'contrast': 'contrast',
+    'fnoise': 'fnoise',
+    'jpeg': 'JPEG',
+    'jpeg2000': 'jpeg2000',
+}
 
 
 def csiq_folders(root):
     """The authors' layout, a folder for each type; the label file spells some types in another letter case."""
     for content in ('1600', 'snow_leaves'):
         picture(root / 'src_imgs' / f'{content}.png')
-        pictures(root / 'dst_imgs', [f'{folder}/{content}.{kind}.{level}.png' for folder, kind in CSIQ_FILES.items()
-                                     for level in (1, 2)])
+        pictures(
+            root / 'dst_imgs',
+            [f'{folder}/{content}.{kind}.{level}.png' for folder, kind in CSIQ_FILES.items() for level in (1, 2)],
+        )
     kinds = ('AWGN', 'blur', 'CONTRAST', 'fnoise', 'jpeg', 'JPEG2000')
-    lines = [f'{content}.{kind}.{level}.png 0.{k}{level}' for content in ('1600', 'snow_leaves')
-             for k, kind in enumerate(kinds) for level in (1, 2)]
+    lines = [
+        f'{content}.{kind}.{level}.png 0.{k}{level}'
+        for content in ('1600', 'snow_leaves')
+        for k, kind in enumerate(kinds)
+        for level in (1, 2)
+    ]
     (root / 'csiq_label.txt').write_text('\r\n'.join(lines) + '\r\n\r\n\r\n')
 
 
 def kadid10k(root):
     """All 81 references with two distortions each, in the order of the authors' file."""
-    rows = [[f'I{k:02d}_{kind:02d}_01.png', f'I{k:02d}.png', f'{5 - kind / 10 - k / 100:.2f}', '0.496']
-            for k in range(1, 82) for kind in (1, 25)]
+    rows = [
+        [f'I{k:02d}_{kind:02d}_01.png', f'I{k:02d}.png', f'{5 - kind / 10 - k / 100:.2f}', '0.496']
+        for k in range(1, 82)
+        for kind in (1, 25)
+    ]
     links(root / 'images', [row[0] for row in rows] + [f'I{k:02d}.png' for k in range(1, 82)])
     write_csv(root / 'dmos.csv', ['dist_img', 'ref_img', 'dmos', 'var'], rows)
 
@@ -135,8 +155,11 @@ def koniq(root, images=5):
     names = [f'{10004473376 + k}.jpg' for k in range(images)]
     pictures(root / '1024x768', names, size=(768, 1024), quality=90)
     rows = [[name, 0, 0, 25, 73, 7, 105, f'{3 + k / 10:.3f}', 0.52, f'{60 + k:.3f}'] for k, name in enumerate(names)]
-    write_csv(root / 'koniq10k_scores_and_distributions.csv',
-              ['image_name', 'c1', 'c2', 'c3', 'c4', 'c5', 'c_total', 'MOS', 'SD', 'MOS_zscore'], rows)
+    write_csv(
+        root / 'koniq10k_scores_and_distributions.csv',
+        ['image_name', 'c1', 'c2', 'c3', 'c4', 'c5', 'c_total', 'MOS', 'SD', 'MOS_zscore'],
+        rows,
+    )
 
 
 def koniq_sets(root):
@@ -144,10 +167,15 @@ def koniq_sets(root):
     names = [f'{826373 + k}.jpg' for k in range(6)]
     pictures(root / '512x384', names, size=(384, 512))
     sets = ['training', 'training', 'training', 'validation', 'test', 'test']
-    rows = [[name, 0.0, 0.1, 0.2, 0.6, 0.1, 105, f'{3.91 + 14 * k:.2f}', 0.5, part]
-            for k, (name, part) in enumerate(zip(names, sets))]
-    write_csv(root / 'koniq10k_distributions_sets.csv',
-              ['image_name', 'c1', 'c2', 'c3', 'c4', 'c5', 'c_total', 'MOS', 'SD', 'set'], rows)
+    rows = [
+        [name, 0.0, 0.1, 0.2, 0.6, 0.1, 105, f'{3.91 + 14 * k:.2f}', 0.5, part]
+        for k, (name, part) in enumerate(zip(names, sets))
+    ]
+    write_csv(
+        root / 'koniq10k_distributions_sets.csv',
+        ['image_name', 'c1', 'c2', 'c3', 'c4', 'c5', 'c_total', 'MOS', 'SD', 'set'],
+        rows,
+    )
 
 
 BID_NUMBERS = [1, 2, 4, 12, 590]
@@ -179,8 +207,7 @@ def bid_xls(root):
     bid_images(root / 'ImageDatabase')
     book = xlwt.Workbook()
     sheet = book.add_sheet('Grades')
-    rows = [['Image Number', 'Average Subjective Grade']] + [[float(number), 0.25 + k]
-                                                             for k, number in enumerate(BID_NUMBERS)]
+    rows = [['Image Number', 'Average Subjective Grade']] + [[float(number), 0.25 + k] for k, number in enumerate(BID_NUMBERS)]
     for k, row in enumerate(rows + [['', ' ']]):
         for column, cell in enumerate(row):
             sheet.write(k, column, cell)
@@ -209,22 +236,31 @@ def spaq(root):
 
 def flive(root, flags=('True', 'False', 'True')):
     """Windows line ends, and folders inside the names; without `flags` the file has no `is_train`."""
-    names = ['voc_emotic_ava/JPEGImages__COCO_train2014_000000000009.jpg', 'EE371R/cj23478+019.jpg',
-             'blur_dataset/motion0001.jpg']
+    names = [
+        'voc_emotic_ava/JPEGImages__COCO_train2014_000000000009.jpg',
+        'EE371R/cj23478+019.jpg',
+        'blur_dataset/motion0001.jpg',
+    ]
     pictures(root / 'database', names)
     header = ['name', 'mos'] + ['is_train'] * bool(flags)
-    rows = [[name, f'{70.5 + k}', *(flags[k:k + 1])] for k, name in enumerate(names)]
+    rows = [[name, f'{70.5 + k}', *(flags[k : k + 1])] for k, name in enumerate(names)]
     write_csv(root / 'labels_image.csv', header, rows, newline='\r\n')
 
 
 def agiqa3k(root, folder='.'):
     """Windows line ends, commas, quotes and a line break inside prompts, and dots inside names."""
-    rows = [['AttnGAN_normal_000.jpg', 'statue of a man', '', '', 'anime style', 1.25, 0.5, 2.5, 0.75],
-            ['sd1.5_lowsteps_0.5_001.png', 'a cat, sitting, on "the" mat', 'sharp, detailed', '', '', 3.5, 0.5, 9, 9],
-            ['DALLE2_002.png', 'two lines\r\nof text', '', 'dark', 'baroque, old', 4.75, 0.5, 9, 9]]
+    rows = [
+        ['AttnGAN_normal_000.jpg', 'statue of a man', '', '', 'anime style', 1.25, 0.5, 2.5, 0.75],
+        ['sd1.5_lowsteps_0.5_001.png', 'a cat, sitting, on "the" mat', 'sharp, detailed', '', '', 3.5, 0.5, 9, 9],
+        ['DALLE2_002.png', 'two lines\r\nof text', '', 'dark', 'baroque, old', 4.75, 0.5, 9, 9],
+    ]
     pictures(root / folder, [row[0] for row in rows])
-    write_csv(root / 'data.csv', ['name', 'prompt', 'adj1', 'adj2', 'style', 'mos_quality', 'std_quality', 'mos_align',
-                                  'std_align'], rows, newline='\r\n')
+    write_csv(
+        root / 'data.csv',
+        ['name', 'prompt', 'adj1', 'adj2', 'style', 'mos_quality', 'std_quality', 'mos_align', 'std_align'],
+        rows,
+        newline='\r\n',
+    )
 
 
 def own(root, text, encoding='utf-8', images=('a.png', 'b.png', 'deep/c.png')):

@@ -1,21 +1,23 @@
 """Started by torchrun or alone: two epochs with batch norm in eval mode, so that the numbers do not depend on the shares.
 
-    python distributed_worker.py PROJECT DATABASE
+python distributed_worker.py PROJECT DATABASE
 """
+
 import sys
 from types import SimpleNamespace
 
 sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
 import torch  # noqa: E402
+from parity import fill  # noqa: E402
 
 import distributed  # noqa: E402
 from HyerIQASolver import HyperIQASolver  # noqa: E402
-from parity import fill  # noqa: E402
 
 distributed.start('cpu')
 # batches of 3, 3 and 1: the last one has fewer patches than there are ranks
-config = SimpleNamespace(dataset='livec', weights='none', device='cpu', batch_size=3, test_batch_size=2, train_patch_num=1,
-                         test_patch_num=2)
+config = SimpleNamespace(
+    dataset='livec', weights='none', device='cpu', batch_size=3, test_batch_size=2, train_patch_num=1, test_patch_num=2
+)
 solver = HyperIQASolver(config, sys.argv[2], list(range(7)), [7, 8, 9])
 solver.model_hyper.load_state_dict(fill.fill(solver.model_hyper.state_dict()))
 for module in solver.model_hyper.modules():

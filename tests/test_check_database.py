@@ -1,11 +1,12 @@
 """`check` finds what would spoil a run, names it, and keeps no pixels."""
+
 import tracemalloc
 
+import databases
 import pytest
 from PIL import Image
 
 import check_database
-import databases
 from check_database import check
 from folders import Sample, read_samples
 
@@ -18,15 +19,18 @@ def report(tmp_path, monkeypatch, capsys):
     def run(samples, splits=(), **options):
         usable = check(samples, splits, **options)
         return usable, capsys.readouterr().out.splitlines()
+
     return run
 
 
 @pytest.fixture
 def images(tmp_path):
     """images(count) makes different pictures 0.png, 1.png ... and gives their samples, with the scores 0, 1 ..."""
+
     def make(count, **options):
         databases.pictures(tmp_path, [f'{k}.png' for k in range(count)], **options)
         return [sample(f'{k}.png', k) for k in range(count)]
+
     return make
 
 
@@ -38,7 +42,7 @@ def after(lines, name):
     """The text behind `name`, and the indented lines below it without their indent."""
     start = next(k for k, text in enumerate(lines) if text.startswith(name))
     below = []
-    for text in lines[start + 1:]:
+    for text in lines[start + 1 :]:
         if not text.startswith('    '):
             break
         below.append(text[4:])
@@ -51,27 +55,29 @@ def test_a_faultless_database(make_database, report):
     samples = read_samples('livec', 'livec')
     usable, lines = report(samples, [{'train': [0, 1, 2, 3], 'test': [4, 5]}] * 2)
     assert usable
-    assert lines == ['Images            6',
-                     'Scores            90 to 140, mean 115',
-                     '     90.0 to  95.0       1  ########################################',
-                     '     95.0 to 100.0       0',
-                     '    100.0 to 105.0       1  ########################################',
-                     '    105.0 to 110.0       0',
-                     '    110.0 to 115.0       1  ########################################',
-                     '    115.0 to 120.0       0',
-                     '    120.0 to 125.0       1  ########################################',
-                     '    125.0 to 130.0       0',
-                     '    130.0 to 135.0       1  ########################################',
-                     '    135.0 to 140.0       1  ########################################',
-                     'Height            240 to 301 pixels',
-                     'Width             250 to 407 pixels',
-                     'Different sizes   2',
-                     'Unreadable        none',
-                     'Below 224x224     none',
-                     'Identical groups  none',
-                     'Twins, round 1    none',
-                     'Twins, round 2    none',
-                     'Result            the database can be trained on']
+    assert lines == [
+        'Images            6',
+        'Scores            90 to 140, mean 115',
+        '     90.0 to  95.0       1  ########################################',
+        '     95.0 to 100.0       0',
+        '    100.0 to 105.0       1  ########################################',
+        '    105.0 to 110.0       0',
+        '    110.0 to 115.0       1  ########################################',
+        '    115.0 to 120.0       0',
+        '    120.0 to 125.0       1  ########################################',
+        '    125.0 to 130.0       0',
+        '    130.0 to 135.0       1  ########################################',
+        '    135.0 to 140.0       1  ########################################',
+        'Height            240 to 301 pixels',
+        'Width             250 to 407 pixels',
+        'Different sizes   2',
+        'Unreadable        none',
+        'Below 224x224     none',
+        'Identical groups  none',
+        'Twins, round 1    none',
+        'Twins, round 2    none',
+        'Result            the database can be trained on',
+    ]
 
 
 def test_contents_are_counted_where_images_share_them(images, report):
@@ -79,10 +85,14 @@ def test_contents_are_counted_where_images_share_them(images, report):
     assert after(report(samples)[1], 'Images')[0] == '3 of 2 contents'
 
 
-@pytest.mark.parametrize('scores, first, last', [
-    ([3.91] + [88.39] * 400, '3.9 to 12.4       1  #', '79.9 to 88.4     400  ' + '#' * 40),
-    ([-0.02] * 9 + [0.98] * 18, '-0.02 to  0.08       9  ' + '#' * 20, '0.88 to  0.98      18  ' + '#' * 40),
-    ([1000.0, 1000.5], '1000.000 to 1000.050       1  ' + '#' * 40, '1000.450 to 1000.500       1  ' + '#' * 40)])
+@pytest.mark.parametrize(
+    'scores, first, last',
+    [
+        ([3.91] + [88.39] * 400, '3.9 to 12.4       1  #', '79.9 to 88.4     400  ' + '#' * 40),
+        ([-0.02] * 9 + [0.98] * 18, '-0.02 to  0.08       9  ' + '#' * 20, '0.88 to  0.98      18  ' + '#' * 40),
+        ([1000.0, 1000.5], '1000.000 to 1000.050       1  ' + '#' * 40, '1000.450 to 1000.500       1  ' + '#' * 40),
+    ],
+)
 def test_the_histograms_bars_are_in_proportion_and_its_bins_differ(images, report, scores, first, last):
     images(1)
     _, bars = after(report([sample('0.png', score) for score in scores])[1], 'Scores')
@@ -121,8 +131,7 @@ def test_images_too_small_for_a_patch(images, report, tmp_path, size, usable):
     databases.picture(tmp_path / '1.png', seed=1, size=size)
     result, lines = report(samples)
     assert result == usable
-    assert after(lines, 'Below 224x224') == (('none', []) if usable else
-                                             ('1', [f'  {size[0]} x {size[1]}    1.png']))
+    assert after(lines, 'Below 224x224') == (('none', []) if usable else ('1', [f'  {size[0]} x {size[1]}    1.png']))
 
 
 def test_the_size_after_the_resize_counts(images, report):
@@ -146,8 +155,10 @@ def test_the_same_picture_in_another_format_is_found(images, report, tmp_path):
     Image.open(tmp_path / '1.png').save(tmp_path / 'copy.bmp')
     usable, lines = report(samples + [sample('copy.bmp', 7.5)])
     assert usable
-    assert after(lines, 'Identical groups') == ('1', ['2 images', '    score 1           1.png',
-                                                      '    score 7.5         copy.bmp'])
+    assert after(lines, 'Identical groups') == (
+        '1',
+        ['2 images', '    score 1           1.png', '    score 7.5         copy.bmp'],
+    )
 
 
 def test_the_same_pixels_in_another_shape_are_another_picture(report, tmp_path):
@@ -172,15 +183,22 @@ def test_test_images_with_a_twin_in_train_or_val_are_a_warning(images, report, t
     for k in (0, 1):
         Image.open(tmp_path / f'{k}.png').save(tmp_path / f'{k}.bmp')
         samples.append(sample(f'{k}.bmp', k))
-    splits = [{'train': [0, 2], 'val': [1], 'test': [3, 4, 5]}, {'train': [0, 4, 2, 3], 'val': [], 'test': [1, 5]},
-              {'train': [1, 2, 3], 'test': [0, 5]}]
+    splits = [
+        {'train': [0, 2], 'val': [1], 'test': [3, 4, 5]},
+        {'train': [0, 4, 2, 3], 'val': [], 'test': [1, 5]},
+        {'train': [1, 2, 3], 'test': [0, 5]},
+    ]
     usable, lines = report(samples, splits)
     assert usable
-    assert after(lines, 'Twins, round 1') == ('warning: 2 of 3 test images also in train or val',
-                                              ['test   0.bmp', 'train  0.png', 'test   1.bmp', 'val    1.png'])
+    assert after(lines, 'Twins, round 1') == (
+        'warning: 2 of 3 test images also in train or val',
+        ['test   0.bmp', 'train  0.png', 'test   1.bmp', 'val    1.png'],
+    )
     assert after(lines, 'Twins, round 2') == ('none', [])
-    assert after(lines, 'Twins, round 3') == ('warning: 1 of 2 test images also in train or val',
-                                              ['test   1.bmp', 'train  1.png'])
+    assert after(lines, 'Twins, round 3') == (
+        'warning: 1 of 2 test images also in train or val',
+        ['test   1.bmp', 'train  1.png'],
+    )
 
 
 def test_pixels_are_not_kept(images, report, monkeypatch):

@@ -1,11 +1,12 @@
 """The patches depend on the seed alone, and a batch holds exactly the pixels that the drawn crops say."""
+
+import databases
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
 
-import databases
 import folders
 from data_loader import BATCHES_AHEAD, DataLoader, draw_patches
 from errors import InputError
@@ -19,8 +20,7 @@ def batches(root, name='livec', index=(0, 1, 2, 3), patch_num=2, batch_size=3, e
 
 
 def same(first, second):
-    return len(first) == len(second) and all(torch.equal(a, b) for one, two in zip(first, second)
-                                             for a, b in zip(one, two))
+    return len(first) == len(second) and all(torch.equal(a, b) for one, two in zip(first, second) for a, b in zip(one, two))
 
 
 def test_a_batch_is_the_original_transform_of_the_drawn_crops(make_database):

@@ -1,10 +1,11 @@
 """demo.py scores files and folders, the same at every call."""
+
 import csv
 
+import databases
 import pytest
 import torch
 
-import databases
 import models
 
 
@@ -29,7 +30,9 @@ def test_files_and_folders_score_the_same_at_every_call(tmp_path, script, checkp
     assert [path for path, _ in scores(first)] == ['a.jpg', 'folder/b.PNG', 'folder/deeper/c.bmp']
     with open(tmp_path / 'scores.csv', newline='') as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ['image', 'score'] and [f'{float(score):.4f}' for _, score in rows[1:]] == [score for _, score in scores(first)]
+    assert rows[0] == ['image', 'score'] and [f'{float(score):.4f}' for _, score in rows[1:]] == [
+        score for _, score in scores(first)
+    ]
 
     (tmp_path / 'a.jpg').rename(tmp_path / 'renamed.jpg')
     again = script('demo.py', '--checkpoint', checkpoint, '--patches', 3, 'folder', 'renamed.jpg')
@@ -57,7 +60,9 @@ def test_the_resize_is_that_of_the_training(tmp_path, script, checkpoint, finish
 
 def test_no_images_or_checkpoint(tmp_path, script, checkpoint):
     (tmp_path / 'empty').mkdir()
-    for options, reason in ((('--checkpoint', checkpoint, 'empty'), 'there are no images in the folder empty'),
-                            (('--checkpoint', 'none.pth', 'a.jpg'), 'there is no file none.pth')):
+    for options, reason in (
+        (('--checkpoint', checkpoint, 'empty'), 'there are no images in the folder empty'),
+        (('--checkpoint', 'none.pth', 'a.jpg'), 'there is no file none.pth'),
+    ):
         done = script('demo.py', *options)
         assert done.returncode == 2 and reason in done.stderr and 'Traceback' not in done.stderr

@@ -1,4 +1,5 @@
 """Several real processes on gloo train as one does, fail together and resume; rounds run side by side."""
+
 import os
 import shutil
 import signal
@@ -8,18 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PROJECT, TINY, command
+from test_run_folder import assert_same_run, wait_until
 
 import distributed
 import files
-from conftest import PROJECT, TINY, command
-from test_run_folder import assert_same_run, wait_until
 
 WORKER = Path(__file__).parent / 'distributed_worker.py'
 
 
 def torchrun(processes, *arguments):
-    return [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes),
-            *map(str, arguments)]
+    return [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node',
+        str(processes),
+        *map(str, arguments),
+    ]
 
 
 def numbers(arguments):
@@ -66,8 +74,13 @@ def workers(launcher):
 def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(tmp_path, finished_run):
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
     options = (*TINY, '--train_test_num', 1, '--output', 'run')
-    launcher = subprocess.Popen(torchrun(2, PROJECT / 'train_test_IQA.py', *options), cwd=tmp_path, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    launcher = subprocess.Popen(
+        torchrun(2, PROJECT / 'train_test_IQA.py', *options),
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     history = tmp_path / 'run' / 'round_01' / 'history.csv'
     wait_until(history.exists, launcher)
     before = workers(launcher)
@@ -77,22 +90,31 @@ def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(tmp
     assert not any(Path(f'/proc/{worker}').exists() for worker in before.values())
     rows = files.read_table(history)
 
-    done = subprocess.run(torchrun(3, PROJECT / 'train_test_IQA.py', *options, '--resume'), cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        torchrun(3, PROJECT / 'train_test_IQA.py', *options, '--resume'), cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     resumed = files.read_table(history)
-    assert resumed[:len(rows)] == rows and [row['epoch'] for row in resumed] == ['1', '2', '3']
+    assert resumed[: len(rows)] == rows and [row['epoch'] for row in resumed] == ['1', '2', '3']
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ['Round', 'Epoch', '1', '2', '3', 'Best', 'Testing']
     assert done.stderr.count('Device: cpu') == 1
-    assert (tmp_path / 'run' / 'round_01' / 'split.json').read_bytes() == \
-        (finished_run / 'run' / 'round_01' / 'split.json').read_bytes()
+    assert (tmp_path / 'run' / 'round_01' / 'split.json').read_bytes() == (
+        finished_run / 'run' / 'round_01' / 'split.json'
+    ).read_bytes()
 
 
 def test_rounds_side_by_side_give_the_run_of_one_process(tmp_path, finished_run, program):
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
-    jobs = [subprocess.Popen(command('train_test_IQA.py', *TINY, '--output', 'run', '--rounds', number), cwd=tmp_path,
-                             stderr=subprocess.PIPE, text=True) for number in (2, 1)]
+    jobs = [
+        subprocess.Popen(
+            command('train_test_IQA.py', *TINY, '--output', 'run', '--rounds', number),
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (2, 1)
+    ]
     errors = [job.communicate()[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], errors
     assert_same_run(tmp_path / 'run', finished_run / 'run')

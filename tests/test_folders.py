@@ -1,20 +1,20 @@
 """Each database is read from a small copy in its authors' format; what is wrong with one is said in one line."""
+
 import os
 from pathlib import Path
 
+import databases
 import numpy as np
 import pytest
 import scipy.io
 from PIL import Image, ImageOps
 
-import databases
 import folders
 from errors import InputError
 
 
 def read(name, root):
-    return [(os.path.relpath(sample.path, root), sample.score, sample.content)
-            for sample in folders.read_samples(name, root)]
+    return [(os.path.relpath(sample.path, root), sample.score, sample.content) for sample in folders.read_samples(name, root)]
 
 
 def parts(name, root):
@@ -48,8 +48,13 @@ def test_csiq(make_database):
 def test_csiq_in_the_authors_folders(make_database):
     samples = read('csiq', make_database('csiq_folders'))
     assert [path for path, _, _ in samples[:12:2]] == [
-        'dst_imgs/awgn/1600.AWGN.1.png', 'dst_imgs/blur/1600.BLUR.1.png', 'dst_imgs/contrast/1600.contrast.1.png',
-        'dst_imgs/fnoise/1600.fnoise.1.png', 'dst_imgs/jpeg/1600.JPEG.1.png', 'dst_imgs/jpeg2000/1600.jpeg2000.1.png']
+        'dst_imgs/awgn/1600.AWGN.1.png',
+        'dst_imgs/blur/1600.BLUR.1.png',
+        'dst_imgs/contrast/1600.contrast.1.png',
+        'dst_imgs/fnoise/1600.fnoise.1.png',
+        'dst_imgs/jpeg/1600.JPEG.1.png',
+        'dst_imgs/jpeg2000/1600.jpeg2000.1.png',
+    ]
     assert samples[-1] == ('dst_imgs/jpeg2000/snow_leaves.jpeg2000.2.png', 0.52, 'snow_leaves')
 
 
@@ -64,16 +69,25 @@ def test_kadid10k_is_split_by_its_81_references(make_database):
 def test_tid2013_in_mixed_letter_case(make_database):
     samples = read('tid2013', make_database('tid2013'))
     assert [(Path(path).name, content) for path, _, content in samples] == [
-        ('I01_01_1.bmp', 'I01'), ('i01_05_1.bmp', 'I01'), ('I02_03_1.BMP', 'I02'), ('i02_24_5.bmp', 'I02'),
-        ('I25_08_2.bmp', 'I25')]
+        ('I01_01_1.bmp', 'I01'),
+        ('i01_05_1.bmp', 'I01'),
+        ('I02_03_1.BMP', 'I02'),
+        ('i02_24_5.bmp', 'I02'),
+        ('I25_08_2.bmp', 'I25'),
+    ]
     assert samples[0][1] == 0.51429
 
 
 def test_livec_leaves_the_first_seven_out(make_database):
     samples = read('livec', make_database('livec'))
     assert [(path, score) for path, score, _ in samples] == [
-        ('Images/3.bmp', 90), ('Images/4.JPG', 100), ('Images/5.bmp', 110), ('Images/6.JPG', 120),
-        ('Images/7.bmp', 130), ('Images/8.JPG', 140)]
+        ('Images/3.bmp', 90),
+        ('Images/4.JPG', 100),
+        ('Images/5.bmp', 110),
+        ('Images/6.JPG', 120),
+        ('Images/7.bmp', 130),
+        ('Images/8.JPG', 140),
+    ]
 
 
 @pytest.mark.parametrize('name', ['koniq', 'koniq-10k', 'KonIQ-10k'])
@@ -96,8 +110,9 @@ def test_koniqs_official_sets(make_database):
     assert parts('koniq', make_database('koniq')) == [''] * 5
 
     names = [f'{826373 + k}.jpg' for k in range(5, -1, -1)]
-    databases.write_csv(root / 'koniq10k_scores_and_distributions.csv', ['image_name', 'MOS', 'MOS_zscore'],
-                        [[name, 3, 50] for name in names])
+    databases.write_csv(
+        root / 'koniq10k_scores_and_distributions.csv', ['image_name', 'MOS', 'MOS_zscore'], [[name, 3, 50] for name in names]
+    )
     assert parts('koniq', root) == official[::-1]  # the file with the scores has no sets: they come from the other
     assert {score for _, score, _ in read('koniq', root)} == {50}
 
@@ -115,8 +130,8 @@ def test_an_unknown_set_is_named_by_line(make_database):
 def test_bid_in_each_form_of_its_sheet(make_database, form, folder):
     samples = read('bid', make_database(form))
     assert [(path, score) for path, score, _ in samples] == [
-        (f'{folder}DatabaseImage{number}.JPG', 0.25 + k)
-        for k, number in enumerate(('0001', '0002', '0004', '0012', '0590'))]
+        (f'{folder}DatabaseImage{number}.JPG', 0.25 + k) for k, number in enumerate(('0001', '0002', '0004', '0012', '0590'))
+    ]
 
 
 def test_an_xls_under_the_name_xlsx_is_read_all_the_same(make_database):
@@ -128,8 +143,11 @@ def test_an_xls_under_the_name_xlsx_is_read_all_the_same(make_database):
 def test_spaq_finds_its_columns_by_name(make_database):
     samples = read('spaq', make_database('spaq'))
     assert [(path, score) for path, score, _ in samples] == [
-        ('TestImage/00001.jpg', 56.33), ('TestImage/00002.jpg', 57.33), ('TestImage/00003.jpg', 58.33),
-        ('TestImage/00004.jpg', 59.33)]
+        ('TestImage/00001.jpg', 56.33),
+        ('TestImage/00002.jpg', 57.33),
+        ('TestImage/00003.jpg', 58.33),
+        ('TestImage/00004.jpg', 59.33),
+    ]
 
 
 def test_spaqs_photos_are_turned_upright(make_database):
@@ -157,7 +175,9 @@ def test_flive_with_and_without_its_official_flag(make_database, tmp_path):
     samples = read('flive', make_database('flive'))
     assert [(path, score) for path, score, _ in samples] == [
         ('database/voc_emotic_ava/JPEGImages__COCO_train2014_000000000009.jpg', 70.5),
-        ('database/EE371R/cj23478+019.jpg', 71.5), ('database/blur_dataset/motion0001.jpg', 72.5)]
+        ('database/EE371R/cj23478+019.jpg', 71.5),
+        ('database/blur_dataset/motion0001.jpg', 72.5),
+    ]
     assert parts('flive', tmp_path / 'flive') == ['train', 'test', 'train']
     for flags, expected in ((('1', '0', 'TRUE'), ['train', 'test', 'train']), ((), ['', '', ''])):
         databases.flive(tmp_path / 'flive', flags)
@@ -168,12 +188,16 @@ def test_flive_with_and_without_its_official_flag(make_database, tmp_path):
 def test_agiqa3k_with_its_images_beside_the_labels_or_in_images(make_database, folder):
     samples = read('agiqa3k', make_database('agiqa3k', folder=folder))
     assert [(path, score) for path, score, _ in samples] == [
-        (os.path.normpath(f'{folder}/{name}'), score) for name, score in
-        (('AttnGAN_normal_000.jpg', 1.25), ('sd1.5_lowsteps_0.5_001.png', 3.5), ('DALLE2_002.png', 4.75))]
+        (os.path.normpath(f'{folder}/{name}'), score)
+        for name, score in (('AttnGAN_normal_000.jpg', 1.25), ('sd1.5_lowsteps_0.5_001.png', 3.5), ('DALLE2_002.png', 4.75))
+    ]
 
 
-@pytest.mark.parametrize('name, form', [(name, name) for name in folders.DATABASES if name not in ('csv', 'demo')] + [
-    ('csiq', 'csiq_folders'), ('koniq', 'koniq_sets'), ('bid', 'bid_xls'), ('bid', 'bid_text')])
+@pytest.mark.parametrize(
+    'name, form',
+    [(name, name) for name in folders.DATABASES if name not in ('csv', 'demo')]
+    + [('csiq', 'csiq_folders'), ('koniq', 'koniq_sets'), ('bid', 'bid_xls'), ('bid', 'bid_text')],
+)
 def test_labels_and_images_one_folder_down(make_database, tmp_path, name, form):
     root = make_database(form)
     expected = [(f'inner/{path}', score) for path, score, _ in read(name, root)]
@@ -182,9 +206,16 @@ def test_labels_and_images_one_folder_down(make_database, tmp_path, name, form):
     assert [(path, score) for path, score, _ in read(name, tmp_path / 'outer')] == expected
 
 
-@pytest.mark.parametrize('name, file', [
-    ('spaq', 'Annotations/MOS and Image attribute scores.xlsx'), ('livec', 'Data/AllImages_release.mat'),
-    ('livec', 'Data/AllMOS_release.mat'), ('kadid10k', 'dmos.csv'), ('flive', 'labels_image.csv')])
+@pytest.mark.parametrize(
+    'name, file',
+    [
+        ('spaq', 'Annotations/MOS and Image attribute scores.xlsx'),
+        ('livec', 'Data/AllImages_release.mat'),
+        ('livec', 'Data/AllMOS_release.mat'),
+        ('kadid10k', 'dmos.csv'),
+        ('flive', 'labels_image.csv'),
+    ],
+)
 def test_a_label_file_in_the_root_or_in_any_folder(make_database, name, file):
     root = make_database(name)
     expected = read(name, root)
@@ -197,12 +228,16 @@ def test_a_label_file_in_the_root_or_in_any_folder(make_database, name, file):
 OWN = [('a.png', 3.5), ('b.png', 1.25), ('deep/c.png', 2.0)]
 
 
-@pytest.mark.parametrize('text, encoding', [
-    ('image,score\na.png,3.5\nb.png,1.25\ndeep/c.png,2\n', 'utf-8'),
-    ('image,score\r\na.png,3.5\r\n\r\nb.png,1.25\r\ndeep/c.png,2\r\n,\r\n\r\n', 'utf-8-sig'),
-    ('Score;remark;Image_Name\n3,5;x;a.png\n1.25;é, ü, ß, x;b.png\n2;;deep/c.png\n', 'utf-8'),
-    ('filename\tMOS\na.png\t3,5\nb.png\t1,25\ndeep/c.png\t2\n', 'utf-8-sig'),
-    ('"name","DMOS"\n"a.png",3.5\n"b.png","1.25"\n./deep/../deep/c.png, 2', 'utf-8')])
+@pytest.mark.parametrize(
+    'text, encoding',
+    [
+        ('image,score\na.png,3.5\nb.png,1.25\ndeep/c.png,2\n', 'utf-8'),
+        ('image,score\r\na.png,3.5\r\n\r\nb.png,1.25\r\ndeep/c.png,2\r\n,\r\n\r\n', 'utf-8-sig'),
+        ('Score;remark;Image_Name\n3,5;x;a.png\n1.25;é, ü, ß, x;b.png\n2;;deep/c.png\n', 'utf-8'),
+        ('filename\tMOS\na.png\t3,5\nb.png\t1,25\ndeep/c.png\t2\n', 'utf-8-sig'),
+        ('"name","DMOS"\n"a.png",3.5\n"b.png","1.25"\n./deep/../deep/c.png, 2', 'utf-8'),
+    ],
+)
 def test_own_images_in_each_form_of_the_file(make_database, text, encoding):
     root = make_database('own', text=text, encoding=encoding)
     samples = folders.read_samples('csv', root / 'mine.csv')
@@ -235,33 +270,37 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
         root = root.rename(tmp_path / place)
         (root / 'mine.csv').write_text('image,score\n' + ''.join(f'{name},1\n' for name in order))
         samples = folders.read_samples('csv', root / 'mine.csv')
-        orders.append([Path(samples[k].path).name for k, in folders.split_units('csv', samples)])
+        orders.append([Path(samples[k].path).name for (k,) in folders.split_units('csv', samples)])
     assert orders[0] == orders[1] == ['d.png', 'B.png', 'a-b.png', 'a.png', 'b.png', 'b.png']
 
 
-@pytest.mark.parametrize('text, where', [
-    ('', 'line 1: no column is the image'),
-    ('a.png,3\nb.png,4\n', 'line 1: no column is the image; name it image or image_name or name or filename'),
-    ('image,quality\na.png,3\n', "line 1: no column is the score; name it score or mos or dmos in the header"),
-    ('image,mos,DMOS\na.png,3,4\n', 'line 1: mos and DMOS can each be the column of the score'),
-    ('name,image,mos\na.png,a.png,4\n', 'line 1: name and image can each be the column of the image'),
-    ('image,score,score\na.png,3,4\n', 'line 1: score and score can each be'),
-    ('image,score\na.png,3\n\nb.png\n', 'line 4: this line has fewer cells'),
-    ('image,score\na.png,3,5\n', 'line 2: this line has more cells'),
-    ('image,score\na.png,3\nb.png,\n', 'line 3: the score is empty'),
-    ('image,score\na.png,3\n ,3\n', 'line 3: the image is empty'),
-    ('image,score,content\na.png,3,\n', 'line 2: the content is empty'),
-    ('image,score\na.png,good\n', "line 2: the score 'good' is not a number"),
-    ('image,score\na.png,nan\n', "line 2: the score 'nan' is not a number"),
-    ('image,score\na.png,"3,5"\n', "line 2: the score '3,5' is not a number"),
-    ('image;score\na.png;1.234,5\n', "line 2: the score '1.234,5' is not a number"),
-    ('image,score\na.png,3\nb.png,4\n./a.png,3\n', 'line 4: ./a.png is on line 2 already'),
-    ('image,score,set\na.png,3,train\nb.png,4,spare\n', "line 3: the set 'spare' is none of train"),
-    ('image,score,set\na.png,3,train\nb.png,4,\n', 'line 3: the set is empty'),
-    ('image,score\na.png,3\n"b.png,4\nc.png,5\nd.png,6\n', 'line 3: unexpected end of data; correct the quotes'),
-    ('"image"x,score\na.png,3\n', 'line 1: '),
-    ('image,score\n\n', 'lists no image. Each line names'),
-    ('image,score\na.png,3\nx.png,4\n', 'x.png (line 3)')])
+@pytest.mark.parametrize(
+    'text, where',
+    [
+        ('', 'line 1: no column is the image'),
+        ('a.png,3\nb.png,4\n', 'line 1: no column is the image; name it image or image_name or name or filename'),
+        ('image,quality\na.png,3\n', 'line 1: no column is the score; name it score or mos or dmos in the header'),
+        ('image,mos,DMOS\na.png,3,4\n', 'line 1: mos and DMOS can each be the column of the score'),
+        ('name,image,mos\na.png,a.png,4\n', 'line 1: name and image can each be the column of the image'),
+        ('image,score,score\na.png,3,4\n', 'line 1: score and score can each be'),
+        ('image,score\na.png,3\n\nb.png\n', 'line 4: this line has fewer cells'),
+        ('image,score\na.png,3,5\n', 'line 2: this line has more cells'),
+        ('image,score\na.png,3\nb.png,\n', 'line 3: the score is empty'),
+        ('image,score\na.png,3\n ,3\n', 'line 3: the image is empty'),
+        ('image,score,content\na.png,3,\n', 'line 2: the content is empty'),
+        ('image,score\na.png,good\n', "line 2: the score 'good' is not a number"),
+        ('image,score\na.png,nan\n', "line 2: the score 'nan' is not a number"),
+        ('image,score\na.png,"3,5"\n', "line 2: the score '3,5' is not a number"),
+        ('image;score\na.png;1.234,5\n', "line 2: the score '1.234,5' is not a number"),
+        ('image,score\na.png,3\nb.png,4\n./a.png,3\n', 'line 4: ./a.png is on line 2 already'),
+        ('image,score,set\na.png,3,train\nb.png,4,spare\n', "line 3: the set 'spare' is none of train"),
+        ('image,score,set\na.png,3,train\nb.png,4,\n', 'line 3: the set is empty'),
+        ('image,score\na.png,3\n"b.png,4\nc.png,5\nd.png,6\n', 'line 3: unexpected end of data; correct the quotes'),
+        ('"image"x,score\na.png,3\n', 'line 1: '),
+        ('image,score\n\n', 'lists no image. Each line names'),
+        ('image,score\na.png,3\nx.png,4\n', 'x.png (line 3)'),
+    ],
+)
 def test_faults_in_an_own_file_are_named_by_line(make_database, text, where):
     root = make_database('own', text=text)
     message = refusal('csv', root / 'mine.csv')
@@ -301,7 +340,8 @@ def test_score_range():
 def test_a_wrong_count_says_what_was_expected(make_database):
     samples = folders.read_samples('koniq', make_database('koniq'))
     assert folders.count_warning('KonIQ-10k', samples) == (
-        'KonIQ-10k has 10073 images; 5 are listed in the labels of this copy')
+        'KonIQ-10k has 10073 images; 5 are listed in the labels of this copy'
+    )
     assert folders.count_warning('koniq', samples[:1] * 10073) is None
     assert folders.count_warning('csv', samples) is None
 
@@ -312,8 +352,14 @@ def test_the_table_has_a_row_for_every_database():
     assert {len(row) for row in rows} == {8} and set(rows[1]) == {'---'}
     assert [row[0].split('`')[1] for row in rows[2:]] == list(folders.DATABASES)
     koniq = next(row for row in rows if 'koniq' in row[0])
-    assert koniq[:6] == ['`koniq`, `koniq-10k`', 'KonIQ-10k', '10073', '0 to 100, higher is better',
-                         'images, or the official sets', 'resize to 512 x 384 (height x width)']
+    assert koniq[:6] == [
+        '`koniq`, `koniq-10k`',
+        'KonIQ-10k',
+        '10073',
+        '0 to 100, higher is better',
+        'images, or the official sets',
+        'resize to 512 x 384 (height x width)',
+    ]
     live = next(row for row in rows if 'live`' in row[0])
     assert live[3:6] == ['0 to 100, lower is better', 'contents', 'nothing']
     assert '<' not in folders.dataset_table()  # Markdown would swallow it
@@ -326,11 +372,21 @@ def test_split_units_are_contents_in_the_order_of_their_names_or_images(make_dat
     assert folders.split_units('livec', samples) == [[0], [1], [2], [3], [4]]
 
 
-@pytest.mark.parametrize('name, folder', [
-    ('tid2013', folders.TID2013Folder), ('livec', folders.LIVEChallengeFolder), ('koniq', folders.Koniq_10kFolder),
-    ('bid', folders.BIDFolder), ('csiq', folders.CSIQFolder), ('live', folders.LIVEFolder),
-    ('kadid10k', folders.KADID10kFolder), ('spaq', folders.SPAQFolder), ('flive', folders.FLIVEFolder),
-    ('agiqa3k', folders.AGIQA3kFolder)])
+@pytest.mark.parametrize(
+    'name, folder',
+    [
+        ('tid2013', folders.TID2013Folder),
+        ('livec', folders.LIVEChallengeFolder),
+        ('koniq', folders.Koniq_10kFolder),
+        ('bid', folders.BIDFolder),
+        ('csiq', folders.CSIQFolder),
+        ('live', folders.LIVEFolder),
+        ('kadid10k', folders.KADID10kFolder),
+        ('spaq', folders.SPAQFolder),
+        ('flive', folders.FLIVEFolder),
+        ('agiqa3k', folders.AGIQA3kFolder),
+    ],
+)
 def test_folder_classes_are_plain_datasets(make_database, name, folder):
     root = make_database(name)
     dataset = folder(root, [1, 0], np.asarray, 3)
@@ -345,6 +401,7 @@ def test_folder_classes_are_plain_datasets(make_database, name, folder):
 
 def test_resize_is_bit_identical_to_torchvisions(make_database):
     from torchvision.transforms import Resize
+
     sample = folders.read_samples('koniq', make_database('koniq'))[0]
     resized = folders.load_image(sample.path, folders.DATABASES['koniq'].resize)
     assert resized.size == (384, 512)
@@ -392,19 +449,22 @@ def test_missing_image_folder(make_database):
     assert 'no image folder 1024x768 or 512x384' in refusal('koniq', root)
 
 
-@pytest.mark.parametrize('name, file, old, new, where', [
-    ('koniq', 'koniq10k_scores_and_distributions.csv', '62.000', 'good', "line 4: the score 'good' is not a number"),
-    ('koniq', 'koniq10k_scores_and_distributions.csv', '62.000', '', "line 4: the score '' is not a number"),
-    ('koniq', 'koniq10k_scores_and_distributions.csv', 'MOS_zscore', 'z', 'no column MOS_zscore'),
-    ('csiq', 'csiq_label.txt', '0.153846', 'nan', "line 3: the score 'nan' is not a number"),
-    ('csiq', 'csiq_label.txt', ' 0.153846', '', 'line 3: 2 words are expected'),
-    ('tid2013', 'mos_with_names.txt', '1.51429', '1,51429', "line 2: the score '1,51429' is not a number"),
-    ('kadid10k', 'dmos.csv', '2.49', 'x', "line 3: the score 'x' is not a number"),
-    ('kadid10k', 'dmos.csv', 'ref_img', 'reference', 'no column ref_img'),
-    ('agiqa3k', 'data.csv', '"sharp, detailed"', 'sharp, detailed', 'line 3: this line has more cells'),
-    ('agiqa3k', 'data.csv', '4.75', '', "line 5: the score '' is not a number"),
-    ('flive', 'labels_image.csv', ',71.5,False', '', 'line 3: this line has fewer cells'),
-])
+@pytest.mark.parametrize(
+    'name, file, old, new, where',
+    [
+        ('koniq', 'koniq10k_scores_and_distributions.csv', '62.000', 'good', "line 4: the score 'good' is not a number"),
+        ('koniq', 'koniq10k_scores_and_distributions.csv', '62.000', '', "line 4: the score '' is not a number"),
+        ('koniq', 'koniq10k_scores_and_distributions.csv', 'MOS_zscore', 'z', 'no column MOS_zscore'),
+        ('csiq', 'csiq_label.txt', '0.153846', 'nan', "line 3: the score 'nan' is not a number"),
+        ('csiq', 'csiq_label.txt', ' 0.153846', '', 'line 3: 2 words are expected'),
+        ('tid2013', 'mos_with_names.txt', '1.51429', '1,51429', "line 2: the score '1,51429' is not a number"),
+        ('kadid10k', 'dmos.csv', '2.49', 'x', "line 3: the score 'x' is not a number"),
+        ('kadid10k', 'dmos.csv', 'ref_img', 'reference', 'no column ref_img'),
+        ('agiqa3k', 'data.csv', '"sharp, detailed"', 'sharp, detailed', 'line 3: this line has more cells'),
+        ('agiqa3k', 'data.csv', '4.75', '', "line 5: the score '' is not a number"),
+        ('flive', 'labels_image.csv', ',71.5,False', '', 'line 3: this line has fewer cells'),
+    ],
+)
 def test_faults_in_a_text_file_are_named_by_line(make_database, name, file, old, new, where):
     root = make_database(name)
     text = (root / file).read_text()
@@ -416,6 +476,7 @@ def test_faults_in_a_text_file_are_named_by_line(make_database, name, file, old,
 
 def test_faults_in_a_sheet_and_in_a_mat_file(make_database):
     import openpyxl
+
     root = make_database('bid')
     book = openpyxl.load_workbook(root / 'DatabaseGrades.xlsx')
     book.active['B3'] = 'blurred'

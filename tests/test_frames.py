@@ -1,4 +1,5 @@
 """The frame cache holds the same pixels as the files, is built once, and is never used when it is not whole or not current."""
+
 import os
 import shutil
 import signal
@@ -6,16 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import databases
 import numpy as np
 import pytest
-
-import databases
 from conftest import PROJECT
+
 from data_loader import open_database
 from errors import InputError
 
-OPEN = 'import sys; sys.path.insert(0, sys.argv[1]); from data_loader import open_database; ' \
-       'opened = open_database(*sys.argv[2:4], *sys.argv[4:]); print(type(opened.frames).__name__)'
+OPEN = (
+    'import sys; sys.path.insert(0, sys.argv[1]); from data_loader import open_database; '
+    'opened = open_database(*sys.argv[2:4], *sys.argv[4:]); print(type(opened.frames).__name__)'
+)
 
 
 def opener(name, root, *cache):
@@ -49,7 +52,7 @@ def test_it_is_built_once_and_says_so(make_database, capsys):
     root = make_database('koniq')
     open_database('koniq', root)
     assert 'decoding 5 images once into' in capsys.readouterr().err
-    file, = cache_files(root / '.hyperiqa_cache')
+    (file,) = cache_files(root / '.hyperiqa_cache')
     built = file.stat().st_mtime_ns
     open_database('koniq-10k', root)
     assert file.stat().st_mtime_ns == built and capsys.readouterr().err == ''
@@ -61,13 +64,13 @@ def test_changed_and_replaced_images_are_noticed(make_database, capsys):
     image = root / 'Images' / '5.bmp'
     open_database('livec', root)
     status = image.stat()
-    databases.picture(image, seed=77)                                           # as large as before, at another time
+    databases.picture(image, seed=77)  # as large as before, at another time
     assert image.stat().st_size == status.st_size and image.stat().st_mtime_ns != status.st_mtime_ns
     assert_cached_equals_direct('livec', root)
     assert 'images changed since the frame cache was made: decoding 6' in capsys.readouterr().err
 
     status = image.stat()
-    databases.picture(image, seed=78, size=(250, 260))                          # of the same time, but larger
+    databases.picture(image, seed=78, size=(250, 260))  # of the same time, but larger
     os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert_cached_equals_direct('livec', root)
 
@@ -80,10 +83,13 @@ def test_changed_and_replaced_images_are_noticed(make_database, capsys):
 def test_a_damaged_cache_is_built_anew(make_database, damage):
     root = make_database('livec')
     open_database('livec', root)
-    file, = cache_files(root / '.hyperiqa_cache')
+    (file,) = cache_files(root / '.hyperiqa_cache')
     content = file.read_bytes()
-    file.write_bytes({'truncated': content[:-1], 'text': b'hello', 'empty': b'',
-                      'foreign index': content[:26] + b'{"a": 1}'.ljust(100)}[damage])
+    file.write_bytes(
+        {'truncated': content[:-1], 'text': b'hello', 'empty': b'', 'foreign index': content[:26] + b'{"a": 1}'.ljust(100)}[
+            damage
+        ]
+    )
     assert_cached_equals_direct('livec', root)
     assert file.read_bytes() == content
 
@@ -103,8 +109,9 @@ def test_a_build_that_was_killed_is_not_used(make_database):
 
 def test_two_processes_that_start_together_build_it_once(make_database):
     root = make_database('koniq', images=20)
-    processes = [subprocess.Popen(opener('koniq', root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-                 for _ in range(3)]
+    processes = [
+        subprocess.Popen(opener('koniq', root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
     printed = [process.communicate() for process in processes]
     assert [out for out, _ in printed] == ['CachedFrames\n'] * 3
     assert sum(err.count('decoding 20 images') for _, err in printed) == 1
@@ -113,8 +120,9 @@ def test_two_processes_that_start_together_build_it_once(make_database):
 def test_without_room_the_run_goes_on_without_a_cache(make_database):
     """The limit on the size of a file stands in for the disk."""
     root = make_database('koniq')
-    done = subprocess.run(['bash', '-c', 'ulimit -f 1000; exec "$@"', 'bash', *opener('koniq', root)],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        ['bash', '-c', 'ulimit -f 1000; exec "$@"', 'bash', *opener('koniq', root)], capture_output=True, text=True
+    )
     assert done.stdout == 'DirectFrames\n'
     assert 'there is no room for the frame cache in' in done.stderr and '--cache DIR' in done.stderr
     assert cache_files(root / '.hyperiqa_cache') == []
@@ -128,7 +136,7 @@ def test_where_the_database_cannot_be_written_the_users_cache_folder_serves(make
     assert_cached_equals_direct('livec', root)
     assert len(cache_files(tmp_path / 'home' / 'hyperiqa')) == 1
 
-    moved = root.rename(tmp_path / 'second')                                    # another database of the same name
+    moved = root.rename(tmp_path / 'second')  # another database of the same name
     shutil.copytree(moved, root)
     assert_cached_equals_direct('livec', root)
     assert_cached_equals_direct('livec', moved)
@@ -172,8 +180,9 @@ def test_private_memory_does_not_grow_with_the_database(make_database):
     frames = open_database('koniq', root).frames
 
     def private():
-        line, = (line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('RssAnon'))
+        (line,) = (line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('RssAnon'))
         return int(line.split()[1]) * 1024
+
     before = private()
     for k in range(60):
         assert frames[k].any()

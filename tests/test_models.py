@@ -1,4 +1,5 @@
 """The network is the original's: names, shapes and numbers (parity/), whatever the memory format."""
+
 import copy
 import json
 import subprocess
@@ -7,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity import fill
 from torch.nn import functional as F
 
 import models
 from errors import InputError
-from parity import fill
 
 PARITY = Path(__file__).parent / 'parity'
 GOLDEN = json.loads((PARITY / 'golden_11.json').read_text())
@@ -35,8 +36,10 @@ def approx(value):
 
 def test_state_dict_has_the_names_shapes_and_types_of_the_original(network):
     lines = [line.split('\t') for line in (PARITY / 'state_dict.tsv').read_text().splitlines()]
-    own = [[name, 'x'.join(map(str, value.shape)) or 'scalar', str(value.dtype).removeprefix('torch.')]
-           for name, value in network.state_dict().items()]
+    own = [
+        [name, 'x'.join(map(str, value.shape)) or 'scalar', str(value.dtype).removeprefix('torch.')]
+        for name, value in network.state_dict().items()
+    ]
     assert own == lines
 
 
@@ -108,11 +111,12 @@ def test_initialisation_follows_the_paper():
         deviation = (2 / layer.weight[0].numel()) ** 0.5
         assert layer.weight.std().item() == pytest.approx(deviation, rel=0.1)
         assert 0 < layer.bias.abs().max() <= layer.weight[0].numel() ** -0.5  # PyTorch's default
-    assert model.conv1[0].weight.abs().max() <= 2048 ** -0.5
+    assert model.conv1[0].weight.abs().max() <= 2048**-0.5
 
 
 def torchvision_resnet50(seed):
     import torchvision
+
     torch.manual_seed(seed)
     return torchvision.models.resnet50(weights=None).state_dict()
 
@@ -122,8 +126,9 @@ def test_weights_of_a_torchvision_resnet50_and_of_a_hyperiqa(tmp_path, network):
     torch.save(resnet, tmp_path / 'resnet.pth')
     model = models.hyperiqa()
     models.load_weights(model, str(tmp_path / 'resnet.pth'))
-    assert all(torch.equal(value, model.state_dict()[f'res.{name}'])
-               for name, value in resnet.items() if not name.startswith('fc.'))
+    assert all(
+        torch.equal(value, model.state_dict()[f'res.{name}']) for name, value in resnet.items() if not name.startswith('fc.')
+    )
 
     torch.save(network.state_dict(), tmp_path / 'hyperiqa.pth')
     models.load_weights(model, str(tmp_path / 'hyperiqa.pth'))
@@ -142,11 +147,14 @@ def test_imagenet_weights_come_from_torchs_cache_folder(tmp_path, monkeypatch):
     assert torch.equal(model.state_dict()['res.layer4.2.conv3.weight'], resnet['layer4.2.conv3.weight'])
 
 
-@pytest.mark.parametrize('content, reason', [
-    ({'res.conv1.weight': torch.zeros(64, 3, 7, 7)}, 'is not the state_dict of .* 354 tensors'),
-    ({'conv1.weight': torch.zeros(1)}, 'is not the state_dict of'),
-    ([1], 'holds a list'),
-])
+@pytest.mark.parametrize(
+    'content, reason',
+    [
+        ({'res.conv1.weight': torch.zeros(64, 3, 7, 7)}, 'is not the state_dict of .* 354 tensors'),
+        ({'conv1.weight': torch.zeros(1)}, 'is not the state_dict of'),
+        ([1], 'holds a list'),
+    ],
+)
 def test_foreign_weights_are_refused(tmp_path, content, reason):
     torch.save(content, tmp_path / 'foreign.pth')
     with pytest.raises(InputError, match=reason):
@@ -163,10 +171,13 @@ def test_weights_that_are_no_checkpoint_are_refused(tmp_path):
 @pytest.mark.cuda
 def test_scores_on_cuda_equal_the_original(network, patches):
     """In a process of its own, since it turns TF32 off."""
-    code = ('import sys, torch; sys.path[:0] = [".", "tests"]; import models; from parity import fill\n'
-            'torch.backends.cudnn.allow_tf32 = False\n'
-            'model = models.hyperiqa(); model.load_state_dict(fill.fill(model.state_dict())); model.cuda().eval()\n'
-            'with torch.inference_mode(): print(*models.predict_scores(model, fill.images(11, 4).cuda()).tolist())')
-    printed = subprocess.run([sys.executable, '-c', code], cwd=PARITY.parent.parent, check=True, text=True,
-                             capture_output=True).stdout
+    code = (
+        'import sys, torch; sys.path[:0] = [".", "tests"]; import models; from parity import fill\n'
+        'torch.backends.cudnn.allow_tf32 = False\n'
+        'model = models.hyperiqa(); model.load_state_dict(fill.fill(model.state_dict())); model.cuda().eval()\n'
+        'with torch.inference_mode(): print(*models.predict_scores(model, fill.images(11, 4).cuda()).tolist())'
+    )
+    printed = subprocess.run(
+        [sys.executable, '-c', code], cwd=PARITY.parent.parent, check=True, text=True, capture_output=True
+    ).stdout
     assert [float(word) for word in printed.split()] == pytest.approx(GOLDEN['eval_scores'], rel=1e-3)

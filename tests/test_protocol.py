@@ -1,24 +1,39 @@
 """What a run trains and tests on: splits that travel, images of one's own, the scores' unit, other databases."""
+
 import json
 import shutil
 from types import SimpleNamespace
 
+import databases
 import pytest
 import torch
+from conftest import PROJECT
 
-import databases
 import demo
 import files
 import folders
 import run_folder
-from conftest import PROJECT
 from errors import InputError
 from metrics import all_metrics
 from options import parse_options
 from train_test_IQA import draw_splits, name_of
 
-QUICK = ('--weights', 'none', '--device', 'cpu', '--epochs', 2, '--train_patch_num', 1, '--test_patch_num', 2,
-         '--batch_size', 4, '--train_test_num', 1)
+QUICK = (
+    '--weights',
+    'none',
+    '--device',
+    'cpu',
+    '--epochs',
+    2,
+    '--train_patch_num',
+    1,
+    '--test_patch_num',
+    2,
+    '--batch_size',
+    4,
+    '--train_test_num',
+    1,
+)
 
 
 def own_images(root, count=10, score='score', **columns):
@@ -36,8 +51,18 @@ def names_of(split, units, samples, root):
 
 
 def split_config(dataset, root, **options):
-    return SimpleNamespace(**{'dataset': dataset, 'data_root': str(root), 'split': 'random', 'seed': 0, 'val_ratio': 0,
-                              'train_test_num': 2, 'train_on_all': False, **options})
+    return SimpleNamespace(
+        **{
+            'dataset': dataset,
+            'data_root': str(root),
+            'split': 'random',
+            'seed': 0,
+            'val_ratio': 0,
+            'train_test_num': 2,
+            'train_on_all': False,
+            **options,
+        }
+    )
 
 
 def drawn(dataset, root, **options):
@@ -51,8 +76,11 @@ def test_the_official_split_is_that_of_the_labels(make_database):
     root = make_database('koniq_sets')
     samples = folders.read_samples('koniq', root)
     first, second = drawn('koniq', root, split='official')
-    assert first == second == {part: [name_of(sample, root) for sample in samples if sample.part == part]
-                               for part in ('train', 'val', 'test')}
+    assert (
+        first
+        == second
+        == {part: [name_of(sample, root) for sample in samples if sample.part == part] for part in ('train', 'val', 'test')}
+    )
     assert first['train'] and first['val'] and first['test']
     with pytest.raises(InputError, match='--split official: the labels of LIVE Challenge put 6 images into no set'):
         drawn('livec', make_database('livec'), split='official')
@@ -60,12 +88,14 @@ def test_the_official_split_is_that_of_the_labels(make_database):
 
 def test_a_split_of_another_run_is_taken_as_it_is(make_database, tmp_path):
     root = make_database('livec', images=10)
-    first, second = drawn('livec', root)
+    _, second = drawn('livec', root)
     files.write_json(tmp_path / 'split.json', second)
     assert drawn('livec', root, split=str(tmp_path / 'split.json')) == [second, second]
-    for change, reason in (({'train': ['Images/none.bmp']}, 'names 1 images that are not in .*none.bmp'),
-                           ({'val': second['test'][:1]}, 'twice; an image belongs to one part'),
-                           ({'test': []}, 'there must be images to train on and to test on')):
+    for change, reason in (
+        ({'train': ['Images/none.bmp']}, 'names 1 images that are not in .*none.bmp'),
+        ({'val': second['test'][:1]}, 'twice; an image belongs to one part'),
+        ({'test': []}, 'there must be images to train on and to test on'),
+    ):
         files.write_json(tmp_path / 'changed.json', {**second, **change})
         with pytest.raises(InputError, match=reason):
             drawn('livec', root, split=str(tmp_path / 'changed.json'))
@@ -102,12 +132,25 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(pr
     """The scores are a DMOS, so agreement with LIVE Challenge, where higher is better, has the other sign."""
     file = own_images(tmp_path, score='dmos')
     make_database('livec')
-    done = program('--dataset', 'csv', '--csv', file, *QUICK, '--normalize_scores', '--test_on', 'livec=livec',
-                   '--output', 'run', '--resize', 240, 250)
+    done = program(
+        '--dataset',
+        'csv',
+        '--csv',
+        file,
+        *QUICK,
+        '--normalize_scores',
+        '--test_on',
+        'livec=livec',
+        '--output',
+        'run',
+        '--resize',
+        240,
+        250,
+    )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / 'run' / 'round_01'
     row = run_folder.best_row(files.read_table(folder / 'history.csv'))
-    assert float(row['train_loss']) > 1                                          # in the unit of the labels, 10 ... 100
+    assert float(row['train_loss']) > 1  # in the unit of the labels, 10 ... 100
     record = json.loads((tmp_path / 'run' / 'config.json').read_text())['model']
     assert record == {'resize': [240, 250], 'exif_rotation': True, 'score_range': [10, 100], 'higher_is_better': False}
     across = json.loads((tmp_path / 'run' / 'results.json').read_text())['rounds']['1']['test_on']['livec']
@@ -139,6 +182,7 @@ def assert_demo_scores_in_the_labels_unit(checkpoint, picture, capsys):
             demo.main(['--checkpoint', str(checkpoint), '--device', 'cpu', '--patches', '2', str(picture)])
         assert exit.value.code == 0
         return float(capsys.readouterr().out.split('\t')[1])
+
     in_own_unit = score()
     record_file = checkpoint.parent.parent / 'config.json'
     record = json.loads(record_file.read_text())
@@ -161,19 +205,22 @@ def test_training_on_all_keeps_the_last_epoch(program, make_database, tmp_path):
     assert refused.returncode == 2 and 'was trained without a test part' in refused.stderr
 
 
-@pytest.mark.parametrize('options, reason', [
-    (('--dataset', 'csv'), '--dataset csv and --csv FILE go together'),
-    (('--csv', 'mine.csv'), '--dataset csv and --csv FILE go together'),
-    (('--dataset', 'csv', '--csv', 'mine.csv'), 'there is no file mine.csv'),
-    (('--split', 'official', '--val_ratio', 0.1), '--val_ratio goes with --split random'),
-    (('--train_on_all', '--patience', 3), '--train_on_all leaves nothing to choose'),
-    (('--test_on', 'koniq'), 'koniq is not NAME=DIR'),
-    (('--test_on', 'koniq2=x'), "there is no database 'koniq2'"),
-    (('--test_on', 'koniq=x', 'koniq-10k=y'), 'each database can be named once'),
-    (('--rounds', '5-3'), '5-3 is no range'),
-    (('--rounds', '9-11'), 'there are 10 rounds'),
-    (('--val_ratio', 1), '1.0 is not in 0 ... 1'),
-])
+@pytest.mark.parametrize(
+    'options, reason',
+    [
+        (('--dataset', 'csv'), '--dataset csv and --csv FILE go together'),
+        (('--csv', 'mine.csv'), '--dataset csv and --csv FILE go together'),
+        (('--dataset', 'csv', '--csv', 'mine.csv'), 'there is no file mine.csv'),
+        (('--split', 'official', '--val_ratio', 0.1), '--val_ratio goes with --split random'),
+        (('--train_on_all', '--patience', 3), '--train_on_all leaves nothing to choose'),
+        (('--test_on', 'koniq'), 'koniq is not NAME=DIR'),
+        (('--test_on', 'koniq2=x'), "there is no database 'koniq2'"),
+        (('--test_on', 'koniq=x', 'koniq-10k=y'), 'each database can be named once'),
+        (('--rounds', '5-3'), '5-3 is no range'),
+        (('--rounds', '9-11'), 'there are 10 rounds'),
+        (('--val_ratio', 1), '1.0 is not in 0 ... 1'),
+    ],
+)
 def test_options_that_contradict_each_other(program, options, reason):
     done = program('--weights', 'none', '--device', 'cpu', *options)
     assert done.returncode == 2 and reason in done.stderr.splitlines()[-1]

@@ -1,4 +1,5 @@
 """A run is never lost: whole files, exact resume after real kills, refusals that leave everything as it was."""
+
 import csv
 import hashlib
 import json
@@ -12,11 +13,11 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from conftest import TINY, command
 from PIL import Image
 
 import files
 import run_folder
-from conftest import TINY, command
 from errors import InputError
 from metrics import all_metrics, plcc, srcc
 
@@ -27,12 +28,14 @@ def history(run, round_number=1):
 
 def tensors(path):
     """Every tensor in a checkpoint by its place, as bytes."""
+
     def walk(content, place):
         if isinstance(content, torch.Tensor):
             yield place, content.contiguous().numpy().tobytes()
         elif isinstance(content, (dict, list)):
             for key, value in content.items() if isinstance(content, dict) else enumerate(content):
                 yield from walk(value, (*place, key))
+
     return dict(walk(torch.load(path, weights_only=True), ()))
 
 
@@ -57,8 +60,9 @@ def workplace(tmp_path, finished_run):
 
 
 def start(folder, *options, name='train_test_IQA.py'):
-    return subprocess.Popen(command(name, *TINY, '--output', 'run', *options), cwd=folder, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command(name, *TINY, '--output', 'run', *options), cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def wait_until(condition, process):
@@ -85,11 +89,11 @@ def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finish
     def epochs(folder):
         return len(files.read_table(folder / 'history.csv')) if (folder / 'history.csv').exists() else 0
 
-    kill_when(lambda: writing(first, 'last.pth'), workplace)                # before anything is kept
+    kill_when(lambda: writing(first, 'last.pth'), workplace)  # before anything is kept
     assert not (first / 'last.pth').exists() and writing(first, 'last.pth')
-    kill_when(lambda: writing(first, 'best.pth'), workplace)                # last.pth kept, what follows from it not
+    kill_when(lambda: writing(first, 'best.pth'), workplace)  # last.pth kept, what follows from it not
     kill_when(lambda: epochs(first) == 1 and writing(first, 'last.pth'), workplace)
-    kill_when(lambda: (first / 'predictions.csv').exists(), workplace)      # between rounds
+    kill_when(lambda: (first / 'predictions.csv').exists(), workplace)  # between rounds
     kill_when(lambda: (second / 'split.json').exists(), workplace)
     kill_when(lambda: epochs(second) == 2, workplace)
     done = start(workplace, '--resume')
@@ -98,7 +102,7 @@ def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finish
     assert_same_run(run, finished_run / 'run')
     assert not list(run.rglob('.*.tmp'))
     lines = (finished_run / 'stdout.txt').read_text().splitlines()
-    assert printed.splitlines()[-6:] == lines[-6:]                          # the last round's table and the median
+    assert printed.splitlines()[-6:] == lines[-6:]  # the last round's table and the median
 
 
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -122,8 +126,11 @@ def copied_run(workplace, finished_run):
 
 
 def fingerprint(folder):
-    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob('*')) if path.is_file()}
+    return {
+        path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
 def resume(folder, *options):
@@ -157,8 +164,12 @@ def test_a_damaged_last_checkpoint_is_refused_and_the_folder_left_as_it_was(work
     elif damage == 'text':
         path.write_text('hello')
     else:
-        torch.save({'foreign': {'model': 1}, 'payload': {'model': Payload()},
-                    'other network': {'model': {'weight': torch.zeros(1)}}}[damage], path)
+        torch.save(
+            {'foreign': {'model': 1}, 'payload': {'model': Payload()}, 'other network': {'model': {'weight': torch.zeros(1)}}}[
+                damage
+            ],
+            path,
+        )
     before = fingerprint(copied_run)
     done, _, errors = resume(workplace, '--resume')
     assert done.returncode == 2
@@ -171,8 +182,10 @@ def test_a_pickle_payload_is_refused_unrun_by_every_program(workplace, script):
     torch.save({'model': Payload()}, workplace / 'payload.pth')
     (workplace / 'plain.pth').write_bytes(pickle.dumps(Payload()))
     for name in ('payload.pth', 'plain.pth'):
-        for program in (('train_test_IQA.py', *TINY, '--weights', name),
-                        ('demo.py', '--checkpoint', name, 'livec/Images/3.bmp')):
+        for program in (
+            ('train_test_IQA.py', *TINY, '--weights', name),
+            ('demo.py', '--checkpoint', name, 'livec/Images/3.bmp'),
+        ):
             done = script(*program)
             assert done.returncode == 2 and f'error: {name} cannot be loaded' in done.stderr
             assert 'Traceback' not in done.stderr
@@ -184,9 +197,18 @@ def test_a_full_disk_gives_one_line_and_the_previous_checkpoint_still_loads(work
     kill_when((workplace / 'run' / 'round_01' / 'history.csv').exists, workplace)
     path = workplace / 'run' / 'round_01' / 'last.pth'
     before = path.read_bytes()
-    limited = subprocess.run(['bash', '-c', 'ulimit -f 200000; exec "$@"', 'bash',
-                              *command('train_test_IQA.py', *TINY, '--output', 'run', '--resume')],
-                             cwd=workplace, capture_output=True, text=True)
+    limited = subprocess.run(
+        [
+            'bash',
+            '-c',
+            'ulimit -f 200000; exec "$@"',
+            'bash',
+            *command('train_test_IQA.py', *TINY, '--output', 'run', '--resume'),
+        ],
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+    )
     assert limited.returncode == 2
     assert limited.stderr.splitlines()[-1].startswith('error: run/round_01/last.pth cannot be written: File too large')
     assert path.read_bytes() == before and not list(path.parent.glob('.*.tmp'))
@@ -198,10 +220,11 @@ def test_a_full_disk_gives_one_line_and_the_previous_checkpoint_still_loads(work
 def test_refused_run_folders(workplace, copied_run):
     before = fingerprint(copied_run)
     for options, reason in (
-            ((), 'the run folder run exists already; --resume continues it'),
-            (('--resume', '--lr', 1e-3, '--seed', 4), 'other options: --lr was 2e-05, is 0.001; --seed was 0, is 4'),
-            (('--output', 'livec'), 'livec holds files, but it is not a run folder'),
-            (('--output', 'livec/Images/3.bmp/x'), 'cannot be made')):
+        ((), 'the run folder run exists already; --resume continues it'),
+        (('--resume', '--lr', 1e-3, '--seed', 4), 'other options: --lr was 2e-05, is 0.001; --seed was 0, is 4'),
+        (('--output', 'livec'), 'livec holds files, but it is not a run folder'),
+        (('--output', 'livec/Images/3.bmp/x'), 'cannot be made'),
+    ):
         done, _, errors = resume(workplace, *options)
         assert done.returncode == 2 and reason in errors.splitlines()[-1] and 'Traceback' not in errors
     assert fingerprint(copied_run) == before
@@ -211,6 +234,7 @@ def test_a_changed_database_is_refused(workplace, copied_run, finished_run):
     (workplace / 'livec').unlink()
     shutil.copytree(finished_run / 'livec', workplace / 'livec')
     import databases
+
     shutil.rmtree(workplace / 'livec')
     (workplace / 'livec').mkdir()
     databases.livec(workplace / 'livec', images=13)
@@ -221,12 +245,34 @@ def test_a_changed_database_is_refused(workplace, copied_run, finished_run):
 def test_the_files_of_a_finished_run(finished_run):
     run = finished_run / 'run'
     assert sorted(path.relative_to(run).as_posix() for path in run.rglob('*') if path.is_file()) == sorted(
-        ['.lock', 'config.json', 'results.json'] + [f'round_0{k}/{name}' for k in (1, 2) for name in (
-            '.lock', 'best.pth', 'curves.png', 'history.csv', 'last.pth', 'predictions.csv', 'scatter.png', 'split.json')])
+        ['.lock', 'config.json', 'results.json']
+        + [
+            f'round_0{k}/{name}'
+            for k in (1, 2)
+            for name in (
+                '.lock',
+                'best.pth',
+                'curves.png',
+                'history.csv',
+                'last.pth',
+                'predictions.csv',
+                'scatter.png',
+                'split.json',
+            )
+        ]
+    )
     config = json.loads((run / 'config.json').read_text())
     assert config['options']['lr'] == 2e-5 and config['versions']['torch'] == torch.__version__
-    assert list(history(run)[0]) == ['epoch', 'train_loss', 'train_srcc', 'test_srcc', 'test_plcc', 'hypernet_lr',
-                                     'backbone_lr', 'seconds']
+    assert list(history(run)[0]) == [
+        'epoch',
+        'train_loss',
+        'train_srcc',
+        'test_srcc',
+        'test_plcc',
+        'hypernet_lr',
+        'backbone_lr',
+        'seconds',
+    ]
     split = json.loads((run / 'round_01' / 'split.json').read_text())
     assert [len(split[part]) for part in ('train', 'test')] == [10, 2]
     with Image.open(run / 'round_01' / 'curves.png') as image:
@@ -242,8 +288,11 @@ def test_results_follow_from_the_predictions_of_the_best_epoch(finished_run):
         predicted, scores = ([float(row[name]) for row in rows] for name in ('prediction', 'score'))
         best = run_folder.best_row(history(run, k))
         metrics = results['rounds'][str(k)]
-        assert (metrics['SRCC'], metrics['PLCC']) == (srcc(predicted, scores), plcc(predicted, scores)) \
+        assert (
+            (metrics['SRCC'], metrics['PLCC'])
+            == (srcc(predicted, scores), plcc(predicted, scores))
             == (float(best['test_srcc']), float(best['test_plcc']))
+        )
         assert metrics['epoch'] == int(best['epoch'])
         found.append(metrics['SRCC'])
     for name, function in (('median', np.median), ('mean', np.mean), ('std', np.std)):
@@ -268,7 +317,7 @@ def test_evaluating_outside_a_run_folder_is_refused(script, tmp_path):
 
 
 def test_patience_stops_a_round_and_says_which_epoch_was_best(workplace):
-    done, printed, errors = resume(workplace, '--patience', 2, '--epochs', 12, '--train_test_num', 1)
+    done, _, errors = resume(workplace, '--patience', 2, '--epochs', 12, '--train_test_num', 1)
     assert done.returncode == 0
     rows = history(workplace / 'run')
     best = int(run_folder.best_row(rows)['epoch'])
@@ -281,7 +330,7 @@ def test_a_validation_part_chooses_the_epoch(workplace):
     assert done.returncode == 0, errors
     split = json.loads((workplace / 'run' / 'round_01' / 'split.json').read_text())
     assert [len(split[part]) for part in ('train', 'val', 'test')] == [6, 4, 2]
-    assert len(set(sum(split.values(), []))) == 12
+    assert len({name for names in split.values() for name in names}) == 12
     rows = history(workplace / 'run')
     best = run_folder.best_row(rows)
     result = json.loads((workplace / 'run' / 'results.json').read_text())['rounds']['1']

@@ -1,10 +1,11 @@
 """The command line, as a user runs it: real processes on small real databases."""
+
 import re
 
+import databases
 import pytest
 import torch
 
-import databases
 import demo_database
 import folders
 import models
@@ -12,8 +13,26 @@ from errors import InputError
 from options import parse_options
 from train_test_IQA import draw_split, main
 
-QUICK = ('--dataset', 'livec', '--data_root', 'livec', '--weights', 'none', '--device', 'cpu', '--epochs', 2,
-         '--train_patch_num', 1, '--test_patch_num', 2, '--batch_size', 3, '--train_test_num', 1)
+QUICK = (
+    '--dataset',
+    'livec',
+    '--data_root',
+    'livec',
+    '--weights',
+    'none',
+    '--device',
+    'cpu',
+    '--epochs',
+    2,
+    '--train_patch_num',
+    1,
+    '--test_patch_num',
+    2,
+    '--batch_size',
+    3,
+    '--train_test_num',
+    1,
+)
 
 
 def rows(output):
@@ -49,26 +68,28 @@ def test_a_nan_loss_stops_the_round_with_a_message(make_database, script):
 
 def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database, script, tmp_path):
     make_database('livec')
-    torch.save({name: torch.zeros_like(value) for name, value in models.hyperiqa().state_dict().items()},
-               tmp_path / 'zero.pth')
+    torch.save({name: torch.zeros_like(value) for name, value in models.hyperiqa().state_dict().items()}, tmp_path / 'zero.pth')
     done = script('train_test_IQA.py', *QUICK, '--weights', 'zero.pth', '--lr', 0, '--weight_decay', 0)
     assert [row[2:] for row in rows(done.stdout)] == [['nan'] * 3] * 2
     assert 'Best test SRCC nan, PLCC nan' in done.stdout and done.stdout.endswith('SRCC nan, median PLCC nan\n')
     assert 'Warning' not in done.stderr
 
 
-@pytest.mark.parametrize('options, reason', [
-    (('--data_root', 'nowhere'), 'there is no folder nowhere. Get the database from https://'),
-    (('--dataset', 'imagenet'), "there is no database 'imagenet'; choose one of"),
-    (('--patch_size', 256), '--patch_size: the patch size must be 224, not 256: the LDA heads'),
-    (('--device', 'cuda:77'), '--device cuda:77: '),
-    (('--device', 'gpu'), '--device gpu: '),
-    (('--weights', 'absent.pth'), 'there is no file absent.pth'),
-    (('--train_patch_num', 0), '--train_patch_num'),
-    (('--epochs', 'many'), '--epochs'),
-    (('--lr', -1), '--lr'),
-    (('--num_workers', -1), '--num_workers'),
-])
+@pytest.mark.parametrize(
+    'options, reason',
+    [
+        (('--data_root', 'nowhere'), 'there is no folder nowhere. Get the database from https://'),
+        (('--dataset', 'imagenet'), "there is no database 'imagenet'; choose one of"),
+        (('--patch_size', 256), '--patch_size: the patch size must be 224, not 256: the LDA heads'),
+        (('--device', 'cuda:77'), '--device cuda:77: '),
+        (('--device', 'gpu'), '--device gpu: '),
+        (('--weights', 'absent.pth'), 'there is no file absent.pth'),
+        (('--train_patch_num', 0), '--train_patch_num'),
+        (('--epochs', 'many'), '--epochs'),
+        (('--lr', -1), '--lr'),
+        (('--num_workers', -1), '--num_workers'),
+    ],
+)
 def test_bad_options_give_one_line_and_exit_code_2(make_database, monkeypatch, capsys, options, reason):
     monkeypatch.chdir(make_database('livec').parent)
     with pytest.raises(SystemExit) as exit:
@@ -83,8 +104,10 @@ def test_bad_options_give_one_line_and_exit_code_2(make_database, monkeypatch, c
 def test_faults_of_a_database_give_one_line_and_exit_code_2(make_database, script):
     root = make_database('livec')
     image = databases.picture(root / 'Images' / '3.bmp', size=(200, 300))
-    for content, reason in ((None, '3.bmp is 300x200: an image must be at least 224x224'),
-                            (b'no image', '3.bmp cannot be read as an image')):
+    for content, reason in (
+        (None, '3.bmp is 300x200: an image must be at least 224x224'),
+        (b'no image', '3.bmp cannot be read as an image'),
+    ):
         if content:
             image.write_bytes(content)
         done = script('train_test_IQA.py', *QUICK, '--resume')
@@ -94,8 +117,14 @@ def test_faults_of_a_database_give_one_line_and_exit_code_2(make_database, scrip
 
 def test_imagenet_weights_without_a_network_say_what_to_do(make_database, script, tmp_path):
     make_database('livec')
-    done = script('train_test_IQA.py', *QUICK, '--weights', 'imagenet', TORCH_HOME=str(tmp_path / 'empty'),
-                  https_proxy='http://127.0.0.1:9')  # nothing listens there, with or without a network
+    done = script(
+        'train_test_IQA.py',
+        *QUICK,
+        '--weights',
+        'imagenet',
+        TORCH_HOME=str(tmp_path / 'empty'),
+        https_proxy='http://127.0.0.1:9',
+    )  # nothing listens there, with or without a network
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert 'resnet50-0676ba61.pth' in last and '--weights FILE' in last and '--weights none' in last
@@ -103,11 +132,32 @@ def test_imagenet_weights_without_a_network_say_what_to_do(make_database, script
 
 def test_options_of_the_original_keep_their_names_and_defaults():
     config = parse_options(['--weights', 'none'])
-    assert {name: getattr(config, name) for name in (
-        'dataset', 'train_patch_num', 'test_patch_num', 'lr', 'weight_decay', 'lr_ratio', 'batch_size', 'epochs',
-        'patch_size', 'train_test_num')} == {
-        'dataset': 'livec', 'train_patch_num': 25, 'test_patch_num': 25, 'lr': 2e-5, 'weight_decay': 5e-4,
-        'lr_ratio': 10, 'batch_size': 96, 'epochs': 16, 'patch_size': 224, 'train_test_num': 10}
+    assert {
+        name: getattr(config, name)
+        for name in (
+            'dataset',
+            'train_patch_num',
+            'test_patch_num',
+            'lr',
+            'weight_decay',
+            'lr_ratio',
+            'batch_size',
+            'epochs',
+            'patch_size',
+            'train_test_num',
+        )
+    } == {
+        'dataset': 'livec',
+        'train_patch_num': 25,
+        'test_patch_num': 25,
+        'lr': 2e-5,
+        'weight_decay': 5e-4,
+        'lr_ratio': 10,
+        'batch_size': 96,
+        'epochs': 16,
+        'patch_size': 224,
+        'train_test_num': 10,
+    }
     assert (config.seed, config.data_root) == (0, 'data/livec')
     assert config.device == ('cuda' if torch.cuda.is_available() else 'cpu')
     assert parse_options([]).weights == 'imagenet'

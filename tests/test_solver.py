@@ -1,4 +1,5 @@
 """The three repairs, each by a test that fails when that repair alone is undone, on real epochs of a tiny real database."""
+
 import math
 from types import SimpleNamespace
 
@@ -14,10 +15,21 @@ from metrics import plcc, srcc
 @pytest.fixture
 def make_solver(make_database):
     """make_solver(**options): a solver on four small training and two test images, one step an epoch."""
+
     def make(**options):
-        config = SimpleNamespace(**{'dataset': 'livec', 'weights': 'none', 'train_patch_num': 1, 'test_patch_num': 1,
-                                    'device': 'cpu', 'epochs': 3, **options})
+        config = SimpleNamespace(
+            **{
+                'dataset': 'livec',
+                'weights': 'none',
+                'train_patch_num': 1,
+                'test_patch_num': 1,
+                'device': 'cpu',
+                'epochs': 3,
+                **options,
+            }
+        )
         return HyperIQASolver(config, make_database('livec'), [0, 1, 2, 3], [4, 5])
+
     return make
 
 
@@ -28,10 +40,15 @@ def steps():
 
     def record(optimizer, args, kwargs):
         states = [optimizer.state[p] for group in optimizer.param_groups for p in group['params']]
-        seen.append(SimpleNamespace(
-            optimizer=optimizer, rates=[group['lr'] for group in optimizer.param_groups],
-            step={int(state['step']) if state else 0 for state in states},
-            momentum=sum(state['exp_avg'].abs().sum().item() if state else 0 for state in states)))
+        seen.append(
+            SimpleNamespace(
+                optimizer=optimizer,
+                rates=[group['lr'] for group in optimizer.param_groups],
+                step={int(state['step']) if state else 0 for state in states},
+                momentum=sum(state['exp_avg'].abs().sum().item() if state else 0 for state in states),
+            )
+        )
+
     hook = register_optimizer_step_pre_hook(record)
     yield seen
     hook.remove()
@@ -40,8 +57,9 @@ def steps():
 @pytest.mark.parametrize('lr, lr_ratio', [(2e-5, 10), (3e-4, 4)])
 def test_repair_1_both_learning_rates_follow_the_table(make_solver, steps, lr, lr_ratio):
     make_solver(epochs=16, lr=lr, lr_ratio=lr_ratio).train()
-    table = [(lr * lr_ratio, lr)] * 7 + [(lr * lr_ratio / 10, lr / 10)] * 3 + [(lr / 10, lr / 10)] * 3 \
-        + [(lr / 100, lr / 100)] * 3
+    table = (
+        [(lr * lr_ratio, lr)] * 7 + [(lr * lr_ratio / 10, lr / 10)] * 3 + [(lr / 10, lr / 10)] * 3 + [(lr / 100, lr / 100)] * 3
+    )
     assert [tuple(step.rates) for step in steps] == [pytest.approx(row) for row in table]
 
 
@@ -94,7 +112,9 @@ def test_test_averages_the_patches_of_each_image(make_solver):
     solver = make_solver(test_patch_num=3, batch_size=2)
     solver.model_hyper.eval()
     with torch.inference_mode():
-        single = np.array([solver.forward(solver.model_hyper, patch[None]).item() for patches, _ in solver.test_data for patch in patches])
+        single = np.array(
+            [solver.forward(solver.model_hyper, patch[None]).item() for patches, _ in solver.test_data for patch in patches]
+        )
     means = single.reshape(2, 3).mean(1)
     assert solver.predict(solver.test_data) == pytest.approx(means, rel=1e-5)
     assert solver.test(solver.test_data) == (srcc(means, [130, 140]), plcc(means, [130, 140]))
@@ -111,6 +131,7 @@ def test_same_seed_same_weights_and_another_seed_or_round_others(make_database):
     def first_weights(seed, round_index):
         config = SimpleNamespace(dataset='livec', weights='none', seed=seed, device='cpu')
         return HyperIQASolver(config, root, [0], [1], round_index=round_index).model_hyper.conv1[0].weight
+
     assert torch.equal(first_weights(0, 0), first_weights(0, 0))
     assert not torch.equal(first_weights(0, 0), first_weights(1, 0))
     assert not torch.equal(first_weights(0, 0), first_weights(0, 1))
