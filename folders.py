@@ -120,7 +120,7 @@ class Labels:
             return [[unwrap(cell) for cell in content[key].ravel()] for key in keys]
         except KeyError as error:
             raise InputError(f'{self.file} has no variable {error}; it is not the file that its authors distribute')
-        except (ValueError, OSError, NotImplementedError, scipy.io.matlab.MatReadError) as error:
+        except Exception as error:  # the reader lets index, type and zlib errors through
             raise InputError(f'{self.file} cannot be read as a MATLAB file: {error}; download it again')
 
     def text_rows(self, columns):
