@@ -7,8 +7,13 @@
 
 import math
 import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -16,9 +21,12 @@ from tqdm import tqdm
 import distributed
 import folders
 import models
-from data_loader import DataLoader, open_database
+from data_loader import DataLoader, OpenDatabase, PatchLoader, open_database
 from errors import InputError, say
 from metrics import plcc, srcc
+
+if TYPE_CHECKING:
+    from run_folder import RoundFolder
 
 DEFAULTS = {
     'dataset': 'livec',
@@ -46,7 +54,7 @@ DEFAULTS = {
 }
 
 
-def learning_rates(epoch, lr, lr_ratio):
+def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float]:
     """Learning rates that follow the finished 0-based `epoch`: (hypernetwork, backbone)."""
     backbone = lr / 10 ** (epoch // 6)
     return (backbone if epoch > 8 else backbone * lr_ratio), backbone
@@ -74,7 +82,17 @@ class HyperIQASolver:
         data_wait: the share of its time that the latest pass over data waited for a batch.
     """
 
-    def __init__(self, config, path, train_idx, test_idx, *, val_idx=(), round_index=0, opened=None):
+    def __init__(
+        self,
+        config: Namespace | SimpleNamespace,
+        path: Path | str,
+        train_idx: Sequence[int],
+        test_idx: Sequence[int],
+        *,
+        val_idx: Sequence[int] = (),
+        round_index: int = 0,
+        opened: OpenDatabase | None = None,
+    ) -> None:
         config = SimpleNamespace(**{**DEFAULTS, **vars(config)})
         self.epochs = config.epochs
         self.amp = config.amp
@@ -85,7 +103,7 @@ class HyperIQASolver:
         opened = opened or open_database(config.dataset, path, config.cache, config.resize)
         self.score_range = folders.score_range(config.dataset, opened.samples) if config.normalize_scores else (0, 1)
 
-        def loader(idx, patch_num, istrain):
+        def loader(idx: Sequence[int], patch_num: int, istrain: bool) -> PatchLoader:
             return DataLoader(
                 config.dataset,
                 path,
@@ -106,14 +124,15 @@ class HyperIQASolver:
         self.val_data = loader(val_idx, config.test_patch_num, False) if val_idx else None
         self.selected_on = 'val_srcc' if val_idx else 'test_srcc' if test_idx else None
         self.patience = config.patience
-        self.history, self.best = [], None
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] | None = None
 
         torch.manual_seed(1000 * config.seed + round_index)
         self.model_hyper = models.hyperiqa()
         models.load_weights(self.model_hyper, config.weights)
         if distributed.launched() and self.device.type == 'cuda':
             self.model_hyper = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model_hyper)
-        self.model_hyper.to(self.device, memory_format=torch.channels_last)
+        self.model_hyper.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
         if config.compile:
             self.model_hyper.compile()
         self.train_model = distributed.wrap(self.model_hyper)
@@ -127,14 +146,14 @@ class HyperIQASolver:
             fused=True,
         )
 
-    def train(self, folder=None):
+    def train(self, folder: 'RoundFolder | None' = None) -> tuple[float, float]:
         """Train the epochs that are not in `history` yet, printing a table row for each.
 
         Args:
             folder: a `run_folder.RoundFolder` that every finished epoch is recorded in, or None to keep nothing.
 
         Returns:
-            (float, float): SRCC and PLCC on the test part in the best epoch; nan without one.
+            SRCC and PLCC on the test part in the best epoch; nan without one.
         """
         print(''.join(title.rjust(width) for title, width, _, _ in self.columns), flush=True)
         for row in self.history:
@@ -163,7 +182,7 @@ class HyperIQASolver:
                 folder.save(self.state_dict())
         return (self.best['test_srcc'], self.best['test_plcc']) if self.best else (math.nan, math.nan)
 
-    def run_epoch(self, epoch):
+    def run_epoch(self, epoch: int) -> dict[str, float]:
         """Train and test the 0-based `epoch`; its row of the history."""
         started = time.monotonic()
         hypernet_lr, backbone_lr = (group['lr'] for group in self.solver.param_groups)
@@ -177,13 +196,13 @@ class HyperIQASolver:
             row['val_srcc'], row['val_plcc'] = self.test(self.val_data)
         return row | {'seconds': round(time.monotonic() - started, 3)}
 
-    def is_best(self, row):
+    def is_best(self, row: dict[str, float]) -> bool:
         if self.selected_on is None:
             return True
         return is_better(row[self.selected_on], self.best[self.selected_on] if self.best else math.nan)
 
     @property
-    def columns(self):
+    def columns(self) -> list[tuple[str, int, str, str]]:
         """Title, width, format and history column of the printed table."""
         columns = [
             ('Epoch', 5, 'd', 'epoch'),
@@ -194,10 +213,10 @@ class HyperIQASolver:
         ]
         return columns + ([('Val_SRCC', 10, '.4f', 'val_srcc')] if self.val_data is not None else [])
 
-    def print_row(self, row):
+    def print_row(self, row: dict[str, float]) -> None:
         print(''.join(format(row[column], form).rjust(width) for _, width, form, column in self.columns), flush=True)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, as tensors and plain types."""
         return {
             'model': self.model_hyper.state_dict(),
@@ -208,7 +227,7 @@ class HyperIQASolver:
             'cuda_rng': torch.cuda.get_rng_state_all() if self.device.type == 'cuda' else [],
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the epoch that `state_dict` was called in."""
         self.model_hyper.load_state_dict(state['model'])
         self.solver.load_state_dict(state['optimizer'])
@@ -217,7 +236,7 @@ class HyperIQASolver:
         if self.device.type == 'cuda' and len(state['cuda_rng']) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state['cuda_rng'])
 
-    def train_epoch(self, epoch):
+    def train_epoch(self, epoch: int) -> tuple[float, float]:
         """Train the 0-based `epoch`: (mean absolute error, SRCC) over its patches, each as predicted when it was trained on."""
         self.model_hyper.train()
         self.train_data.set_epoch(epoch)
@@ -228,7 +247,7 @@ class HyperIQASolver:
         subjective = torch.from_numpy(self.train_data.patch_scores)
         return F.l1_loss(predicted, subjective).item(), srcc(predicted, subjective)
 
-    def train_step(self, patches, scores, count):
+    def train_step(self, patches: torch.Tensor, scores: torch.Tensor, count: int) -> torch.Tensor:
         """One step of the optimizer on this rank's patches (B, 3, 224, 224), of the `count` that all ranks have.
 
         Returns:
@@ -245,12 +264,12 @@ class HyperIQASolver:
         self.solver.step()
         return low + (high - low) * output.detach()
 
-    def test(self, data):
+    def test(self, data: PatchLoader) -> tuple[float, float]:
         """(SRCC, PLCC) of the mean score of each image of `data`, a `PatchLoader` with `istrain` false."""
         predicted = self.predict(data)
         return srcc(predicted, data.scores), plcc(predicted, data.scores)
 
-    def predict(self, data):
+    def predict(self, data: PatchLoader) -> np.ndarray:
         """The mean score over its patches of each image of `data`, in the labels' unit: a float64 array (images,)."""
         low, high = self.score_range
         self.model_hyper.eval()
@@ -263,15 +282,15 @@ class HyperIQASolver:
         predicted = distributed.sum_over_ranks(predicted).cpu().double().view(-1, data.patch_num).mean(1)
         return (low + (high - low) * predicted).numpy()
 
-    def forward(self, model, patches):
+    def forward(self, model: torch.nn.Module, patches: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             return models.predict_scores(model, patches)
 
-    def set_learning_rates(self, hypernet_lr, backbone_lr):
+    def set_learning_rates(self, hypernet_lr: float, backbone_lr: float) -> None:
         self.solver.param_groups[0]['lr'] = hypernet_lr
         self.solver.param_groups[1]['lr'] = backbone_lr
 
-    def progress(self, data, title):
+    def progress(self, data: PatchLoader, title: str) -> Iterator[tuple[tuple[slice, int], tuple[torch.Tensor, torch.Tensor]]]:
         """Yields ((rows of this rank's patches, size of the whole batch), (patches, scores)) for each batch of `data`.
 
         A progress bar on stderr, if that is a terminal, shows images/s and the share of the time that data was waited for.
@@ -291,16 +310,16 @@ class HyperIQASolver:
                 bar.update(count)
 
 
-def default_device():
+def default_device() -> str:
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
-def has_bfloat16(device):
+def has_bfloat16(device: str) -> bool:
     """Whether `device` computes in bfloat16 at least as fast as in float32: every GPU of use here does, not every CPU."""
     return device != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def checked_device(name):
+def checked_device(name: str) -> str:
     """`name` if PyTorch has such a device here; an `InputError` otherwise."""
     try:
         torch.empty(1, device=name)
@@ -309,6 +328,6 @@ def checked_device(name):
     return name
 
 
-def is_better(value, best):
+def is_better(value: float, best: float) -> bool:
     """Whether `value` is higher than `best`; nan is never better, and anything is better than nan."""
     return value > best or (math.isnan(best) and not math.isnan(value))

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import textwrap
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from errors import InputError
-from folders import load_image
+from folders import Sample, load_image
 from frames import cores
 from models import PATCH_SIZE
 
@@ -28,24 +29,29 @@ class Picture(NamedTuple):
         reason: why it cannot be read, or ''.
     """
 
-    size: tuple | None
+    size: tuple[int, int] | None
     digest: bytes | None
     reason: str = ''
 
 
-def check(samples, splits, *, exif_rotation=False, resize=None):
+def check(
+    samples: list[Sample],
+    splits: list[dict[str, list[int]]],
+    *,
+    exif_rotation: bool = False,
+    resize: Sequence[int] | None = None,
+) -> bool:
     """Decodes every image and prints to stdout what a user should know before training.
 
     An image of the test part that is in the train or val part too is a warning.
 
     Args:
-        samples: list[folders.Sample].
         splits: a dict for each round, from 'train', 'test' and perhaps 'val' to positions in `samples`.
         exif_rotation: turn images as their EXIF orientation says.
         resize: (height, width) that training resizes every image to, or None.
 
     Returns:
-        bool: whether the database can be trained on: every image can be read and is large enough for a patch.
+        whether the database can be trained on: every image can be read and is large enough for a patch.
     """
     show_labels(samples)
     pictures = decode([sample.path for sample in samples], exif_rotation)
@@ -71,7 +77,7 @@ def check(samples, splits, *, exif_rotation=False, resize=None):
     return usable
 
 
-def decode(paths, exif_rotation):
+def decode(paths: list[str], exif_rotation: bool) -> list[Picture]:
     """The `Picture` of each path; only as many images as there are cores are in memory at a time."""
     pool = ThreadPoolExecutor(cores(), thread_name_prefix='check')
     try:
@@ -81,7 +87,7 @@ def decode(paths, exif_rotation):
         pool.shutdown(cancel_futures=True)
 
 
-def read_picture(path, exif_rotation):
+def read_picture(path: str, exif_rotation: bool) -> Picture:
     try:
         image = load_image(path, exif_rotation=exif_rotation)
     except InputError as error:
@@ -90,7 +96,7 @@ def read_picture(path, exif_rotation):
     return Picture(size, hashlib.sha256(repr(size).encode() + image.tobytes()).digest())
 
 
-def too_small(samples, pictures, resize):
+def too_small(samples: list[Sample], pictures: list[Picture], resize: Sequence[int] | None) -> list[str]:
     """A line for each image that has no room for a patch after the resize."""
     sizes = [picture.size and (resize or picture.size) for picture in pictures]
     return [
@@ -98,7 +104,7 @@ def too_small(samples, pictures, resize):
     ]
 
 
-def identical(samples, pictures):
+def identical(samples: list[Sample], pictures: list[Picture]) -> list[str]:
     """The lines of each group of samples that decode to the same picture: the first of them with their scores."""
     groups: dict[bytes, list[str]] = {}
     for sample, picture in zip(samples, pictures):
@@ -107,7 +113,7 @@ def identical(samples, pictures):
     return ['\n'.join([f'{len(group)} images', *first(group, '    ')]) for group in groups.values() if len(group) > 1]
 
 
-def twins(samples, pictures, split):
+def twins(samples: list[Sample], pictures: list[Picture], split: dict[str, list[int]]) -> list[str]:
     """The lines of each test image that has an identical image in train or val: both names."""
     others: dict[bytes | None, tuple[str, str]] = {}
     for part in ('train', 'val'):
@@ -121,7 +127,7 @@ def twins(samples, pictures, split):
     return [f'test   {path}\n{part:<5}  {other}' for path, part, other in pairs]
 
 
-def show_labels(samples):
+def show_labels(samples: list[Sample]) -> None:
     contents = len({sample.content for sample in samples})
     scores = [sample.score for sample in samples]
     line('Images', f'{len(samples)} of {contents} contents' if contents < len(samples) else len(samples))
@@ -129,7 +135,7 @@ def show_labels(samples):
     print('\n'.join(histogram(scores)), flush=True)
 
 
-def histogram(scores):
+def histogram(scores: list[float]) -> list[str]:
     """A line for each of `BINS` equal ranges of the scores: the range, how many lie in it, and a bar."""
     counts, edges = np.histogram(scores, BINS)
     decimals = max(0, 1 - math.floor(math.log10(edges[1] - edges[0])))
@@ -142,7 +148,7 @@ def histogram(scores):
     ]
 
 
-def show_sizes(sizes, resize):
+def show_sizes(sizes: list[tuple[int, int]], resize: Sequence[int] | None) -> None:
     for name, lengths in zip(('Height', 'Width'), zip(*sizes)):
         line(name, f'{min(lengths)} to {max(lengths)} pixels')
     line('Different sizes', len(set(sizes)))
@@ -150,18 +156,18 @@ def show_sizes(sizes, resize):
         line('Resized to', '{} high, {} wide'.format(*resize))
 
 
-def show(name, entries, text='{}'):
+def show(name: str, entries: list[str], text: str = '{}') -> None:
     """Print `text` with the number of `entries`, or none, and then the first of them."""
     line(name, text.format(len(entries)) if entries else 'none')
     for entry in first(entries):
         print(textwrap.indent(entry, '    '))
 
 
-def first(entries, margin=''):
+def first(entries: list[str], margin: str = '') -> list[str]:
     """The first `NAMED` entries, and one that counts the others."""
     others = len(entries) - NAMED
     return entries[:NAMED] + [f'{margin}... and {others} more'] * (others > 0)
 
 
-def line(name, text):
+def line(name: str, text: str | int) -> None:
     print(f'{name:<18}{text}')

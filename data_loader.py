@@ -6,7 +6,9 @@ the frames, made ahead in threads; float, flip and normalisation happen on the d
 """
 
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -33,16 +35,18 @@ class OpenDatabase(NamedTuple):
         frames: the images of `samples` (see `frames.py`).
     """
 
-    samples: list
-    units: list
+    samples: list[folders.Sample]
+    units: list[list[int]]
     frames: DirectFrames | CachedFrames
 
-    def positions(self, units):
+    def positions(self, units: Iterable[int]) -> list[int]:
         """Positions of the samples of `units`, in their order."""
         return [k for unit in units for k in self.units[unit]]
 
 
-def open_database(dataset, path, cache=None, resize=None):
+def open_database(
+    dataset: str, path: Path | str, cache: Path | str | None = None, resize: Sequence[int] | None = None
+) -> OpenDatabase:
     """Read a database's labels and open its images.
 
     Args:
@@ -83,20 +87,20 @@ class DataLoader:
 
     def __init__(
         self,
-        dataset,
-        path,
-        img_indx,
-        patch_size,
-        patch_num,
-        batch_size=1,
-        istrain=True,
+        dataset: str,
+        path: Path | str,
+        img_indx: Iterable[int],
+        patch_size: int,
+        patch_num: int,
+        batch_size: int = 1,
+        istrain: bool = True,
         *,
-        seed=0,
-        round_index=0,
-        device='cpu',
-        num_workers=2,
-        opened=None,
-    ):
+        seed: int = 0,
+        round_index: int = 0,
+        device: torch.device | str = 'cpu',
+        num_workers: int = 2,
+        opened: OpenDatabase | None = None,
+    ) -> None:
         if patch_size != PATCH_SIZE:
             raise InputError(patch_size_reason(patch_size))
         opened = opened or open_database(dataset, path)
@@ -106,7 +110,7 @@ class DataLoader:
             opened.frames.part(positions), scores, patch_num, batch_size, istrain, (seed, round_index), device, num_workers
         )
 
-    def get_data(self):
+    def get_data(self) -> 'PatchLoader':
         """The `PatchLoader`: an iterable of (patches, scores)."""
         return self.loader
 
@@ -120,13 +124,12 @@ class Patches(NamedTuple):
     flip: np.ndarray
 
 
-def draw_patches(seed, sizes, patch_num, istrain):
+def draw_patches(seed: tuple[int, ...] | np.ndarray, sizes: np.ndarray, patch_num: int, istrain: bool) -> Patches:
     """Draws `patch_num` crops an image.
 
     Uses NumPy's legacy generator, whose stream is frozen across NumPy versions.
 
     Args:
-        seed: a tuple of ints.
         sizes: (N, 2) heights and widths.
         istrain: shuffle the patches over the whole epoch and flip half of them.
     """
@@ -149,10 +152,20 @@ class PatchLoader:
     Args:
         frames: has `sizes` and gives (height, width, 3) uint8 images by position.
         scores: one for each frame.
-        seed: a tuple of ints; see `DataLoader` for the rest.
+        seed: what every seed of `draw_patches` starts with; see `DataLoader` for the rest.
     """
 
-    def __init__(self, frames, scores, patch_num, batch_size, istrain, seed, device, num_workers):
+    def __init__(
+        self,
+        frames: DirectFrames | CachedFrames,
+        scores: Sequence[float],
+        patch_num: int,
+        batch_size: int,
+        istrain: bool,
+        seed: tuple[int, ...],
+        device: torch.device | str,
+        num_workers: int,
+    ) -> None:
         self.frames = frames
         self.scores = np.asarray(scores, np.float64)
         self.patch_num = patch_num
@@ -161,37 +174,37 @@ class PatchLoader:
         self.seed = seed
         self.device = torch.device(device)
         self.num_workers = num_workers
-        self.spare_buffers = []
+        self.spare_buffers: list[torch.Tensor] = []
         self.set_epoch(0)
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         """Draw the patches of 0-based `epoch`."""
         stream = (TRAIN_STREAM, epoch) if self.istrain else (TEST_STREAM,)
         self.patches = draw_patches(self.seed + stream, self.frames.sizes, self.patch_num, self.istrain)
 
     @property
-    def patch_scores(self):
+    def patch_scores(self) -> np.ndarray:
         """(patches,) float32: the score of each patch's image."""
         return self.scores[self.patches.image].astype(np.float32)
 
     @property
-    def batches(self):
+    def batches(self) -> list[tuple[slice, int]]:
         """For each batch: the slice of `patches` that this rank takes of it, and how many the batch has on all ranks."""
         count = len(self.patches.image)
         ends = [(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
         return [(distributed.share(start, stop), stop - start) for start, stop in ends]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         patch_scores = self.patch_scores
         for crops, rows in self.crops():
             scores = torch.from_numpy(patch_scores[rows])
             flip = torch.from_numpy(self.patches.flip[rows])
             yield to_device(crops, flip, self.device), scores.to(self.device, non_blocking=True)
 
-    def crops(self):
+    def crops(self) -> Iterator[tuple[torch.Tensor, slice]]:
         """Yields ((B, 224, 224, 3) uint8 crops, the slice of `patches` that they are), in order, gathered ahead.
 
         Crops are overwritten once the next ones are asked for.
@@ -203,7 +216,7 @@ class PatchLoader:
             return
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix='patches')
         try:
-            ahead: deque = deque()
+            ahead: deque[tuple[Future[torch.Tensor], slice]] = deque()
             for rows in batches:
                 ahead.append((pool.submit(self.gather, rows), rows))
                 if len(ahead) > BATCHES_AHEAD:
@@ -214,7 +227,7 @@ class PatchLoader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def lend(self, buffer, rows):
+    def lend(self, buffer: torch.Tensor, rows: slice) -> Iterator[tuple[torch.Tensor, slice]]:
         """Yields the crops in `buffer`, then keeps it: new memory would cost a page fault for every 4 KB.
 
         Pinned buffers are kept by PyTorch, which knows when the copy to the device has ended.
@@ -223,7 +236,7 @@ class PatchLoader:
         if not buffer.is_pinned():
             self.spare_buffers.append(buffer)
 
-    def gather(self, rows):
+    def gather(self, rows: slice) -> torch.Tensor:
         """A buffer of `batch_size` crops that starts with those of the slice `rows`."""
         image, top, left = (column[rows].tolist() for column in self.patches[:3])
         try:
@@ -238,7 +251,7 @@ class PatchLoader:
         return buffer
 
 
-def to_device(crops, flip, device):
+def to_device(crops: torch.Tensor, flip: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """(B, H, W, 3) uint8 crops -> (B, 3, H, W) float32 on `device`, flipped where `flip` (B,) says so, normalised."""
     crops = crops.to(device, non_blocking=True).permute(0, 3, 1, 2)
     flip = flip.to(device, non_blocking=True)

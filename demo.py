@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from options import positive
 BATCH_SIZE = 100
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     try:
         readable = score_all(parse_options(argv))
     except InputError as error:
@@ -37,12 +38,12 @@ def main(argv=None):
     sys.exit(0 if readable else 2)
 
 
-def score_all(options):
+def score_all(options: argparse.Namespace) -> bool:
     """Print, and write to `options.csv`, the score of every image; whether all of them could be read."""
     device = checked_device(options.device or default_device())
     model = models.hyperiqa()
     models.load_weights(model, options.checkpoint)
-    model.to(device, memory_format=torch.channels_last).eval()
+    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stub
     facts = training_facts(options.checkpoint)
     low, high = facts['score_range'] or (0, 1)
     paths = list_images(options.images)
@@ -65,7 +66,7 @@ def score_all(options):
     return not unread
 
 
-def training_facts(checkpoint):
+def training_facts(checkpoint: Path | str) -> dict[str, Any]:
     """What an image and a score mean to the network, see `train_test_IQA.model_facts`.
 
     It is read from the config.json of the run that the checkpoint lies in, or from one beside the checkpoint. A checkpoint
@@ -75,12 +76,12 @@ def training_facts(checkpoint):
     for record in (folder / 'config.json', folder.parent / 'config.json'):
         if record.exists():
             return run_folder.read_record(record)['model']
-    height, width = folders.DATABASES['koniq'].resize
+    height, width = cast(tuple[int, int], folders.DATABASES['koniq'].resize)
     say(f'there is no config.json with {checkpoint}: images are resized to {height} high, {width} wide as for KonIQ-10k')
     return {'resize': (height, width), 'exif_rotation': False, 'score_range': None}
 
 
-def list_images(arguments):
+def list_images(arguments: list[str]) -> list[Path]:
     """The files among `arguments`, and every image below the folders among them, by name."""
     endings = Image.registered_extensions()
     paths = []
@@ -95,12 +96,12 @@ def list_images(arguments):
     return paths
 
 
-def crops_of(path, facts, patch_num):
+def crops_of(path: Path | str, facts: dict[str, Any], patch_num: int) -> np.ndarray:
     """(patch_num, 224, 224, 3) uint8 crops of an image, at places that the content of its file decides."""
     image = folders.load_image(path, facts['resize'], facts['exif_rotation'])
     if min(image.size) < PATCH_SIZE:
         scale = PATCH_SIZE / min(image.size)
-        larger = tuple(max(PATCH_SIZE, round(side * scale)) for side in image.size)
+        larger = cast(tuple[int, int], tuple(max(PATCH_SIZE, round(side * scale)) for side in image.size))
         say(f'{path} is {image.width}x{image.height}: enlarged to {larger[0]}x{larger[1]}, so its score is less certain')
         image = image.resize(larger, Image.Resampling.BICUBIC)
     frame = np.asarray(image)
@@ -110,7 +111,7 @@ def crops_of(path, facts, patch_num):
 
 
 @torch.inference_mode()
-def scores_of(model, crops, device):
+def scores_of(model: torch.nn.Module, crops: list[np.ndarray], device: str) -> list[float]:
     """The mean score of each image's crops."""
     if not crops:
         return []
@@ -123,7 +124,7 @@ def scores_of(model, crops, device):
     return torch.cat(scores).double().view(len(crops), -1).mean(1).tolist()
 
 
-def parse_options(argv):
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Score images with a trained HyperIQA.')
     parser.add_argument('images', nargs='+', help='image files, and folders of them')
     parser.add_argument(

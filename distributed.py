@@ -16,25 +16,25 @@ PATIENCE = timedelta(hours=24)
 training_group: Any = None
 
 
-def launched():
+def launched() -> bool:
     """Whether torchrun started this process."""
     return 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
 
 
-def rank():
+def rank() -> int:
     return int(os.environ['RANK']) if launched() else 0
 
 
-def world_size():
+def world_size() -> int:
     return int(os.environ['WORLD_SIZE']) if launched() else 1
 
 
-def local_device(device):
+def local_device(device: str) -> str:
     """The device of this rank: `cuda` is the GPU of its number on this machine."""
     return f'cuda:{os.environ["LOCAL_RANK"]}' if launched() and device == 'cuda' else device
 
 
-def start(device):
+def start(device: str) -> None:
     """Meet the other ranks; NCCL on CUDA, gloo on the CPU."""
     global training_group
     if not launched() or dist.is_initialized():
@@ -45,32 +45,32 @@ def start(device):
     training_group = dist.new_group(timeout=TIMEOUT)
 
 
-def stop():
+def stop() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def wait():
+def wait() -> None:
     """Until every rank is here, however long one of them works alone."""
     if launched():
         dist.barrier()
 
 
-def sum_over_ranks(tensor):
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Add up `tensor` over all ranks in place."""
     if launched():
         dist.all_reduce(tensor, group=training_group)
     return tensor
 
 
-def copy_buffers(model):
+def copy_buffers(model: torch.nn.Module) -> None:
     """Give every rank the first one's buffers: the running statistics of batch norm, where they are not synchronised."""
     if launched():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0, group=training_group)
 
 
-def wrap(model):
+def wrap(model: torch.nn.Module) -> torch.nn.Module:
     """`model` with its gradients averaged over the ranks, and its batch norm synchronised on CUDA."""
     if not launched():
         return model
@@ -80,7 +80,7 @@ def wrap(model):
     )
 
 
-def share(start, stop):
+def share(start: int, stop: int) -> slice:
     """This rank's part of the rows start ... stop of a batch; it is empty if there are fewer rows than ranks."""
     count, ranks = stop - start, world_size()
     return slice(start + count * rank() // ranks, start + count * (rank() + 1) // ranks)

@@ -9,7 +9,7 @@ class InputError(ValueError):
     """Something that the user gave cannot be used; the message names it and says what to do. The scripts exit with 2."""
 
 
-def say(text):
+def say(text: str) -> None:
     """Print to stderr, once whatever the number of ranks: stdout carries the results alone."""
     if distributed.rank() == 0:
         print(text, file=sys.stderr, flush=True)

@@ -5,13 +5,15 @@ import fcntl
 import io
 import json
 import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from errors import InputError
 
 
-def write_whole(path, content):
+def write_whole(path: Path | str, content: bytes | memoryview) -> None:
     """Write the bytes `content` to `path`, which holds either its old or its new content whatever happens meanwhile.
 
     Raises:
@@ -35,7 +37,7 @@ def write_whole(path, content):
         beside.unlink(missing_ok=True)
 
 
-def sync_folder(folder):
+def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` last through a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -44,11 +46,11 @@ def sync_folder(folder):
         os.close(descriptor)
 
 
-def write_json(path, content):
+def write_json(path: Path | str, content: Any) -> None:
     write_whole(path, (json.dumps(content, indent=1) + '\n').encode())
 
 
-def read_json(path):
+def read_json(path: Path | str) -> dict[str, Any]:
     """The dict in the JSON file `path`."""
     try:
         content = json.loads(Path(path).read_text(encoding='utf-8'))
@@ -59,7 +61,7 @@ def read_json(path):
     return content
 
 
-def write_table(path, columns, rows):
+def write_table(path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write dicts with the keys `columns` as CSV; floats keep every digit."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator='\n')
@@ -68,7 +70,7 @@ def write_table(path, columns, rows):
     write_whole(path, text.getvalue().encode())
 
 
-def read_table(path):
+def read_table(path: Path | str) -> list[dict[str, str]]:
     """The rows of a CSV file as dicts of strings."""
     try:
         with open(path, newline='', encoding='utf-8') as file:
@@ -77,7 +79,7 @@ def read_table(path):
         raise InputError(f'{path} cannot be read: {error.strerror}')
 
 
-def make_folder(folder):
+def make_folder(folder: Path | str) -> None:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,14 +87,14 @@ def make_folder(folder):
 
 
 @contextmanager
-def locked(path):
+def locked(path: Path | str) -> Iterator[None]:
     """Hold the lock file `path`, waiting for it if need be."""
     with open(path, 'w') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def try_lock(path):
+def try_lock(path: Path | str) -> TextIO | None:
     """The open lock file `path`, held until it is closed, or None if another process holds it."""
     file = open(path, 'w')  # noqa: SIM115, the caller closes it
     try:

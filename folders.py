@@ -9,10 +9,10 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.io
@@ -46,14 +46,14 @@ class Labels:
         database: its entry in `DATABASES`.
     """
 
-    def __init__(self, root, database):
+    def __init__(self, root: Path | str, database: 'Database') -> None:
         self.root = Path(root)
         self.database = database
-        self.file = None
-        self.samples = []
-        self.places = []
+        self.file: Path  # set by `open`, or by `read_csv`
+        self.samples: list[Sample] = []
+        self.places: list[str] = []
 
-    def advice(self):
+    def advice(self) -> str:
         if self.database is DATABASES['csv']:
             return f'Each line names an image and its score; a relative name starts at {self.file.parent}{os.sep}'
         return (
@@ -61,27 +61,28 @@ class Labels:
             f'{self.database.layout}; --data_root DIR names another place.'
         )
 
-    def bases(self):
+    def bases(self) -> list[Path]:
         """The root, then the folders one level below it, by name."""
         if not self.root.is_dir():
             raise InputError(f'{self.database.title}: there is no folder {self.root}. {self.advice()}')
         return with_subfolders(self.root)
 
-    def near(self):
+    def near(self) -> list[Path]:
         """Where images can lie: the label file's folder, the root, and one folder below either."""
         return with_subfolders(self.file.parent) + self.bases()
 
-    def find(self, *names):
+    def find(self, *names: str) -> Path | None:
         """Path of the first of the label files `names` that exists, in the root or one folder down, or None."""
         return next((base / name for name in names for base in self.bases() if (base / name).is_file()), None)
 
-    def open(self, *names):
+    def open(self, *names: str) -> None:
         """Make the first of the label files `names` that exists the file that the other methods read."""
-        self.file = self.find(*names)
-        if self.file is None:
+        file = self.find(*names)
+        if file is None:
             raise InputError(f'{self.database.title}: {" or ".join(names)} is not in {self.root}. {self.advice()}')
+        self.file = file
 
-    def folder(self, *names):
+    def folder(self, *names: str) -> Path:
         """Path of the first image folder of `names` that exists."""
         for name in names:
             for base in self.near():
@@ -91,7 +92,7 @@ class Labels:
             f'{self.database.title}: there is no image folder {" or ".join(names)} in {self.root}. {self.advice()}'
         )
 
-    def number(self, text, where, role='score'):
+    def number(self, text: Any, where: str, role: str = 'score') -> float:
         """`text` as a finite float; `where` is its row and `role` its meaning, for the error."""
         try:
             value = float(text)
@@ -101,19 +102,19 @@ class Labels:
             raise InputError(f'{self.file}, {where}: the {role} {text!r} is not a number; correct or remove that row')
         return value
 
-    def part(self, text, where, parts=PARTS):
+    def part(self, text: Any, where: str, parts: dict[str, str] = PARTS) -> str:
         """The `Sample.part` that the cell `text` means."""
         part = parts.get(str(text).strip().lower())
         if part is None:
             raise InputError(f'{self.file}, {where}: the set {text!r} is none of {", ".join(parts)}; correct that row')
         return part
 
-    def add(self, path, score, where, content=None, part=''):
+    def add(self, path: Path | str, score: Any, where: str, content: Any = None, part: str = '') -> None:
         """Append a sample; without `content` the image is a content of its own."""
         self.samples.append(Sample(str(path), self.number(score, where), str(content or path), part))
         self.places.append(where)
 
-    def mat(self, *keys):
+    def mat(self, *keys: str) -> list[list[Any]]:
         """The arrays `keys` of the open .mat file, each flattened and freed of nested cells."""
         try:
             content = scipy.io.loadmat(self.file)
@@ -123,7 +124,7 @@ class Labels:
         except Exception as error:  # the reader lets index, type and zlib errors through
             raise InputError(f'{self.file} cannot be read as a MATLAB file: {error}; download it again')
 
-    def text_rows(self, columns):
+    def text_rows(self, columns: int) -> Iterator[tuple[str, list[str]]]:
         """(row name, words) of every line of the open text file that is not blank; each has `columns` words."""
         for number, line in enumerate(read_text(self.file).splitlines(), start=1):
             words = line.split()
@@ -133,7 +134,7 @@ class Labels:
                 raise InputError(f'{self.file}, line {number}: {columns} words are expected, not {line!r}')
             yield f'line {number}', words
 
-    def csv_rows(self, *columns, **dialect):
+    def csv_rows(self, *columns: str, **dialect: Any) -> Iterator[tuple[str, dict[str, str]]]:
         """(row name, dict) of every row of the open CSV file that is not blank; its header must have `columns`."""
         reader = csv.DictReader(io.StringIO(read_text(self.file), newline=''), **dialect)
         try:
@@ -157,7 +158,7 @@ class Labels:
         except csv.Error as error:  # line_num is where the last good row ends
             raise InputError(f'{self.file}, line {reader.line_num + 1}: {error}; correct the quotes')
 
-    def sheet_rows(self, *columns):
+    def sheet_rows(self, *columns: int | str) -> Iterator[tuple[str, list[Any]]]:
         """(row name, cells of `columns`) of every row of the open Excel file that is not blank, below its header.
 
         Args:
@@ -176,11 +177,11 @@ class Labels:
                 yield f'row {number}', [cells[k] if k < len(cells) else None for k in positions]
 
 
-def with_subfolders(folder):
+def with_subfolders(folder: Path) -> list[Path]:
     return [folder] + sorted(path for path in folder.iterdir() if path.is_dir())
 
 
-def read_text(path):
+def read_text(path: Path | str) -> str:
     """The text of a label file in UTF-8, with or without a byte order mark."""
     content = Path(path).read_bytes()
     try:
@@ -190,7 +191,7 @@ def read_text(path):
         raise InputError(f'{path}, line {line}: this is not UTF-8 text; save the file as UTF-8')
 
 
-def read_sheet(path):
+def read_sheet(path: Path | str) -> list[Sequence[Any]]:
     """The rows of an Excel file's first sheet, each a sequence of cells; .xls or .xlsx, whatever the name says."""
     import openpyxl
     import xlrd
@@ -206,19 +207,19 @@ def read_sheet(path):
         raise InputError(f'{path} cannot be read as an Excel sheet: {error}; download it again')
 
 
-def unwrap(cell):
+def unwrap(cell: Any) -> Any:
     """The number or string inside the nested one-element arrays that MATLAB cells become."""
     while isinstance(cell, np.ndarray) and cell.size:
         cell = cell.ravel()[0]
     return cell.item() if isinstance(cell, np.generic) else cell
 
 
-def listing(folder):
+def listing(folder: Path) -> dict[str, str]:
     """File paths below `folder`, keyed by their lower-case base name."""
     return {name.lower(): os.path.join(parent, name) for parent, _, names in sorted(os.walk(folder)) for name in sorted(names)}
 
 
-def read_live(labels):
+def read_live(labels: Labels) -> None:
     labels.open('refnames_all.mat')
     (references,) = labels.mat('refnames_all')
     labels.open('dmos_realigned.mat', 'dmos.mat')
@@ -239,7 +240,7 @@ def read_live(labels):
             labels.add(base / name, scores[k], f'entry {k + 1}', references[k])
 
 
-def read_csiq(labels):
+def read_csiq(labels: Labels) -> None:
     labels.open('csiq_label.txt')
     folder = labels.folder('dst_imgs_all', 'dst_imgs')
     files = listing(folder)
@@ -247,7 +248,7 @@ def read_csiq(labels):
         labels.add(files.get(name.lower(), folder / name), score, where, name.split('.')[0])
 
 
-def read_tid2013(labels):
+def read_tid2013(labels: Labels) -> None:
     labels.open('mos_with_names.txt')
     folder = labels.folder('distorted_images')
     files = listing(folder)
@@ -255,14 +256,14 @@ def read_tid2013(labels):
         labels.add(files.get(name.lower(), folder / name), score, where, name[:3].upper())
 
 
-def read_kadid10k(labels):
+def read_kadid10k(labels: Labels) -> None:
     labels.open('dmos.csv')
     folder = labels.folder('images')
     for where, row in labels.csv_rows('dist_img', 'ref_img', 'dmos'):
         labels.add(folder / row['dist_img'], row['dmos'], where, row['ref_img'])
 
 
-def read_livec(labels):
+def read_livec(labels: Labels) -> None:
     labels.open('Data/AllImages_release.mat', 'AllImages_release.mat')
     (names,) = labels.mat('AllImages_release')
     labels.open('Data/AllMOS_release.mat', 'AllMOS_release.mat')
@@ -276,9 +277,9 @@ def read_livec(labels):
         labels.add(folder / names[k], scores[k], f'entry {k + 1}')
 
 
-def read_koniq(labels):
+def read_koniq(labels: Labels) -> None:
     scores_file, sets_file = 'koniq10k_scores_and_distributions.csv', 'koniq10k_distributions_sets.csv'
-    sets = {}
+    sets: dict[str, str] = {}
     if labels.find(sets_file):
         labels.open(sets_file)
         sets = {row['image_name']: labels.part(row['set'], where) for where, row in labels.csv_rows('image_name', 'set')}
@@ -289,7 +290,7 @@ def read_koniq(labels):
         labels.add(folder / row['image_name'], row[score], where, part=sets.get(row['image_name'], ''))
 
 
-def read_bid(labels):
+def read_bid(labels: Labels) -> None:
     labels.open('DatabaseGrades.xlsx', 'DatabaseGrades.xls')
     base = next((base for base in labels.near() if any(base.glob('DatabaseImage*.JPG'))), labels.root)
     for where, (image, grade) in labels.sheet_rows(0, 1):
@@ -297,14 +298,14 @@ def read_bid(labels):
         labels.add(base / f'DatabaseImage{number:04g}.JPG', grade, where)
 
 
-def read_spaq(labels):
+def read_spaq(labels: Labels) -> None:
     labels.open('Annotations/MOS and Image attribute scores.xlsx', 'MOS and Image attribute scores.xlsx')
     folder = labels.folder('TestImage')
     for where, (name, score) in labels.sheet_rows('Image name', 'MOS'):
         labels.add(folder / str(name), score, where)
 
 
-def read_flive(labels):
+def read_flive(labels: Labels) -> None:
     labels.open('labels_image.csv')
     folder = labels.folder('database')
     flags = {'true': 'train', '1': 'train', 'false': 'test', '0': 'test'}
@@ -313,7 +314,7 @@ def read_flive(labels):
         labels.add(folder / row['name'], row['mos'], where, part=part)
 
 
-def read_agiqa3k(labels):
+def read_agiqa3k(labels: Labels) -> None:
     labels.open('data.csv')
     folder = labels.file.parent
     if (folder / 'images').is_dir():
@@ -322,7 +323,7 @@ def read_agiqa3k(labels):
         labels.add(folder / row['name'], row['mos_quality'], where)
 
 
-def read_demo(labels):
+def read_demo(labels: Labels) -> None:
     labels.open('labels.csv')
     for where, row in labels.csv_rows('image', 'score', 'content'):
         labels.add(labels.root / row['image'], row['score'], where, row['content'])
@@ -336,7 +337,7 @@ CSV_COLUMNS = {
 }
 
 
-def csv_columns(file):
+def csv_columns(file: Path | str) -> tuple[str, dict[str, str]]:
     """Reads the header of the user's own CSV file.
 
     Returns:
@@ -365,7 +366,7 @@ def csv_columns(file):
     return delimiter, columns
 
 
-def read_csv(labels):
+def read_csv(labels: Labels) -> None:
     delimiter, columns = csv_columns(labels.root)
     labels.file = labels.root
     line_of: dict[str, str] = {}
@@ -401,17 +402,17 @@ class Database:
     """
 
     title: str
-    read: Callable
+    read: Callable[[Labels], None]
     images: int | None
     source: str
     layout: str
-    score_range: tuple | None
+    score_range: tuple[float, float] | None
     higher_is_better: bool = True
     by_content: bool = False
     official: bool = False
-    resize: tuple | None = None
+    resize: tuple[int, int] | None = None
     exif_rotation: bool = False
-    defaults: dict = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 DATABASES = {
@@ -535,7 +536,7 @@ DATABASES = {
 ALIASES = {'koniq-10k': 'koniq'}
 
 
-def database_key(name):
+def database_key(name: str) -> str:
     """The key in `DATABASES` of a name or alias, in any letter case."""
     key = ALIASES.get(name.lower(), name.lower())
     if key not in DATABASES:
@@ -543,7 +544,7 @@ def database_key(name):
     return key
 
 
-def read_samples(dataset, path):
+def read_samples(dataset: str, path: Path | str) -> list[Sample]:
     """Reads a database's labels and finds its images.
 
     Args:
@@ -552,7 +553,7 @@ def read_samples(dataset, path):
             yet.
 
     Returns:
-        list[Sample]: in the order of the label file.
+        the samples in the order of the label file.
 
     Raises:
         InputError: the folder, the label file or images are missing, or a row of the labels is wrong.
@@ -576,7 +577,7 @@ def read_samples(dataset, path):
     return labels.samples
 
 
-def split_units(dataset, samples):
+def split_units(dataset: str, samples: list[Sample]) -> list[list[int]]:
     """What a split draws from: for each unit, the positions of its samples.
 
     A unit is a content, in the order of their names, for the databases that are split by content, and an image,
@@ -584,13 +585,13 @@ def split_units(dataset, samples):
     """
     if not DATABASES[database_key(dataset)].by_content:
         return [[k] for k in range(len(samples))]
-    units = {content: [] for content in sorted({sample.content for sample in samples})}
+    units: dict[str, list[int]] = {content: [] for content in sorted({sample.content for sample in samples})}
     for k, sample in enumerate(samples):
         units[sample.content].append(k)
     return list(units.values())
 
 
-def higher_is_better(dataset, path):
+def higher_is_better(dataset: str, path: Path | str) -> bool:
     """Whether a higher score means a better image; the header of the CSV file `path` tells it for `csv`."""
     key = database_key(dataset)
     if key == 'csv':
@@ -599,7 +600,7 @@ def higher_is_better(dataset, path):
     return DATABASES[key].higher_is_better
 
 
-def score_range(dataset, samples):
+def score_range(dataset: str, samples: list[Sample]) -> tuple[float, float]:
     """(low, high) of the database's scores: nominal, or of `samples` for `csv`."""
     database = DATABASES[database_key(dataset)]
     if database.score_range:
@@ -610,7 +611,7 @@ def score_range(dataset, samples):
     return low, high
 
 
-def count_warning(dataset, samples):
+def count_warning(dataset: str, samples: list[Sample]) -> str | None:
     """What to tell the user if `samples` are more or fewer than the complete database has, or None."""
     database = DATABASES[database_key(dataset)]
     if database.images in (None, len(samples)):
@@ -618,7 +619,7 @@ def count_warning(dataset, samples):
     return f'{database.title} has {database.images} images; {len(samples)} are listed in the labels of this copy'
 
 
-def dataset_table():
+def dataset_table() -> str:
     """All databases as a Markdown table."""
     lines = [
         '| `--dataset` | database | images | scores | a split draws | before the crop | get it from | its folder holds |',
@@ -646,13 +647,13 @@ def dataset_table():
     return '\n'.join(lines)
 
 
-def exif_turn(image):
+def exif_turn(image: Image.Image) -> Image.Transpose | None:
     """The `Image.Transpose` that sets an open image upright by its EXIF orientation, or None.
 
     `ImageOps.exif_transpose` also writes the EXIF block anew and fails on photos where another tag is odd.
     """
     method = Image.Transpose
-    turns = {
+    turns: dict[int | None, Image.Transpose] = {
         2: method.FLIP_LEFT_RIGHT,
         3: method.ROTATE_180,
         4: method.FLIP_TOP_BOTTOM,
@@ -664,7 +665,7 @@ def exif_turn(image):
     return turns.get(image.getexif().get(ExifTags.Base.Orientation))
 
 
-def load_image(path, resize=None, exif_rotation=False):
+def load_image(path: Path | str, resize: Sequence[int] | None = None, exif_rotation: bool = False) -> Image.Image:
     """The image in `path` as an RGB `PIL.Image`, resized to (height, width) `resize` if that is given.
 
     With `exif_rotation` it is turned first as its EXIF orientation says.
@@ -689,24 +690,24 @@ class DatabaseFolder(Dataset):
     Args:
         root: the database's folder.
         index: positions of the wanted units (see `split_units`): images, or references where the split is by content.
-        transform: a callable on `PIL.Image`.
+        transform: turns a `PIL.Image` into what the dataset gives.
         patch_num: how many patches an epoch takes from each image.
     """
 
     dataset: str
 
-    def __init__(self, root, index, transform, patch_num):
+    def __init__(self, root: Path | str, index: Iterable[int], transform: Callable[[Image.Image], Any], patch_num: int) -> None:
         samples = read_samples(self.dataset, root)
         units = split_units(self.dataset, samples)
         self.samples = [(samples[k].path, samples[k].score) for unit in index for k in units[unit] for _ in range(patch_num)]
         self.transform = transform
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[Any, float]:
         path, score = self.samples[index]
         exif_rotation = DATABASES[self.dataset].exif_rotation
         return self.transform(load_image(path, exif_rotation=exif_rotation)), score
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.samples)
 
 

@@ -14,8 +14,10 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -32,7 +34,14 @@ QUARTER_TURNS = {Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE, Image.Tr
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def open_frames(paths, root, name, resize=None, exif_rotation=False, cache=None):
+def open_frames(
+    paths: list[str],
+    root: Path | str,
+    name: str,
+    resize: Sequence[int] | None = None,
+    exif_rotation: bool = False,
+    cache: Path | str | None = None,
+) -> 'DirectFrames | CachedFrames':
     """The frames of the images `paths`, from their cache, which is built first if need be.
 
     Args:
@@ -69,7 +78,7 @@ def open_frames(paths, root, name, resize=None, exif_rotation=False, cache=None)
     return direct
 
 
-def default_folders(root):
+def default_folders(root: Path) -> list[Path]:
     beside = root if root.is_dir() else root.parent
     user = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
     return [beside / '.hyperiqa_cache', user / 'hyperiqa']
@@ -78,16 +87,16 @@ def default_folders(root):
 class DirectFrames:
     """Frames that are decoded and resized at every access."""
 
-    def __init__(self, paths, resize, exif_rotation):
+    def __init__(self, paths: list[str], resize: Sequence[int] | None, exif_rotation: bool) -> None:
         self.paths, self.resize, self.exif_rotation = paths, resize, exif_rotation
 
     @property
-    def sizes(self):
+    def sizes(self) -> np.ndarray:
         if not hasattr(self, 'known_sizes'):
             self.known_sizes = np.array([self.size(path) for path in self.paths]).reshape(-1, 2)
         return self.known_sizes
 
-    def size(self, path):
+    def size(self, path: str) -> tuple[int, int]:
         """(height, width) of a frame, from the header of its file.
 
         Raises:
@@ -101,14 +110,14 @@ class DirectFrames:
             )
         return height, width
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> np.ndarray:
         return np.asarray(folders.load_image(self.paths[k], self.resize, self.exif_rotation))
 
-    def part(self, positions):
+    def part(self, positions: list[int]) -> 'DirectFrames':
         return DirectFrames([self.paths[k] for k in positions], self.resize, self.exif_rotation)
 
 
-def image_size(path, exif_rotation):
+def image_size(path: Path | str, exif_rotation: bool) -> tuple[int, int]:
     """(height, width) from the header of an image file."""
     try:
         with Image.open(path) as image:
@@ -121,19 +130,19 @@ def image_size(path, exif_rotation):
 class CachedFrames:
     """Frames in one array of `pixels` (uint8), each from its place in `starts` (N,)."""
 
-    def __init__(self, pixels, sizes, starts):
+    def __init__(self, pixels: np.ndarray, sizes: np.ndarray, starts: np.ndarray) -> None:
         self.pixels, self.sizes, self.starts = pixels, sizes, starts
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> np.ndarray:
         height, width = self.sizes[k]
         start = self.starts[k]
         return self.pixels[start : start + 3 * height * width].reshape(height, width, 3)
 
-    def part(self, positions):
+    def part(self, positions: list[int]) -> 'CachedFrames':
         return CachedFrames(self.pixels, self.sizes[positions], self.starts[positions])
 
 
-def open_cache(path, root, direct):
+def open_cache(path: Path, root: Path, direct: DirectFrames) -> CachedFrames:
     """The `CachedFrames` in the file `path`, which is built from `direct` unless it is there and up to date.
 
     Raises:
@@ -150,25 +159,25 @@ def open_cache(path, root, direct):
     return CachedFrames(np.asarray(np.memmap(path, np.uint8, 'r', offset=len(header(index)))), sizes, starts_of(sizes))
 
 
-def stamp(image, root):
+def stamp(image: Path | str, root: Path) -> list[str | int]:
     """What tells a changed image file: its path below `root`, its bytes and its modification time."""
     status = os.stat(image)
     return [os.path.relpath(image, root), status.st_size, status.st_mtime_ns]
 
 
-def starts_of(sizes):
+def starts_of(sizes: np.ndarray) -> np.ndarray:
     """(N + 1,): where each frame of `sizes` (N, 2) starts among the pixels, and where the last one ends."""
     return np.concatenate(([0], np.cumsum(3 * sizes.prod(1))))
 
 
-def header(index):
+def header(index: list[list[str | int]]) -> bytes:
     """The bytes of a cache file before its pixels."""
     text = json.dumps(index).encode()
     start = MAGIC + len(text).to_bytes(8, 'little') + text
     return start + bytes(-len(start) % ALIGNMENT)
 
 
-def current_index(path, stamps):
+def current_index(path: Path, stamps: list[list[str | int]]) -> list[list[str | int]] | None:
     """The index of the cache file `path` if it is whole and was made from images with these `stamps`, else None."""
     try:
         with open(path, 'rb') as file:
@@ -182,7 +191,7 @@ def current_index(path, stamps):
     return index if whole and [entry[:3] for entry in index] == stamps else None
 
 
-def build(path, stamps, direct):
+def build(path: Path, stamps: list[list[str | int]], direct: DirectFrames) -> list[list[str | int]]:
     """Decode every frame of `direct`, in parallel, into a new cache file `path`; its index."""
     index = [[*entry, *map(int, size)] for entry, size in zip(stamps, direct.sizes)]
     starts = len(header(index)) + starts_of(direct.sizes)
@@ -203,7 +212,7 @@ def build(path, stamps, direct):
     return index
 
 
-def reserve(file, size):
+def reserve(file: BinaryIO, size: int) -> None:
     """Claim `size` bytes of the disk, so that a full one shows before the work and not after it."""
     if hasattr(os, 'posix_fallocate'):
         os.posix_fallocate(file.fileno(), 0, size)
@@ -211,7 +220,7 @@ def reserve(file, size):
         file.truncate(size)
 
 
-def write_frames(descriptor, frames, starts):
+def write_frames(descriptor: int, frames: DirectFrames, starts: np.ndarray) -> None:
     """Write each frame at its start, decoding on all cores."""
     pool = ThreadPoolExecutor(cores(), thread_name_prefix='decode')
     try:
@@ -222,14 +231,14 @@ def write_frames(descriptor, frames, starts):
         pool.shutdown(cancel_futures=True)
 
 
-def write_at(descriptor, frame, start):
+def write_at(descriptor: int, frame: np.ndarray, start: int) -> None:
     """Write the whole of a frame; one call may write less than it was given."""
-    content = memoryview(np.ascontiguousarray(frame)).cast('B')
+    content = np.ascontiguousarray(frame).data.cast('B')
     while content:
         written = os.pwrite(descriptor, content, start)
         content, start = content[written:], start + written
 
 
-def cores():
-    """How many CPU cores this process may use."""
+def cores() -> int | None:
+    """How many CPU cores this process may use, or None where the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()

@@ -2,28 +2,31 @@
 
 import math
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
 
-def srcc(predicted, subjective):
+def srcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
     """Spearman's rank-order correlation coefficient of two (N,) arrays; nan where either is constant or not finite."""
     return correlation(stats.spearmanr, predicted, subjective)
 
 
-def plcc(predicted, subjective):
+def plcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
     """Pearson's linear correlation coefficient of two (N,) arrays, without a mapping; nan as for `srcc`."""
     return correlation(stats.pearsonr, predicted, subjective)
 
 
-def correlation(function, predicted, subjective):
+def correlation(function: Callable[[np.ndarray, np.ndarray], Any], predicted: ArrayLike, subjective: ArrayLike) -> float:
     predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
     defined = all(np.isfinite(scores).all() and np.ptp(scores) > 0 for scores in (predicted, subjective) if scores.size)
     return float(function(predicted, subjective)[0]) if defined and predicted.size > 1 else math.nan
 
 
-def logistic(x, high, low, centre, width):
+def logistic(x: np.ndarray, high: float, low: float, centre: float, width: float) -> np.ndarray:
     """The four-parameter logistic that the Video Quality Experts Group maps predictions to scores with.
 
     VQEG, "Final report from the Video Quality Experts Group on the validation of objective models of video quality
@@ -32,7 +35,7 @@ def logistic(x, high, low, centre, width):
     return (high - low) * special.expit((x - centre) / np.abs(width)) + low
 
 
-def fit_logistic(predicted, subjective):
+def fit_logistic(predicted: ArrayLike, subjective: ArrayLike) -> np.ndarray | None:
     """The least-squares parameters of `logistic` from predictions to scores, two (N,) arrays; None where there is no fit."""
     predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
     slope = srcc(predicted, subjective)
@@ -49,7 +52,7 @@ def fit_logistic(predicted, subjective):
         return None
 
 
-def all_metrics(predicted, subjective):
+def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]:
     """Every metric of two (N,) arrays by name; RMSE and PLCC_logistic after the fitted logistic, in the scores' unit."""
     parameters = fit_logistic(predicted, subjective)
     if parameters is None:

@@ -8,6 +8,9 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
 
 import pickle
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,7 +30,7 @@ class ResNetBackbone(ResNet):
         in_chn: features of the four heads together, the target network's input size.
     """
 
-    def __init__(self, lda_out_channels, in_chn):
+    def __init__(self, lda_out_channels: int, in_chn: int) -> None:
         super().__init__(Bottleneck, [3, 4, 6, 3])
         del self.avgpool, self.fc
 
@@ -49,9 +52,9 @@ class ResNetBackbone(ResNet):
             self.lda3_fc,
             self.lda4_fc,
         ):
-            nn.init.kaiming_normal_(layer.weight)
+            nn.init.kaiming_normal_(cast(torch.Tensor, layer.weight))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, 224, 224) images -> `hyper_in_feat` (B, 2048, 7, 7) and `target_in_vec` (B, in_chn)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer1(x)
@@ -65,7 +68,7 @@ class ResNetBackbone(ResNet):
         return {'hyper_in_feat': x, 'target_in_vec': torch.cat((lda_1, lda_2, lda_3, lda_4), 1)}
 
 
-def resnet50_backbone(lda_out_channels, in_chn):
+def resnet50_backbone(lda_out_channels: int, in_chn: int) -> ResNetBackbone:
     """A randomly initialised `ResNetBackbone`."""
     return ResNetBackbone(lda_out_channels, in_chn)
 
@@ -83,15 +86,15 @@ class HyperNet(nn.Module):
 
     def __init__(
         self,
-        lda_out_channels,
-        hyper_in_channels,
-        target_in_size,
-        target_fc1_size,
-        target_fc2_size,
-        target_fc3_size,
-        target_fc4_size,
-        feature_size,
-    ):
+        lda_out_channels: int,
+        hyper_in_channels: int,
+        target_in_size: int,
+        target_fc1_size: int,
+        target_fc2_size: int,
+        target_fc3_size: int,
+        target_fc4_size: int,
+        feature_size: int,
+    ) -> None:
         super().__init__()
         self.target_in_size = target_in_size
         self.sizes = (target_in_size, target_fc1_size, target_fc2_size, target_fc3_size, target_fc4_size)
@@ -117,11 +120,11 @@ class HyperNet(nn.Module):
             nn.init.kaiming_normal_(layer.weight)
             self.add_module(name, layer)
 
-    def forward(self, img):
+    def forward(self, img: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, 224, 224) ImageNet-normalised patches -> the target network's parameters, one set an image.
 
         Returns:
-            dict: `target_in_vec` (B, 224, 1, 1); `target_fc{k}w` (B, out, in, 1, 1) and `target_fc{k}b` (B, out)
+            `target_in_vec` (B, 224, 1, 1); `target_fc{k}w` (B, out, in, 1, 1) and `target_fc{k}b` (B, out)
             for k = 1 ... 5.
 
         Raises:
@@ -142,7 +145,7 @@ class HyperNet(nn.Module):
         return paras
 
 
-def patch_size_reason(size):
+def patch_size_reason(size: int | str) -> str:
     """The one explanation, for the script and the network, of why patches are 224x224."""
     return (
         f'the patch size must be {PATCH_SIZE}, not {size}: the LDA heads and the generated weights are sized '
@@ -158,12 +161,12 @@ class TargetFC(nn.Module):
         bias: (B, out).
     """
 
-    def __init__(self, weight, bias):
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         super().__init__()
         self.weight = weight
         self.bias = bias
 
-    def forward(self, input_):
+    def forward(self, input_: torch.Tensor) -> torch.Tensor:
         """(B, in, 1, 1) -> (B, out, 1, 1), as one batched matrix product."""
         out = torch.baddbmm(self.bias.unsqueeze(2), self.weight.flatten(2), input_.flatten(2))
         return out.unsqueeze(3)
@@ -175,13 +178,13 @@ class TargetNet(nn.Module):
     It always computes in float32, since its input is one vector an image and its output is compared to the third decimal.
     """
 
-    def __init__(self, paras):
+    def __init__(self, paras: dict[str, torch.Tensor]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             TargetFC(paras[f'target_fc{k}w'].float(), paras[f'target_fc{k}b'].float()) for k in range(1, 6)
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`target_in_vec` (B, 224, 1, 1) -> unbounded scores (B,)."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
@@ -190,18 +193,18 @@ class TargetNet(nn.Module):
             return self.layers[-1](x).flatten()
 
 
-def predict_scores(model, patches):
+def predict_scores(model: nn.Module, patches: torch.Tensor) -> torch.Tensor:
     """(B, 3, 224, 224) normalised patches -> scores (B,): both networks in one call."""
     paras = model(patches)
     return TargetNet(paras)(paras['target_in_vec'])
 
 
-def hyperiqa():
+def hyperiqa() -> HyperNet:
     """The network with the paper's sizes, randomly initialised."""
     return HyperNet(16, 112, 224, 112, 56, 28, 14, 7)
 
 
-def load_weights(model, source):
+def load_weights(model: nn.Module, source: Path | str) -> None:
     """Load weights into a `HyperNet`.
 
     Args:
@@ -235,7 +238,7 @@ def load_weights(model, source):
     model.load_state_dict(state, strict=False)
 
 
-def imagenet_state_dict():
+def imagenet_state_dict() -> Mapping[str, Any]:
     """torchvision's ResNet-50 weights `IMAGENET1K_V1`, downloaded once into torch's cache folder."""
     weights = ResNet50_Weights.IMAGENET1K_V1
     try:
@@ -248,7 +251,7 @@ def imagenet_state_dict():
         )
 
 
-def read_checkpoint(path):
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """What torch saved in the file `path`: tensors and plain types only; a file with any other payload is refused unrun."""
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any, TypeVar
 
 import distributed
 import folders
@@ -10,8 +11,10 @@ from errors import InputError
 from HyerIQASolver import DEFAULTS, checked_device, default_device
 from models import PATCH_SIZE, patch_size_reason
 
+Number = TypeVar('Number', int, float)
 
-def parse_options(argv):
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
     """The options in `argv`. What the user leaves out has its value of the database, and then of `DEFAULTS`."""
     parser = make_parser()
     config = parser.parse_args(argv)
@@ -30,14 +33,14 @@ def parse_options(argv):
     return config
 
 
-def options_of_run(checkpoint):
+def options_of_run(checkpoint: Path | str) -> dict[str, Any]:
     """The options that decide the numbers of the run whose round folder holds `checkpoint`, and where its data is."""
     options = run_folder.read_record(Path(checkpoint).parent.parent / 'config.json')['options']
     kept = {name: value for name, value in options.items() if name not in run_folder.FREE_OPTIONS}
     return {**kept, 'data_root': options['data_root'], 'csv': options['csv'], 'evaluate': None, 'test_on': None}
 
 
-def refuse_contradictions(config):
+def refuse_contradictions(config: argparse.Namespace) -> None:
     if config.patch_size != PATCH_SIZE:
         raise InputError(f'--patch_size: {patch_size_reason(config.patch_size)}')
     if bool(config.csv) != (config.dataset == 'csv'):
@@ -55,13 +58,13 @@ def refuse_contradictions(config):
         raise InputError('--test_on: each database can be named once')
 
 
-def make_parser():
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description='Train and test HyperIQA.', formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.set_defaults(**{**dict.fromkeys(ABSENT), **DEFAULTS, 'split': 'random'})
 
-    def add(name, **settings):
+    def add(name: str, **settings: Any) -> None:
         if name.lstrip('-') in ABSENT:
             settings['default'] = argparse.SUPPRESS  # its help says what happens without it
         parser.add_argument(name, **settings)
@@ -143,32 +146,32 @@ def make_parser():
 ABSENT = ('data_root', 'csv', 'device', 'resize', 'cache', 'output', 'rounds', 'test_on', 'evaluate', 'summarize')
 
 
-def positive(text):
+def positive(text: str) -> int:
     return at_least(1, int(text))
 
 
-def count(text):
+def count(text: str) -> int:
     return at_least(0, int(text))
 
 
-def rate(text):
+def rate(text: str) -> float:
     return at_least(0, float(text))
 
 
-def share(text):
+def share(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f'{value} is not in 0 ... 1')
     return value
 
 
-def at_least(bound, value):
+def at_least(bound: int, value: Number) -> Number:
     if not value >= bound:
         raise argparse.ArgumentTypeError(f'{value} is less than {bound}')
     return value
 
 
-def round_numbers(text):
+def round_numbers(text: str) -> list[int]:
     """'3-5' -> [3, 4, 5], '3' -> [3]."""
     first, _, last = text.partition('-')
     numbers = list(range(positive(first), positive(last or first) + 1))
@@ -177,7 +180,7 @@ def round_numbers(text):
     return numbers
 
 
-def named_folder(text):
+def named_folder(text: str) -> list[str]:
     """'koniq=DIR' -> ['koniq', 'DIR']."""
     name, mark, folder = text.partition('=')
     if not mark or not folder:

@@ -1,22 +1,26 @@
 """The pictures of a run folder, as the bytes of PNG files."""
 
 import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from metrics import fit_logistic, logistic, plcc, srcc
 
 BLUE, ORANGE, GREEN, GREY = '#1f77b4', '#e6701a', '#2a9d5c', '#777777'
 
 
-def curves(history):
+def curves(history: Sequence[Mapping[str, Any]]) -> bytes:
     """Correlations, training loss and both learning rates against the epoch."""
     figure = Figure(figsize=(8, 8.5), layout='constrained')
     correlation, loss, rates = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     epochs = [int(row['epoch']) for row in history]
 
-    def draw(axis, column, label, **style):
+    def draw(axis: Axes, column: str, label: str, **style: Any) -> None:
         axis.plot(epochs, [float(row[column]) for row in history], marker='o', markersize=4, label=label, **style)
 
     draw(correlation, 'test_srcc', 'test SRCC', color=BLUE)
@@ -39,7 +43,7 @@ def curves(history):
     return png(figure)
 
 
-def scatter(predicted, subjective, title):
+def scatter(predicted: ArrayLike, subjective: ArrayLike, title: str) -> bytes:
     """Predicted against subjective scores, (N,) each, with the fitted logistic."""
     predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
     figure = Figure(figsize=(6, 5.5), layout='constrained')
@@ -57,7 +61,7 @@ def scatter(predicted, subjective, title):
     return png(figure)
 
 
-def png(figure):
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=110)
     return buffer.getvalue()

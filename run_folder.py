@@ -13,11 +13,14 @@ Every file appears whole or not at all. `last.pth` is the truth: an epoch counts
 finished once it has its predictions.csv, and the results are computed from those files alone.
 """
 
+import argparse
 import io
 import json
 import math
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,11 +32,14 @@ from files import locked, make_folder, read_json, read_table, try_lock, write_js
 from metrics import all_metrics
 from models import read_checkpoint
 
+if TYPE_CHECKING:
+    from HyerIQASolver import HyperIQASolver
+
 # Options that a resumed run may change: where things are and how fast they go, not what is computed.
 FREE_OPTIONS = {'data_root', 'csv', 'output', 'resume', 'rounds', 'device', 'num_workers', 'cache'}
 
 
-def open_run(config, model):
+def open_run(config: argparse.Namespace, model: dict[str, Any]) -> Path:
     """The run folder `config.output` as a path, made or continued.
 
     Args:
@@ -57,16 +63,16 @@ def open_run(config, model):
     return folder
 
 
-def is_joined(folder, config):
+def is_joined(folder: Path, config: argparse.Namespace) -> bool:
     """Whether this process adds rounds of its own, by `--rounds`, to the folder of another one."""
     return bool(config.rounds) and not any(round_path(folder, k).exists() for k in config.rounds)
 
 
-def round_path(run, round_number):
+def round_path(run: Path | str, round_number: int) -> Path:
     return Path(run) / f'round_{round_number:02d}'
 
 
-def round_index_of(folder):
+def round_index_of(folder: Path) -> int:
     """The 0-based round of a round's folder."""
     number = folder.name.removeprefix('round_')
     if not number.isdigit():
@@ -77,7 +83,7 @@ def round_index_of(folder):
     return int(number) - 1
 
 
-def refuse_other_options(path, record):
+def refuse_other_options(path: Path, record: dict[str, Any]) -> None:
     before, now = read_record(path), json.loads(json.dumps(record))
     differ = [
         f'--{name} was {before["options"].get(name)}, is {now["options"].get(name)}'
@@ -95,7 +101,7 @@ def refuse_other_options(path, record):
         )
 
 
-def read_record(path):
+def read_record(path: Path) -> dict[str, Any]:
     """The content of a config.json."""
     record = read_json(path)
     if not isinstance(record.get('options'), dict) or not isinstance(record.get('model'), dict):
@@ -103,7 +109,7 @@ def read_record(path):
     return record
 
 
-def versions():
+def versions() -> dict[str, str]:
     import PIL
     import scipy
     import torchvision
@@ -118,7 +124,7 @@ def versions():
     }
 
 
-def device_name(device):
+def device_name(device: str) -> str:
     """What a reader of the numbers should know of `device`: the GPU's name, or how many CPU threads."""
     if device.startswith('cuda'):
         return torch.cuda.get_device_name(device)
@@ -137,7 +143,7 @@ class RoundFolder:
         InputError: the folder cannot be written, was made for other images, or another process runs this round.
     """
 
-    def __init__(self, run, round_index, parts):
+    def __init__(self, run: Path | str, round_index: int, parts: dict[str, list[str]]) -> None:
         self.path = round_path(run, round_index + 1)
         if distributed.rank() == 0:
             make_folder(self.path)
@@ -147,7 +153,7 @@ class RoundFolder:
             self.prepare(parts)
         distributed.wait()
 
-    def prepare(self, parts):
+    def prepare(self, parts: dict[str, list[str]]) -> None:
         for abandoned in self.path.glob('.*.tmp'):
             abandoned.unlink()
         split = self.path / 'split.json'
@@ -159,10 +165,10 @@ class RoundFolder:
             )
 
     @property
-    def finished(self):
+    def finished(self) -> bool:
         return (self.path / 'predictions.csv').exists()
 
-    def restore(self, solver):
+    def restore(self, solver: 'HyperIQASolver') -> None:
         """Put `solver` where the last finished epoch left it, if there is one.
 
         Raises:
@@ -182,14 +188,14 @@ class RoundFolder:
         if distributed.rank() == 0:
             self.write_derived(state)
 
-    def save(self, state):
+    def save(self, state: dict[str, Any]) -> None:
         """Record a finished epoch; `state` is the solver's `state_dict`."""
         if distributed.rank() == 0:
             write_whole(self.path / 'last.pth', serialised(state))
             self.write_derived(state)
         distributed.wait()
 
-    def write_derived(self, state):
+    def write_derived(self, state: dict[str, Any]) -> None:
         """The files that follow from last.pth, which a kill may have left one epoch behind it."""
         history = state['history']
         if state['best'] and state['best']['epoch'] == history[-1]['epoch']:
@@ -197,7 +203,9 @@ class RoundFolder:
         write_table(self.path / 'history.csv', list(history[0]), history)
         write_whole(self.path / 'curves.png', plots.curves(history))
 
-    def finish(self, names, subjective, predicted, title, across):
+    def finish(
+        self, names: list[str], subjective: np.ndarray, predicted: np.ndarray, title: str, across: dict[str, dict[str, float]]
+    ) -> None:
         """Write the test images' scores at the best epoch and their picture, and the metrics on other databases."""
         if across:
             write_json(self.path / 'test_on.json', without_nan(across))
@@ -210,24 +218,24 @@ class RoundFolder:
         write_table(self.path / 'predictions.csv', ['image', 'score', 'prediction'], rows)
 
 
-def serialised(content):
+def serialised(content: dict[str, Any]) -> memoryview:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getbuffer()
 
 
-def best_row(history):
+def best_row(history: list[dict[str, str]]) -> dict[str, str]:
     """The first row of a history.csv with the highest SRCC of the part that chooses the epoch; the last row without one."""
     column = 'val_srcc' if 'val_srcc' in history[0] else 'test_srcc'
     rows = [row for row in history if not math.isnan(float(row[column]))]
     return max(rows, key=lambda row: float(row[column])) if rows else history[-1]
 
 
-def summarise(run):
+def summarise(run: Path | str) -> dict[str, Any]:
     """Compute results.json from the rounds that are finished and write it, one process at a time.
 
     Returns:
-        dict: `rounds` maps the 1-based round to its metrics; `median`, `mean` and `std` are over them. Metrics on the
+        `rounds` maps the 1-based round to its metrics; `median`, `mean` and `std` are over them. Metrics on the
         other databases are under `test_on`, by the database's name.
 
     Raises:
@@ -245,10 +253,10 @@ def summarise(run):
     return results
 
 
-def round_result(folder):
+def round_result(folder: Path) -> dict[str, Any]:
     """The metrics of a finished round from the files in its folder."""
     predictions, history = read_table(folder / 'predictions.csv'), read_table(folder / 'history.csv')
-    result = {
+    result: dict[str, Any] = {
         'epoch': int(best_row(history)['epoch']),
         **all_metrics([float(row['prediction']) for row in predictions], [float(row['score']) for row in predictions]),
     }
@@ -260,10 +268,10 @@ def round_result(folder):
     return result
 
 
-def statistics(rounds):
+def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """{'median': ..., 'mean': ..., 'std': ...} over the rounds' results, with the same nesting."""
 
-    def over_rounds(function, results):
+    def over_rounds(function: Callable[..., Any], results: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             name: over_rounds(function, [result[name] for result in results])
             if isinstance(value, dict)
@@ -278,7 +286,7 @@ def statistics(rounds):
     }
 
 
-def without_nan(content):
+def without_nan(content: Any) -> Any:
     """`content` with null for nan, which JSON does not have."""
     if isinstance(content, dict):
         return {key: without_nan(value) for key, value in content.items()}

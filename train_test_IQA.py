@@ -5,11 +5,14 @@ python train_test_IQA.py --dataset koniq --data_root DIR       # KonIQ-10k, the 
 torchrun --nproc_per_node 4 train_test_IQA.py --dataset koniq  # on four GPUs
 """
 
+import argparse
 import math
 import os
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -18,7 +21,7 @@ import distributed
 import folders
 import models
 import run_folder
-from data_loader import DataLoader, open_database
+from data_loader import DataLoader, OpenDatabase, open_database
 from errors import InputError, say
 from files import read_json
 from HyerIQASolver import HyperIQASolver, has_bfloat16
@@ -28,7 +31,7 @@ from options import parse_options
 TRAIN_SHARE = 0.8
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, terminate)
     if distributed.rank() > 0:
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115, until the process ends
@@ -42,12 +45,12 @@ def main(argv=None):
         sys.exit(interrupt.args[0] if interrupt.args else 130)
 
 
-def terminate(signal_number, frame):
+def terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
     """SIGTERM ends the program as Ctrl-C does, with its own exit code."""
     raise KeyboardInterrupt(128 + signal_number)
 
 
-def act(config):
+def act(config: argparse.Namespace) -> None:
     """Do what the options ask for."""
     if config.list_datasets:
         print(folders.dataset_table())
@@ -62,7 +65,7 @@ def act(config):
         distributed.stop()
 
 
-def run(config):
+def run(config: argparse.Namespace) -> None:
     """Train and test the rounds into the run folder and print their medians."""
     opened = open_database(config.dataset, config.data_root, config.cache, config.resize)
     units, splits = draw_splits(config, opened.samples)
@@ -77,7 +80,13 @@ def run(config):
         print_medians(run_folder.summarise(config.output))
 
 
-def train_round(config, round_index, split, opened, others):
+def train_round(
+    config: argparse.Namespace,
+    round_index: int,
+    split: dict[str, list[int]],
+    opened: OpenDatabase,
+    others: dict[str, OpenDatabase],
+) -> None:
     """Train and test one round, or what is left of it, and write its results."""
     names = {
         part: [name_of(opened.samples[k], config.data_root) for k in opened.positions(units)]
@@ -107,15 +116,17 @@ def train_round(config, round_index, split, opened, others):
         print_round(run_folder.summarise(config.output)['rounds'].get(str(round_index + 1)), names)
 
 
-def test_on_others(config, solver, others, round_index, facts):
+def test_on_others(
+    config: argparse.Namespace, solver: HyperIQASolver, others: dict[str, OpenDatabase], round_index: int, facts: dict[str, Any]
+) -> dict[str, dict[str, float]]:
     """Test the solver's network on whole databases.
 
     Args:
-        others: maps a database's name to its `OpenDatabase`.
+        others: the open databases by name.
         facts: of the database that the network was trained on, see `model_facts`.
 
     Returns:
-        dict: SRCC, PLCC and KRCC by the database's name. A higher value always means more agreement: where one of the
+        SRCC, PLCC and KRCC by the database's name. A higher value always means more agreement: where one of the
         two databases has scores that fall with quality, the sign is turned.
     """
     results, paths = {}, dict(config.test_on or [])
@@ -140,7 +151,7 @@ def test_on_others(config, solver, others, round_index, facts):
     return results
 
 
-def evaluate(config):
+def evaluate(config: argparse.Namespace) -> None:
     """Repeat the test of the round whose folder holds the checkpoint, or test it on other databases."""
     checkpoint = Path(config.evaluate)
     facts = run_folder.read_record(checkpoint.parent.parent / 'config.json')['model']
@@ -168,7 +179,7 @@ def evaluate(config):
     print(f'test_srcc {test_srcc}\ntest_plcc {test_plcc}')
 
 
-def check(config):
+def check(config: argparse.Namespace) -> None:
     """Check the database; exit with 2 if it cannot be trained on."""
     samples = folders.read_samples(config.dataset, config.data_root)
     units, splits = draw_splits(config, samples)
@@ -179,7 +190,7 @@ def check(config):
         sys.exit(2)
 
 
-def model_facts(config, samples):
+def model_facts(config: argparse.Namespace, samples: list[folders.Sample]) -> dict[str, Any]:
     """What an image and a score mean to the network, for config.json: demo.py prepares images and scales scores by it."""
     database = folders.DATABASES[config.dataset]
     return {
@@ -190,7 +201,9 @@ def model_facts(config, samples):
     }
 
 
-def draw_splits(config, samples):
+def draw_splits(
+    config: argparse.Namespace, samples: list[folders.Sample]
+) -> tuple[list[list[int]], list[dict[str, list[int]]]]:
     """What each round trains and tests on.
 
     Returns:
@@ -216,11 +229,11 @@ def draw_splits(config, samples):
     return single_images(samples), [split for _ in rounds]
 
 
-def single_images(samples):
+def single_images(samples: list[folders.Sample]) -> list[list[int]]:
     return [[k] for k in range(len(samples))]
 
 
-def draw_split(units, seed, round_index, val_ratio):
+def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> dict[str, list[int]]:
     """Draw the parts of a round, the same on every machine.
 
     Args:
@@ -228,7 +241,7 @@ def draw_split(units, seed, round_index, val_ratio):
         val_ratio: share of the training units that choose the best epoch instead of being trained on.
 
     Returns:
-        dict: positions of the `train`, `val` and `test` units.
+        positions of the `train`, `val` and `test` units.
     """
     order = np.random.RandomState((seed, round_index)).permutation(units).tolist()
     cut = round(TRAIN_SHARE * units)
@@ -242,7 +255,7 @@ def draw_split(units, seed, round_index, val_ratio):
     return split
 
 
-def official_split(dataset, samples):
+def official_split(dataset: str, samples: list[folders.Sample]) -> dict[str, list[int]]:
     """Positions of the images in each official set."""
     without = [sample.path for sample in samples if not sample.part]
     if without:
@@ -253,7 +266,7 @@ def official_split(dataset, samples):
     return {part: [k for k, sample in enumerate(samples) if sample.part == part] for part in ('train', 'val', 'test')}
 
 
-def read_split(path, data_root, samples):
+def read_split(path: Path | str, data_root: Path | str, samples: list[folders.Sample]) -> dict[str, list[int]]:
     """Positions of the images in each part that a split.json names.
 
     Raises:
@@ -272,13 +285,13 @@ def read_split(path, data_root, samples):
     return {part: [position[name] for name in names[part]] for part in names}
 
 
-def name_of(sample, data_root):
+def name_of(sample: folders.Sample, data_root: Path | str) -> str:
     """A sample's name in the files of a run: its path below the database's folder, the same on every machine."""
     root = Path(data_root)
     return Path(os.path.relpath(sample.path, root if root.is_dir() else root.parent)).as_posix()
 
 
-def describe(config):
+def describe(config: argparse.Namespace) -> None:
     """Say on stderr what a reader of the numbers must know."""
     own = folders.DATABASES[config.dataset].defaults
     if own:
@@ -292,13 +305,13 @@ def describe(config):
         say('--amp: this CPU has no bfloat16 instructions, so training is many times slower with it than without')
 
 
-def warn_of_count(dataset, samples):
+def warn_of_count(dataset: str, samples: list[folders.Sample]) -> None:
     warning = folders.count_warning(dataset, samples)
     if warning:
         say(f'warning: {warning}')
 
 
-def print_round(result, parts):
+def print_round(result: dict[str, Any] | None, parts: dict[str, list[str]]) -> None:
     """Print a round's result, None where no epoch had one; `parts` names its parts."""
     if result is None:
         print('Best test SRCC nan, PLCC nan', flush=True)
@@ -310,13 +323,13 @@ def print_round(result, parts):
     print_across((result or {}).get('test_on', {}))
 
 
-def print_across(results, word=''):
+def print_across(results: dict[str, dict[str, float]], word: str = '') -> None:
     for name, metrics in results.items():
         values = ', '.join(f'{word}{metric} {value:.4f}' for metric, value in metrics.items())
         print(f'On {folders.DATABASES[name].title}: {values}', flush=True)
 
 
-def print_medians(results):
+def print_medians(results: dict[str, Any]) -> None:
     median = results['median']
     print(
         f'Testing median SRCC {median.get("SRCC", math.nan):.4f}, median PLCC {median.get("PLCC", math.nan):.4f}'

@@ -144,7 +144,7 @@ def compare(options, title, contenders):
     """
     for function, _ in contenders.values():
         function()
-    seconds = {name: [] for name in contenders}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(options.repetitions):
         for name, (function, items) in contenders.items():
             started = time.perf_counter()
