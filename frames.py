@@ -60,7 +60,7 @@ def open_frames(
         return direct
     root = Path(root).resolve()
     for folder in [Path(cache)] if cache else default_folders(root):
-        identity = os.path.relpath(root, folder.resolve()), resize, exif_rotation
+        identity = os.path.relpath(root, folder.resolve()), resize and tuple(resize), exif_rotation
         path = folder / f'{name}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:12]}.frames'
         try:
             return open_cache(path, root, direct)
