@@ -5,6 +5,7 @@ epoch, so they depend on that seed alone and not on workers, cache or timing. A 
 the frames, made ahead in threads; float, flip and normalisation happen on the device.
 """
 
+import functools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -256,6 +257,12 @@ def to_device(crops: torch.Tensor, flip: torch.Tensor, device: torch.device | st
     crops = crops.to(device, non_blocking=True).permute(0, 3, 1, 2)
     flip = flip.to(device, non_blocking=True)
     crops = torch.where(flip.view(-1, 1, 1, 1), crops.flip(3), crops)
-    mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
+    mean, std = imagenet_statistics(crops.device)
     return crops.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache
+def imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation, (1, 3, 1, 1) each; made once for a device, since making them waits for it."""
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std

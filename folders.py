@@ -528,7 +528,7 @@ DATABASES = {
         demo_database.IMAGES,
         'this project: it is generated on first use',
         'labels.csv and its images',
-        (0, 1),
+        (1, 5),
         by_content=True,
         defaults=demo_database.DEFAULTS,
     ),

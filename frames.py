@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -90,11 +91,9 @@ class DirectFrames:
     def __init__(self, paths: list[str], resize: Sequence[int] | None, exif_rotation: bool) -> None:
         self.paths, self.resize, self.exif_rotation = paths, resize, exif_rotation
 
-    @property
+    @cached_property
     def sizes(self) -> np.ndarray:
-        if not hasattr(self, 'known_sizes'):
-            self.known_sizes = np.array([self.size(path) for path in self.paths]).reshape(-1, 2)
-        return self.known_sizes
+        return np.array([self.size(path) for path in self.paths]).reshape(-1, 2)
 
     def size(self, path: str) -> tuple[int, int]:
         """(height, width) of a frame, from the header of its file.

@@ -29,7 +29,7 @@ def test_scores_fall_with_strength_and_every_scene_has_every_kind(tmp_path):
     scores = np.array([sample.score for sample in samples]).reshape(demo_database.SCENES, -1, len(demo_database.STRENGTHS))
     assert scores.shape[1] == len(demo_database.DISTORTIONS) >= 3
     assert (np.diff(scores.mean((0, 1))) < 0).all()
-    residual = scores - (0.95 - 0.9 * np.array(demo_database.STRENGTHS))
-    assert 0.02 < residual.std() < 0.04
+    residual = scores - (4.8 - 3.6 * np.array(demo_database.STRENGTHS))
+    assert 0.08 < residual.std() < 0.16
     contents = np.array([sample.content for sample in samples]).reshape(demo_database.SCENES, -1)
     assert (contents == contents[:, :1]).all() and len(set(contents[:, 0])) == demo_database.SCENES
