@@ -59,9 +59,8 @@ def open_frames(
     direct = DirectFrames(paths, resize, exif_rotation)
     if cache == 'none':
         return direct
-    root = Path(root).resolve()
-    for folder in [Path(cache)] if cache else default_folders(root):
-        identity = os.path.relpath(root, folder.resolve()), resize and tuple(resize), exif_rotation
+    for folder in [Path(cache)] if cache else default_folders(Path(root)):
+        identity = os.path.relpath(Path(root).resolve(), folder.resolve()), resize and tuple(resize), exif_rotation
         path = folder / f'{name}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:12]}.frames'
         try:
             return open_cache(path, root, direct)
@@ -141,7 +140,7 @@ class CachedFrames:
         return CachedFrames(self.pixels, self.sizes[positions], self.starts[positions])
 
 
-def open_cache(path: Path, root: Path, direct: DirectFrames) -> CachedFrames:
+def open_cache(path: Path, root: Path | str, direct: DirectFrames) -> CachedFrames:
     """The `CachedFrames` in the file `path`, which is built from `direct` unless it is there and up to date.
 
     Raises:
@@ -158,7 +157,7 @@ def open_cache(path: Path, root: Path, direct: DirectFrames) -> CachedFrames:
     return CachedFrames(np.asarray(np.memmap(path, np.uint8, 'r', offset=len(header(index)))), sizes, starts_of(sizes))
 
 
-def stamp(image: Path | str, root: Path) -> list[str | int]:
+def stamp(image: Path | str, root: Path | str) -> list[str | int]:
     """What tells a changed image file: its path below `root`, its bytes and its modification time."""
     status = os.stat(image)
     return [os.path.relpath(image, root), status.st_size, status.st_mtime_ns]

@@ -42,12 +42,15 @@ def fit_logistic(predicted: ArrayLike, subjective: ArrayLike) -> np.ndarray | No
     if len(predicted) < 5 or math.isnan(slope):
         return None
     ends = (subjective.max(), subjective.min()) if slope >= 0 else (subjective.min(), subjective.max())
+    mean, deviation = predicted.mean(), predicted.std()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', optimize.OptimizeWarning)
-            return optimize.curve_fit(
-                logistic, predicted, subjective, (*ends, predicted.mean(), predicted.std() / 4), maxfev=20000
+            # standardised, since the solver takes steps in proportion to a parameter, and a mean near 0 would stay there
+            high, low, centre, width = optimize.curve_fit(
+                logistic, (predicted - mean) / deviation, subjective, (*ends, 0, 0.25), maxfev=20000
             )[0]
+            return np.array([high, low, mean + deviation * centre, deviation * width])
     except RuntimeError:  # no convergence
         return None
 

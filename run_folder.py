@@ -51,16 +51,29 @@ def open_run(config: argparse.Namespace, model: dict[str, Any]) -> Path:
     folder = Path(config.output)
     path = folder / 'config.json'
     record = {'options': vars(config), 'model': model, 'versions': versions(), 'device': device_name(config.device)}
-    if path.exists():
+    if path.exists() and not is_untouched(folder):
         if not config.resume and not is_joined(folder, config):
             raise InputError(f'the run folder {folder} exists already; --resume continues it, --output DIR names another one')
         refuse_other_options(path, record)
-    elif folder.exists() and any(not entry.name.startswith('.') for entry in folder.iterdir()):
+        return folder
+    if not path.exists() and folder.exists() and any(not entry.name.startswith('.') for entry in folder.iterdir()):
         raise InputError(f'{folder} holds files, but it is not a run folder; --output DIR names another one')
-    else:
-        make_folder(folder)
-        write_json(path, record)
+    make_folder(folder)
+    for split in folder.glob('round_*/split.json'):
+        split.unlink()
+    write_json(path, record)
     return folder
+
+
+def is_untouched(folder: Path) -> bool:
+    """Whether no epoch was ever finished in the run folder and no process works in it: other options may start it anew."""
+    if any(folder.glob('round_*/last.pth')):
+        return False
+    locks = [try_lock(path) for path in folder.glob('round_*/.lock')]
+    for lock in locks:
+        if lock:
+            lock.close()
+    return None not in locks
 
 
 def is_joined(folder: Path, config: argparse.Namespace) -> bool:

@@ -108,7 +108,8 @@ def train_round(
         folder.restore(solver)
         solver.train(folder)
         if solver.best:
-            models.load_weights(solver.model_hyper, folder.path / 'best.pth')
+            if others:
+                models.load_weights(solver.model_hyper, str(folder.path / 'best.pth'))
             across = test_on_others(config, solver, others, round_index, model_facts(config, opened.samples))
             title = f'{folders.DATABASES[config.dataset].title}, round {round_index + 1}, epoch {solver.best["epoch"]}'
             folder.finish(names.get('test', []), solver.test_data.scores, solver.best['scores'].numpy(), title, across)

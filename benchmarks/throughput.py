@@ -112,7 +112,11 @@ def test_pass(root, options):
         solver = make_solver(root, options, test_batch_size=size)
         return lambda: solver.predict(solver.test_data), len(solver.test_data.patches.image)
 
-    compare(options, 'test: patches/s', {'patch by patch': pass_in_batches(1), 'in batches': pass_in_batches(96)})
+    compare(
+        options,
+        'test: patches/s',
+        {'patch by patch': pass_in_batches(1), f'in batches of {options.batch_size}': pass_in_batches(options.batch_size)},
+    )
 
 
 def epoch(root, options):

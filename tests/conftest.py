@@ -82,7 +82,7 @@ TINY = (
     '--test_patch_num',
     2,
     '--batch_size',
-    6,
+    4,
     '--train_test_num',
     2,
 )
@@ -93,7 +93,7 @@ def finished_run(tmp_path_factory):
     """The folder in which TINY was run to its end, without an interruption: livec/, run/ and the printed stdout.txt."""
     folder = tmp_path_factory.mktemp('finished')
     (folder / 'livec').mkdir()
-    databases.livec(folder / 'livec', images=12)
+    databases.livec(folder / 'livec', images=8)
     with open(folder / 'stdout.txt', 'w') as out:
         subprocess.run(command('train_test_IQA.py', *TINY, '--output', 'run'), cwd=folder, stdout=out, check=True)
     return folder
