@@ -33,7 +33,8 @@ def curves(history: Sequence[Mapping[str, Any]]) -> bytes:
     loss.set_ylabel('mean absolute error')
     draw(rates, 'hypernet_lr', 'hypernetwork', color=BLUE)
     draw(rates, 'backbone_lr', 'backbone', color=ORANGE, linestyle='--')
-    rates.set_yscale('log')
+    if any(float(row['hypernet_lr']) > 0 for row in history):
+        rates.set_yscale('log')
     rates.set_ylabel('learning rate')
     rates.set_xlabel('epoch')
     rates.xaxis.get_major_locator().set_params(integer=True)

@@ -50,20 +50,26 @@ def script(tmp_path):
 
 
 @pytest.fixture
-def program(tmp_path, monkeypatch, capsys):
-    """program(*options) runs train_test_IQA.py's main in this process, in a folder of its own: seconds faster than `script`."""
+def in_process(tmp_path, monkeypatch, capsys):
+    """in_process(main, *options) runs a script's main in this process, in a folder of its own: seconds faster than `script`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signal, 'signal', lambda *handler: None)
 
-    def run(*options):
+    def run(main, *options):
         try:
-            train_test_IQA.main([*map(str, options)])
+            main([*map(str, options)])
             code = 0
         except SystemExit as exit:
             code = exit.code
         return subprocess.CompletedProcess(options, code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def program(in_process):
+    """program(*options) runs train_test_IQA.py in this process."""
+    return lambda *options: in_process(train_test_IQA.main, *options)
 
 
 TINY = (

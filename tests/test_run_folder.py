@@ -17,8 +17,10 @@ import torch
 from conftest import TINY, command
 from PIL import Image
 
+import demo
 import files
 import run_folder
+import train_test_IQA
 from errors import InputError
 from metrics import all_metrics, plcc, srcc
 
@@ -183,12 +185,15 @@ def test_a_damaged_last_checkpoint_is_refused_and_the_folder_left_as_it_was(work
     assert not (workplace / 'payload-ran').exists()
 
 
-def test_a_pickle_payload_is_refused_unrun_by_every_program(workplace, script):
+def test_a_pickle_payload_is_refused_unrun_by_every_program(workplace, in_process):
     torch.save({'model': Payload()}, workplace / 'payload.pth')
     (workplace / 'plain.pth').write_bytes(pickle.dumps(Payload()))
     for name in ('payload.pth', 'plain.pth'):
-        for line in (('train_test_IQA.py', *TINY, '--weights', name), ('demo.py', '--checkpoint', name, 'livec/Images/3.bmp')):
-            done = script(*line)
+        for main, *options in (
+            (train_test_IQA.main, *TINY, '--weights', name),
+            (demo.main, '--checkpoint', name, 'livec/Images/3.bmp'),
+        ):
+            done = in_process(main, *options)
             assert done.returncode == 2 and f'error: {name} cannot be loaded' in done.stderr
             assert 'Traceback' not in done.stderr
     assert not (workplace / 'payload-ran').exists()
@@ -301,20 +306,20 @@ def test_results_follow_from_the_predictions_of_the_best_epoch(finished_run):
         assert results[name]['SRCC'] == pytest.approx(function(found))
 
 
-def test_best_pth_is_a_plain_state_dict_of_the_best_epoch(finished_run, script):
+def test_best_pth_is_a_plain_state_dict_of_the_best_epoch(finished_run, program):
     run = finished_run / 'run'
     state = torch.load(run / 'round_01' / 'best.pth', weights_only=True)
     assert len(state) == 355 and all(isinstance(value, torch.Tensor) for value in state.values())
     for k, name in ((1, 'best.pth'), (2, 'best.pth'), (1, 'last.pth')):
         row = run_folder.best_row(history(run, k)) if name == 'best.pth' else history(run, k)[-1]
-        done = script('train_test_IQA.py', '--evaluate', run / f'round_0{k}' / name, '--data_root', finished_run / 'livec')
+        done = program('--evaluate', run / f'round_0{k}' / name, '--data_root', finished_run / 'livec')
         assert done.returncode == 0, done.stderr
         assert done.stdout == f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n'
 
 
-def test_evaluating_outside_a_run_folder_is_refused(script, tmp_path):
+def test_evaluating_outside_a_run_folder_is_refused(program, tmp_path):
     torch.save({}, tmp_path / 'loose.pth')
-    done = script('train_test_IQA.py', '--evaluate', 'loose.pth')
+    done = program('--evaluate', 'loose.pth')
     assert done.returncode == 2 and 'config.json cannot be read' in done.stderr and 'Traceback' not in done.stderr
 
 
