@@ -82,7 +82,7 @@ TINY = (
     '--device',
     'cpu',
     '--epochs',
-    3,
+    2,
     '--train_patch_num',
     1,
     '--test_patch_num',

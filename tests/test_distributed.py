@@ -95,9 +95,9 @@ def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(tmp
     )
     assert done.returncode == 0, done.stderr
     resumed = files.read_table(history)
-    assert resumed[: len(rows)] == rows and [row['epoch'] for row in resumed] == ['1', '2', '3']
+    assert resumed[: len(rows)] == rows and [row['epoch'] for row in resumed] == ['1', '2']
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ['Round', 'Epoch', '1', '2', '3', 'Best', 'Testing']
+    assert [line.split()[0] for line in lines] == ['Round', 'Epoch', '1', '2', 'Best', 'Testing']
     assert done.stderr.count('Device: cpu') == 1
     assert (tmp_path / 'run' / 'round_01' / 'split.json').read_bytes() == (
         finished_run / 'run' / 'round_01' / 'split.json'
