@@ -68,6 +68,7 @@ def act(config: argparse.Namespace) -> None:
 def run(config: argparse.Namespace) -> None:
     """Train and test the rounds into the run folder and print their medians."""
     opened = open_database(config.dataset, config.data_root, config.cache, config.resize)
+    warn_of_count(config.dataset, opened.samples)
     units, splits = draw_splits(config, opened.samples)
     opened = opened._replace(units=units)
     others = {name: open_database(name, path, config.cache) for name, path in config.test_on or []}

@@ -51,6 +51,7 @@ def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(make_datab
     assert re.match(r'Testing median SRCC -?\d\.\d{4}, median PLCC -?\d\.\d{4}', lines[-1])
     assert float(lines[-1].split()[3].rstrip(',')) == pytest.approx(sum(best) / 2, abs=1e-4)
     assert 'Device: cpu' in first.stderr and 'seed: 0' in first.stderr
+    assert 'warning: LIVE Challenge has 1162 images; 8 are listed' in first.stderr
 
     again = program(*QUICK, '--train_test_num', 2, '--num_workers', 3, '--output', 'again')
     assert again.stdout == first.stdout
