@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -665,18 +666,25 @@ def exif_turn(image: Image.Image) -> Image.Transpose | None:
     return turns.get(image.getexif().get(ExifTags.Base.Orientation))
 
 
+@contextmanager
+def opened_image(path: Path | str) -> Iterator[Image.Image]:
+    """The image file, open; what goes wrong with it while it is read is told in one line."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f'{path} cannot be read as an image: {error}; replace the file')
+
+
 def load_image(path: Path | str, resize: Sequence[int] | None = None, exif_rotation: bool = False) -> Image.Image:
     """The image in `path` as an RGB `PIL.Image`, resized to (height, width) `resize` if that is given.
 
     With `exif_rotation` it is turned first as its EXIF orientation says.
     The resize is bilinear with antialiasing, as torchvision's `Resize` is for Pillow images.
     """
-    try:
-        with Image.open(path) as image:
-            turn = exif_turn(image) if exif_rotation else None
-            image = image.convert('RGB')
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f'{path} cannot be read as an image: {error}; replace the file')
+    with opened_image(path) as opened:
+        turn = exif_turn(opened) if exif_rotation else None
+        image = opened.convert('RGB')
     if turn is not None:
         image = image.transpose(turn)
     if resize is not None:

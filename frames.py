@@ -117,12 +117,9 @@ class DirectFrames:
 
 def image_size(path: Path | str, exif_rotation: bool) -> tuple[int, int]:
     """(height, width) from the header of an image file."""
-    try:
-        with Image.open(path) as image:
-            lies = exif_rotation and folders.exif_turn(image) in QUARTER_TURNS
-            return (image.width, image.height) if lies else (image.height, image.width)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f'{path} cannot be read as an image: {error}; replace the file')
+    with folders.opened_image(path) as image:
+        lies = exif_rotation and folders.exif_turn(image) in QUARTER_TURNS
+        return (image.width, image.height) if lies else (image.height, image.width)
 
 
 class CachedFrames:

@@ -72,26 +72,11 @@ def program(in_process):
     return lambda *options: in_process(train_test_IQA.main, *options)
 
 
-TINY = (
-    '--dataset',
-    'livec',
-    '--data_root',
-    'livec',
-    '--weights',
-    'none',
-    '--device',
-    'cpu',
-    '--epochs',
-    2,
-    '--train_patch_num',
-    1,
-    '--test_patch_num',
-    2,
-    '--batch_size',
-    4,
-    '--train_test_num',
-    2,
+QUICK = (
+    *('--weights', 'none', '--device', 'cpu', '--epochs', 2, '--train_patch_num', 1, '--test_patch_num', 2),
+    *('--batch_size', 4, '--train_test_num', 1),
 )
+TINY = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_test_num', 2)
 
 
 @pytest.fixture(scope='session')

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import databases
 import pytest
 import torch
-from conftest import PROJECT
+from conftest import PROJECT, QUICK
 
 import demo
 import files
@@ -17,23 +17,6 @@ from errors import InputError
 from metrics import all_metrics
 from options import parse_options
 from train_test_IQA import draw_splits, name_of
-
-QUICK = (
-    '--weights',
-    'none',
-    '--device',
-    'cpu',
-    '--epochs',
-    2,
-    '--train_patch_num',
-    1,
-    '--test_patch_num',
-    2,
-    '--batch_size',
-    4,
-    '--train_test_num',
-    1,
-)
 
 
 def own_images(root, count=10, score='score', **columns):

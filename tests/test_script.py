@@ -5,6 +5,7 @@ import re
 import databases
 import pytest
 import torch
+from conftest import TINY
 
 import demo_database
 import folders
@@ -13,26 +14,7 @@ from errors import InputError
 from options import parse_options
 from train_test_IQA import draw_split, main
 
-QUICK = (
-    '--dataset',
-    'livec',
-    '--data_root',
-    'livec',
-    '--weights',
-    'none',
-    '--device',
-    'cpu',
-    '--epochs',
-    2,
-    '--train_patch_num',
-    1,
-    '--test_patch_num',
-    2,
-    '--batch_size',
-    3,
-    '--train_test_num',
-    1,
-)
+QUICK = (*TINY, '--batch_size', 3, '--train_test_num', 1)
 
 
 def rows(output):
