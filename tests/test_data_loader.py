@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision import transforms
 
 import folders
-from data_loader import BATCHES_AHEAD, DataLoader, draw_patches
+from data_loader import BATCHES_AHEAD, DataLoader, draw_patches, open_database
 from errors import InputError
 
 
@@ -23,9 +23,12 @@ def same(first, second):
     return len(first) == len(second) and all(torch.equal(a, b) for one, two in zip(first, second) for a, b in zip(one, two))
 
 
-def test_a_batch_is_the_original_transform_of_the_drawn_crops(make_database):
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('cache', [None, 'none'])
+def test_a_batch_is_the_original_transform_of_the_drawn_crops(make_database, cache, workers):
     root = make_database('koniq', images=3)
-    loader = DataLoader('koniq', root, [2, 0, 1], 224, 3, 4, seed=1).get_data()
+    opened = open_database('koniq', root, cache)
+    loader = DataLoader('koniq', root, [2, 0, 1], 224, 3, 4, seed=1, num_workers=workers, opened=opened).get_data()
     samples = folders.read_samples('koniq', root)
     resize = transforms.Resize((512, 384))
     finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])

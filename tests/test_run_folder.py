@@ -75,8 +75,8 @@ def wait_until(condition, process):
         time.sleep(0.002)
 
 
-def kill_when(condition, folder):
-    process = start(folder, '--resume')
+def kill_when(condition, folder, *options):
+    process = start(folder, '--resume', *options)
     wait_until(condition, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -84,8 +84,10 @@ def kill_when(condition, folder):
 
 
 def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finished_run):
+    """Each of the four epochs is trained and tested with another combination of cache and workers."""
     run = workplace / 'run'
     first, second = run / 'round_01', run / 'round_02'
+    in_thread, direct = ('--num_workers', 0), ('--cache', 'none')
 
     def writing(folder, name):
         return any(folder.glob(f'.{name}.*.tmp'))
@@ -95,10 +97,10 @@ def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finish
 
     kill_when(lambda: writing(first, 'last.pth'), workplace)  # before anything is kept
     assert not (first / 'last.pth').exists() and writing(first, 'last.pth')
-    kill_when(lambda: writing(first, 'best.pth'), workplace)  # last.pth kept, what follows from it not
+    kill_when(lambda: writing(first, 'best.pth'), workplace, *in_thread)  # last.pth kept, what follows from it not
     kill_when(lambda: epochs(first) == 1 and writing(first, 'last.pth'), workplace)
-    kill_when(lambda: (first / 'predictions.csv').exists(), workplace)  # between rounds
-    kill_when(lambda: epochs(second) == 1, workplace)
+    kill_when(lambda: (first / 'predictions.csv').exists(), workplace, *direct)  # between rounds
+    kill_when(lambda: epochs(second) == 1, workplace, *direct, *in_thread)
     done = start(workplace, '--resume')
     printed, errors = done.communicate()
     assert done.returncode == 0, errors
