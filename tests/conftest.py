@@ -81,10 +81,10 @@ TINY = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_test_num'
 
 @pytest.fixture(scope='session')
 def finished_run(tmp_path_factory):
-    """The folder in which TINY was run to its end, without an interruption: livec/, run/ and the printed stdout.txt."""
+    """The folder in which TINY was run to its end, without an interruption: livec/, run/, stdout.txt and stderr.txt."""
     folder = tmp_path_factory.mktemp('finished')
     (folder / 'livec').mkdir()
     databases.livec(folder / 'livec', images=8)
-    with open(folder / 'stdout.txt', 'w') as out:
-        subprocess.run(command('train_test_IQA.py', *TINY, '--output', 'run'), cwd=folder, stdout=out, check=True)
+    with open(folder / 'stdout.txt', 'w') as out, open(folder / 'stderr.txt', 'w') as err:
+        subprocess.run(command('train_test_IQA.py', *TINY, '--output', 'run'), cwd=folder, stdout=out, stderr=err, check=True)
     return folder

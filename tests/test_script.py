@@ -21,24 +21,23 @@ def rows(output):
     return [line.split() for line in output.splitlines() if re.match(r' +\d', line)]
 
 
-def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(make_database, script, program):
-    make_database('livec', images=8)
-    first = script('train_test_IQA.py', *QUICK, '--train_test_num', 2, '--num_workers', 0)
-    assert first.returncode == 0, first.stderr
-    lines = first.stdout.splitlines()
+def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(finished_run, program):
+    printed, errors = ((finished_run / name).read_text() for name in ('stdout.txt', 'stderr.txt'))
+    lines = printed.splitlines()
     assert [line for line in lines if line.startswith('Round')] == ['Round 1', 'Round 2']
-    assert [row[0] for row in rows(first.stdout)] == ['1', '2', '1', '2']
+    assert [row[0] for row in rows(printed)] == ['1', '2', '1', '2']
     assert lines.count('Epoch  Train_Loss  Train_SRCC  Test_SRCC  Test_PLCC') == 2
     best = [float(line.split()[3].rstrip(',')) for line in lines if line.startswith('Best test SRCC')]
     assert re.match(r'Testing median SRCC -?\d\.\d{4}, median PLCC -?\d\.\d{4}', lines[-1])
     assert float(lines[-1].split()[3].rstrip(',')) == pytest.approx(sum(best) / 2, abs=1e-4)
-    assert 'Device: cpu' in first.stderr and 'seed: 0' in first.stderr
-    assert 'warning: LIVE Challenge has 1162 images; 8 are listed' in first.stderr
+    assert 'Device: cpu' in errors and 'seed: 0' in errors
+    assert 'warning: LIVE Challenge has 1162 images; 8 are listed' in errors
 
-    again = program(*QUICK, '--train_test_num', 2, '--num_workers', 3, '--output', 'again')
-    assert again.stdout == first.stdout
-    other = program(*QUICK, '--seed', 1, '--epochs', 1)
-    assert rows(other.stdout) != rows(first.stdout)[:1]
+    livec = ('--data_root', finished_run / 'livec')
+    again = program(*TINY, *livec, '--num_workers', 3, '--output', 'again')
+    assert again.stdout == printed
+    other = program(*TINY, *livec, '--seed', 1, '--epochs', 1, '--train_test_num', 1)
+    assert rows(other.stdout) != rows(printed)[:1]
 
 
 def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
