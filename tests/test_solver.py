@@ -15,6 +15,7 @@ from metrics import plcc, srcc
 @pytest.fixture
 def make_solver(make_database):
     """make_solver(**options): a solver on four small training and two test images, one step an epoch."""
+    root = make_database('livec')
 
     def make(**options):
         config = SimpleNamespace(
@@ -28,7 +29,7 @@ def make_solver(make_database):
                 **options,
             }
         )
-        return HyperIQASolver(config, make_database('livec'), [0, 1, 2, 3], [4, 5])
+        return HyperIQASolver(config, root, [0, 1, 2, 3], [4, 5])
 
     return make
 
@@ -151,6 +152,10 @@ def test_correlations_of_constant_or_nan_scores_are_nan_without_a_warning(recwar
 
 
 @pytest.mark.cuda
-def test_an_epoch_on_cuda(make_solver):
-    loss, _ = make_solver(device='cuda', amp=True).train_epoch(0)
-    assert math.isfinite(loss)
+@pytest.mark.parametrize('options', [{}, {'amp': True}, {'amp': True, 'compile': True}])
+def test_an_epoch_on_cuda_is_that_of_the_cpu(make_solver, options):
+    solver = make_solver(device='cuda', **options)
+    loss, _ = solver.train_epoch(0)
+    scores = solver.predict(solver.test_data)
+    expected_loss, _ = make_solver().train_epoch(0)
+    assert loss == pytest.approx(expected_loss, rel=1e-2) and np.isfinite(scores).all()
