@@ -130,8 +130,6 @@ class HyperIQASolver:
         torch.manual_seed(1000 * config.seed + round_index)
         self.model_hyper = models.hyperiqa()
         models.load_weights(self.model_hyper, config.weights)
-        if distributed.launched() and self.device.type == 'cuda':
-            self.model_hyper = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model_hyper)
         self.model_hyper.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
         if config.compile:
             self.model_hyper.compile()

@@ -75,6 +75,8 @@ def wrap(model: torch.nn.Module) -> torch.nn.Module:
     if not launched():
         return model
     device = next(model.parameters()).device
+    if device.type == 'cuda':
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, training_group)  # in place, since `model` itself is none
     return torch.nn.parallel.DistributedDataParallel(
         model, [device] if device.type == 'cuda' else None, process_group=training_group
     )
