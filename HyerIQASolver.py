@@ -8,7 +8,7 @@
 import math
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -94,34 +94,22 @@ class HyperIQASolver:
         opened: OpenDatabase | None = None,
     ) -> None:
         config = SimpleNamespace(**{**DEFAULTS, **vars(config)})
+        config.device = config.device or default_device()
         self.epochs = config.epochs
         self.amp = config.amp
-        self.device = torch.device(config.device or default_device())
+        self.device = torch.device(config.device)
         self.lr = config.lr
         self.lrratio = config.lr_ratio
         self.weight_decay = config.weight_decay
         opened = opened or open_database(config.dataset, path, config.cache, config.resize)
         self.score_range = folders.score_range(config.dataset, opened.samples) if config.normalize_scores else (0, 1)
 
-        def loader(idx: Sequence[int], patch_num: int, istrain: bool) -> PatchLoader:
-            return DataLoader(
-                config.dataset,
-                path,
-                idx,
-                config.patch_size,
-                patch_num,
-                config.batch_size if istrain else config.test_batch_size,
-                istrain,
-                seed=config.seed,
-                round_index=round_index,
-                device=self.device,
-                num_workers=config.num_workers,
-                opened=opened,
-            ).get_data()
+        def loader(idx: Sequence[int], istrain: bool = False) -> PatchLoader:
+            return patch_loader(config, config.dataset, path, idx, istrain, round_index, opened)
 
-        self.train_data = loader(train_idx, config.train_patch_num, True)
-        self.test_data = loader(test_idx, config.test_patch_num, False)
-        self.val_data = loader(val_idx, config.test_patch_num, False) if val_idx else None
+        self.train_data = loader(train_idx, istrain=True)
+        self.test_data = loader(test_idx)
+        self.val_data = loader(val_idx) if val_idx else None
         self.selected_on = 'val_srcc' if val_idx else 'test_srcc' if test_idx else None
         self.patience = config.patience
         self.history: list[dict[str, float]] = []
@@ -306,6 +294,32 @@ class HyperIQASolver:
                 bar.set_postfix_str(f'data wait {self.data_wait:.0%}', refresh=False)
                 yield (rows, count), batch
                 bar.update(count)
+
+
+def patch_loader(
+    config: Namespace | SimpleNamespace,
+    dataset: str,
+    path: Path | str,
+    idx: Iterable[int],
+    istrain: bool,
+    round_index: int,
+    opened: OpenDatabase,
+) -> PatchLoader:
+    """The patches of the units `idx` of a database, as many and in such batches as the options `config` say."""
+    return DataLoader(
+        dataset,
+        path,
+        idx,
+        config.patch_size,
+        config.train_patch_num if istrain else config.test_patch_num,
+        config.batch_size if istrain else config.test_batch_size,
+        istrain,
+        seed=config.seed,
+        round_index=round_index,
+        device=config.device,
+        num_workers=config.num_workers,
+        opened=opened,
+    ).get_data()
 
 
 def default_device() -> str:

@@ -4,15 +4,13 @@ import hashlib
 import math
 import textwrap
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from errors import InputError
 from folders import Sample, load_image
-from frames import cores
+from frames import on_all_cores
 from models import PATCH_SIZE
 
 BINS = 10
@@ -79,12 +77,7 @@ def check(
 
 def decode(paths: list[str], exif_rotation: bool) -> list[Picture]:
     """The `Picture` of each path; only as many images as there are cores are in memory at a time."""
-    pool = ThreadPoolExecutor(cores(), thread_name_prefix='check')
-    try:
-        pictures = pool.map(lambda path: read_picture(path, exif_rotation), paths)
-        return list(tqdm(pictures, 'check', total=len(paths), unit='img', leave=False, disable=None))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return on_all_cores('check', lambda path: read_picture(path, exif_rotation), paths)
 
 
 def read_picture(path: str, exif_rotation: bool) -> Picture:

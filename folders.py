@@ -585,11 +585,22 @@ def split_units(dataset: str, samples: list[Sample]) -> list[list[int]]:
     in the order of `samples`, for the others.
     """
     if not DATABASES[database_key(dataset)].by_content:
-        return [[k] for k in range(len(samples))]
+        return single_images(samples)
     units: dict[str, list[int]] = {content: [] for content in sorted({sample.content for sample in samples})}
     for k, sample in enumerate(samples):
         units[sample.content].append(k)
     return list(units.values())
+
+
+def single_images(samples: list[Sample]) -> list[list[int]]:
+    """Units, as those of `split_units`, of one image each."""
+    return [[k] for k in range(len(samples))]
+
+
+def folder_of(path: Path | str) -> Path:
+    """The folder at which a database's relative names start: `path`, or the one in which a CSV of one's own lies."""
+    path = Path(path)
+    return path if path.is_dir() else path.parent
 
 
 def higher_is_better(dataset: str, path: Path | str) -> bool:

@@ -14,11 +14,11 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -33,6 +33,9 @@ MAGIC = b'HyperIQA frames 1\n'
 ALIGNMENT = 4096
 QUARTER_TURNS = {Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
 
 def open_frames(
@@ -59,7 +62,7 @@ def open_frames(
     direct = DirectFrames(paths, resize, exif_rotation)
     if cache == 'none':
         return direct
-    for folder in [Path(cache)] if cache else default_folders(Path(root)):
+    for folder in [Path(cache)] if cache else default_folders(root):
         identity = os.path.relpath(Path(root).resolve(), folder.resolve()), resize and tuple(resize), exif_rotation
         path = folder / f'{name}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:12]}.frames'
         try:
@@ -78,10 +81,9 @@ def open_frames(
     return direct
 
 
-def default_folders(root: Path) -> list[Path]:
-    beside = root if root.is_dir() else root.parent
+def default_folders(root: Path | str) -> list[Path]:
     user = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    return [beside / '.hyperiqa_cache', user / 'hyperiqa']
+    return [folders.folder_of(root) / '.hyperiqa_cache', user / 'hyperiqa']
 
 
 class DirectFrames:
@@ -216,14 +218,8 @@ def reserve(file: BinaryIO, size: int) -> None:
 
 
 def write_frames(descriptor: int, frames: DirectFrames, starts: np.ndarray) -> None:
-    """Write each frame at its start, decoding on all cores."""
-    pool = ThreadPoolExecutor(cores(), thread_name_prefix='decode')
-    try:
-        written = pool.map(lambda k: write_at(descriptor, frames[k], int(starts[k])), range(len(frames.paths)))
-        for _ in tqdm(written, 'decode', total=len(frames.paths), unit='img', leave=False, disable=None):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """Write each frame at its start."""
+    on_all_cores('decode', lambda k: write_at(descriptor, frames[k], int(starts[k])), range(len(frames.paths)))
 
 
 def write_at(descriptor: int, frame: np.ndarray, start: int) -> None:
@@ -232,6 +228,15 @@ def write_at(descriptor: int, frame: np.ndarray, start: int) -> None:
     while content:
         written = os.pwrite(descriptor, content, start)
         content, start = content[written:], start + written
+
+
+def on_all_cores(title: str, function: Callable[[Item], Result], images: Sequence[Item]) -> list[Result]:
+    """`function` of each of `images`, in order, with a progress bar on stderr if that is a terminal."""
+    pool = ThreadPoolExecutor(cores(), thread_name_prefix=title)
+    try:
+        return list(tqdm(pool.map(function, images), title, total=len(images), unit='img', leave=False, disable=None))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def cores() -> int | None:

@@ -21,10 +21,10 @@ import distributed
 import folders
 import models
 import run_folder
-from data_loader import DataLoader, OpenDatabase, open_database
+from data_loader import OpenDatabase, open_database
 from errors import InputError, say
 from files import read_json
-from HyerIQASolver import HyperIQASolver, has_bfloat16
+from HyerIQASolver import HyperIQASolver, has_bfloat16, patch_loader
 from metrics import all_metrics
 from options import parse_options
 
@@ -111,7 +111,8 @@ def train_round(
         if solver.best:
             if others:
                 models.load_weights(solver.model_hyper, str(folder.path / 'best.pth'))
-            across = test_on_others(config, solver, others, round_index, model_facts(config, opened.samples))
+            polarity = folders.higher_is_better(config.dataset, config.data_root)
+            across = test_on_others(config, solver, others, round_index, polarity)
             title = f'{folders.DATABASES[config.dataset].title}, round {round_index + 1}, epoch {solver.best["epoch"]}'
             folder.finish(names.get('test', []), solver.test_data.scores, solver.best['scores'].numpy(), title, across)
     if distributed.rank() == 0:
@@ -119,13 +120,17 @@ def train_round(
 
 
 def test_on_others(
-    config: argparse.Namespace, solver: HyperIQASolver, others: dict[str, OpenDatabase], round_index: int, facts: dict[str, Any]
+    config: argparse.Namespace,
+    solver: HyperIQASolver,
+    others: dict[str, OpenDatabase],
+    round_index: int,
+    higher_is_better: bool,
 ) -> dict[str, dict[str, float]]:
     """Test the solver's network on whole databases.
 
     Args:
         others: the open databases by name.
-        facts: of the database that the network was trained on, see `model_facts`.
+        higher_is_better: whether it is in the database that the network was trained on.
 
     Returns:
         SRCC, PLCC and KRCC by the database's name. A higher value always means more agreement: where one of the
@@ -133,21 +138,8 @@ def test_on_others(
     """
     results, paths = {}, dict(config.test_on or [])
     for name, opened in others.items():
-        data = DataLoader(
-            name,
-            paths[name],
-            range(len(opened.units)),
-            config.patch_size,
-            config.test_patch_num,
-            config.test_batch_size,
-            istrain=False,
-            seed=config.seed,
-            round_index=round_index,
-            device=solver.device,
-            num_workers=config.num_workers,
-            opened=opened,
-        ).get_data()
-        sign = 1 if folders.higher_is_better(name, paths[name]) == facts['higher_is_better'] else -1
+        data = patch_loader(config, name, paths[name], range(len(opened.units)), False, round_index, opened)
+        sign = 1 if folders.higher_is_better(name, paths[name]) == higher_is_better else -1
         metrics = all_metrics(solver.predict(data), data.scores)
         results[name] = {metric: sign * metrics[metric] for metric in ('SRCC', 'PLCC', 'KRCC')}
     return results
@@ -163,7 +155,7 @@ def evaluate(config: argparse.Namespace) -> None:
         name, path = config.test_on[0]
         solver = HyperIQASolver(config, path, [], [], round_index=round_index, opened=others[name])
         solver.score_range = facts['score_range'] or (0, 1)
-        print_across(test_on_others(config, solver, others, round_index, facts))
+        print_across(test_on_others(config, solver, others, round_index, facts['higher_is_better']))
         return
     opened = open_database(config.dataset, config.data_root, config.cache, config.resize)
     split = read_split(checkpoint.with_name('split.json'), config.data_root, opened.samples)
@@ -175,7 +167,7 @@ def evaluate(config: argparse.Namespace) -> None:
         [],
         split['test'],
         round_index=round_index,
-        opened=opened._replace(units=single_images(opened.samples)),
+        opened=opened._replace(units=folders.single_images(opened.samples)),
     )
     test_srcc, test_plcc = solver.test(solver.test_data)
     print(f'test_srcc {test_srcc}\ntest_plcc {test_plcc}')
@@ -213,12 +205,11 @@ def draw_splits(
         `train`, `val` and `test` part. Other splits than the random one name images, so their units are single images.
     """
     rounds = range(config.train_test_num)
+    units = folders.split_units(config.dataset, samples)
     fixed = config.split != 'random' or (config.dataset == 'csv' and any(sample.part for sample in samples))
     if config.train_on_all:
-        units = folders.split_units(config.dataset, samples)
         return units, [{'train': list(range(len(units))), 'val': [], 'test': []} for _ in rounds]
     if not fixed:
-        units = folders.split_units(config.dataset, samples)
         return units, [draw_split(len(units), config.seed, round_index, config.val_ratio) for round_index in rounds]
     if config.val_ratio:
         raise InputError(f'--val_ratio: the sets in {config.data_root} say already which images choose the epoch')
@@ -228,11 +219,7 @@ def draw_splits(
         split = read_split(config.split, config.data_root, samples)
     if not split['train'] or not split['test']:
         raise InputError(f'--split {config.split}: there must be images to train on and to test on')
-    return single_images(samples), [split for _ in rounds]
-
-
-def single_images(samples: list[folders.Sample]) -> list[list[int]]:
-    return [[k] for k in range(len(samples))]
+    return folders.single_images(samples), [split for _ in rounds]
 
 
 def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> dict[str, list[int]]:
@@ -289,8 +276,7 @@ def read_split(path: Path | str, data_root: Path | str, samples: list[folders.Sa
 
 def name_of(sample: folders.Sample, data_root: Path | str) -> str:
     """A sample's name in the files of a run: its path below the database's folder, the same on every machine."""
-    root = Path(data_root)
-    return Path(os.path.relpath(sample.path, root if root.is_dir() else root.parent)).as_posix()
+    return Path(os.path.relpath(sample.path, folders.folder_of(data_root))).as_posix()
 
 
 def describe(config: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import databases
 import pytest
 from PIL import Image
 
-import check_database
+import frames
 from check_database import check
 from folders import Sample, read_samples
 
@@ -203,7 +203,7 @@ def test_test_images_with_a_twin_in_train_or_val_are_a_warning(images, report, t
 
 def test_pixels_are_not_kept(images, report, monkeypatch):
     """An image here is 180 kB, and a few copies of it are alive while it is decoded."""
-    monkeypatch.setattr(check_database, 'cores', lambda: 1)
+    monkeypatch.setattr(frames, 'cores', lambda: 1)
     samples = images(20)
     tracemalloc.start()
     report(samples)
