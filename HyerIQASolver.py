@@ -8,25 +8,22 @@
 import math
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-import distributed
 import folders
 import models
 from data_loader import DataLoader, OpenDatabase, PatchLoader, open_database
-from errors import InputError, say
-from metrics import plcc, srcc
-
-if TYPE_CHECKING:
-    from run_folder import RoundFolder
+from util import distributed
+from util.distributed import say
+from util.metrics import plcc, srcc
 
 DEFAULTS = {
     'dataset': 'livec',
@@ -94,7 +91,7 @@ class HyperIQASolver:
         opened: OpenDatabase | None = None,
     ) -> None:
         config = SimpleNamespace(**{**DEFAULTS, **vars(config)})
-        config.device = config.device or default_device()
+        config.device = distributed.pick_device(config.device)
         self.epochs = config.epochs
         self.amp = config.amp
         self.device = torch.device(config.device)
@@ -132,11 +129,11 @@ class HyperIQASolver:
             fused=True,
         )
 
-    def train(self, folder: 'RoundFolder | None' = None) -> tuple[float, float]:
+    def train(self, save: Callable[[dict[str, Any]], None] | None = None) -> tuple[float, float]:
         """Train the epochs that are not in `history` yet, printing a table row for each.
 
         Args:
-            folder: a `run_folder.RoundFolder` that every finished epoch is recorded in, or None to keep nothing.
+            save: is given the `state_dict` of the solver after every epoch, or None to keep nothing.
 
         Returns:
             SRCC and PLCC on the test part in the best epoch; nan without one.
@@ -164,8 +161,8 @@ class HyperIQASolver:
             self.history.append(row)
             self.print_row(row)
             self.set_learning_rates(*learning_rates(epoch, self.lr, self.lrratio))
-            if folder is not None:
-                folder.save(self.state_dict())
+            if save:
+                save(self.state_dict())
         return (self.best['test_srcc'], self.best['test_plcc']) if self.best else (math.nan, math.nan)
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
@@ -320,24 +317,6 @@ def patch_loader(
         num_workers=config.num_workers,
         opened=opened,
     ).get_data()
-
-
-def default_device() -> str:
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
-
-
-def has_bfloat16(device: str) -> bool:
-    """Whether `device` computes in bfloat16 at least as fast as in float32: every GPU of use here does, not every CPU."""
-    return device != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def checked_device(name: str) -> str:
-    """`name` if PyTorch has such a device here; an `InputError` otherwise."""
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f'--device {name}: {str(error).splitlines()[0]}')
-    return name
 
 
 def is_better(value: float, best: float) -> bool:

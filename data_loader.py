@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import distributed
 import folders
-from errors import InputError
-from frames import CachedFrames, DirectFrames, open_frames
 from models import PATCH_SIZE, patch_size_reason
+from util import distributed
+from util.errors import InputError
+from util.frames import CachedFrames, DirectFrames, open_frames
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -18,13 +18,13 @@ from PIL import Image
 
 import folders
 import models
-import run_folder
 from data_loader import draw_patches, to_device
-from errors import InputError, say
-from files import write_table
-from HyerIQASolver import checked_device, default_device
 from models import PATCH_SIZE
-from options import positive
+from util import run_folder
+from util.distributed import pick_device, say
+from util.errors import InputError
+from util.files import write_table
+from util.options import positive
 
 BATCH_SIZE = 100
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def score_all(options: argparse.Namespace) -> bool:
     """Print, and write to `options.csv`, the score of every image; whether all of them could be read."""
-    device = checked_device(options.device or default_device())
+    device = pick_device(options.device)
     model = models.hyperiqa()
     models.load_weights(model, options.checkpoint)
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stub

@@ -20,8 +20,8 @@ import scipy.io
 from PIL import ExifTags, Image
 from torch.utils.data import Dataset
 
-import demo_database
-from errors import InputError
+from util import demo_database
+from util.errors import InputError
 
 PARTS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
 

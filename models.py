@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.models import ResNet, ResNet50_Weights
 from torchvision.models.resnet import Bottleneck
 
-from errors import InputError
+from util.errors import InputError
 
 PATCH_SIZE = 224
 

@@ -16,17 +16,16 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-import check_database
-import distributed
 import folders
 import models
-import run_folder
 from data_loader import OpenDatabase, open_database
-from errors import InputError, say
-from files import read_json
-from HyerIQASolver import HyperIQASolver, has_bfloat16, patch_loader
-from metrics import all_metrics
-from options import parse_options
+from HyerIQASolver import HyperIQASolver, patch_loader
+from util import check_database, distributed, run_folder
+from util.distributed import say
+from util.errors import InputError
+from util.files import read_json
+from util.metrics import all_metrics
+from util.options import parse_options
 
 TRAIN_SHARE = 0.8
 
@@ -106,8 +105,8 @@ def train_round(
             round_index=round_index,
             opened=opened,
         )
-        folder.restore(solver)
-        solver.train(folder)
+        folder.restore(solver.load_state_dict)
+        solver.train(folder.save)
         if solver.best:
             if others:
                 models.load_weights(solver.model_hyper, str(folder.path / 'best.pth'))
@@ -286,10 +285,10 @@ def describe(config: argparse.Namespace) -> None:
         values = ' '.join(f'--{name} {getattr(config, name)}' for name in own)
         say(f'{config.dataset} has its own defaults, here: {values}')
     say(
-        f'Device: {config.device} ({run_folder.device_name(config.device)}); seed: {config.seed}; '
+        f'Device: {config.device} ({distributed.device_name(config.device)}); seed: {config.seed}; '
         f'initial weights: {config.weights}'
     )
-    if config.amp and not has_bfloat16(config.device):
+    if config.amp and not distributed.has_bfloat16(config.device):
         say('--amp: this CPU has no bfloat16 instructions, so training is many times slower with it than without')
 
 

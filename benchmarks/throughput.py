@@ -25,8 +25,9 @@ from torchvision import transforms
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import models
 from data_loader import IMAGENET_MEAN, IMAGENET_STD, DataLoader, open_database
-from HyerIQASolver import HyperIQASolver, default_device, has_bfloat16
-from run_folder import device_name, versions
+from HyerIQASolver import HyperIQASolver
+from util.distributed import device_name, has_bfloat16, pick_device
+from util.run_folder import versions
 
 IMAGES, PATCHES = 48, 25
 STEPS = 3
@@ -273,7 +274,7 @@ def synchronise(device):
 
 def parse_options():
     parser = argparse.ArgumentParser(description='Throughput of every stage beside a plain reference.')
-    parser.add_argument('--device', default=default_device())
+    parser.add_argument('--device', default=pick_device(None))
     parser.add_argument('--batch_size', type=int, help='default: 96 on CUDA, 8 on the CPU')
     parser.add_argument('--repetitions', type=int, default=5)
     options = parser.parse_args()

@@ -10,8 +10,8 @@ sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
 import torch  # noqa: E402
 from parity import fill  # noqa: E402
 
-import distributed  # noqa: E402
 from HyerIQASolver import HyperIQASolver  # noqa: E402
+from util import distributed  # noqa: E402
 
 distributed.start('cpu')
 # batches of 3, 3 and 1: the last one has fewer patches than there are ranks

@@ -6,9 +6,9 @@ import databases
 import pytest
 from PIL import Image
 
-import frames
-from check_database import check
 from folders import Sample, read_samples
+from util import frames
+from util.check_database import check
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torchvision import transforms
 
 import folders
 from data_loader import BATCHES_AHEAD, DataLoader, draw_patches, open_database
-from errors import InputError
+from util.errors import InputError
 
 
 def batches(root, name='livec', index=(0, 1, 2, 3), patch_num=2, batch_size=3, epoch=None, **options):

@@ -5,8 +5,8 @@ import os
 
 import numpy as np
 
-import demo_database
 import folders
+from util import demo_database
 
 
 def test_it_is_generated_once_the_same_every_time_and_whole(tmp_path):

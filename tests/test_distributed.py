@@ -12,8 +12,7 @@ import pytest
 from conftest import PROJECT, TINY, command
 from test_run_folder import assert_same_run, wait_until
 
-import distributed
-import files
+from util import distributed, files
 
 WORKER = Path(__file__).parent / 'distributed_worker.py'
 

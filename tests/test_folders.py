@@ -10,7 +10,7 @@ import scipy.io
 from PIL import Image, ImageOps
 
 import folders
-from errors import InputError
+from util.errors import InputError
 
 
 def read(name, root):

@@ -13,7 +13,7 @@ import pytest
 from conftest import PROJECT
 
 from data_loader import open_database
-from errors import InputError
+from util.errors import InputError
 
 OPEN = (
     'import sys; sys.path.insert(0, sys.argv[1]); from data_loader import open_database; '

@@ -12,7 +12,7 @@ from parity import fill
 from torch.nn import functional as F
 
 import models
-from errors import InputError
+from util.errors import InputError
 
 PARITY = Path(__file__).parent / 'parity'
 GOLDEN = json.loads((PARITY / 'golden_11.json').read_text())

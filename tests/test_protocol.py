@@ -10,13 +10,12 @@ import torch
 from conftest import PROJECT, QUICK
 
 import demo
-import files
 import folders
-import run_folder
-from errors import InputError
-from metrics import all_metrics
-from options import parse_options
 from train_test_IQA import draw_splits, name_of
+from util import files, run_folder
+from util.errors import InputError
+from util.metrics import all_metrics
+from util.options import parse_options
 
 
 def own_images(root, count=10, score='score', **columns):

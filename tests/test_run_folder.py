@@ -19,11 +19,10 @@ from conftest import TINY, command
 from PIL import Image
 
 import demo
-import files
-import run_folder
 import train_test_IQA
-from errors import InputError
-from metrics import all_metrics, plcc, srcc
+from util import files, run_folder
+from util.errors import InputError
+from util.metrics import all_metrics, plcc, srcc
 
 
 def history(run, round_number=1):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import TINY
 
-import demo_database
 import folders
 import models
-from errors import InputError
-from options import parse_options
 from train_test_IQA import draw_split, main
+from util import demo_database
+from util.errors import InputError
+from util.options import parse_options
 
 QUICK = (*TINY, '--batch_size', 3, '--train_test_num', 1)
 

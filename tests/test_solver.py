@@ -9,7 +9,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from HyerIQASolver import HyperIQASolver, is_better, learning_rates
-from metrics import plcc, srcc
+from util.metrics import plcc, srcc
 
 
 @pytest.fixture

@@ -20,20 +20,16 @@ import math
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-import distributed
-import plots
-from errors import InputError
-from files import locked, make_folder, read_json, read_table, try_lock, write_json, write_table, write_whole
-from metrics import all_metrics
 from models import read_checkpoint
-
-if TYPE_CHECKING:
-    from HyerIQASolver import HyperIQASolver
+from util import distributed, plots
+from util.errors import InputError
+from util.files import locked, make_folder, read_json, read_table, try_lock, write_json, write_table, write_whole
+from util.metrics import all_metrics
 
 # Options that a resumed run may change: where things are and how fast they go, not what is computed.
 FREE_OPTIONS = {'data_root', 'csv', 'output', 'resume', 'rounds', 'device', 'num_workers', 'cache'}
@@ -50,7 +46,7 @@ def open_run(config: argparse.Namespace, model: dict[str, Any]) -> Path:
     """
     folder = Path(config.output)
     path = folder / 'config.json'
-    record = {'options': vars(config), 'model': model, 'versions': versions(), 'device': device_name(config.device)}
+    record = {'options': vars(config), 'model': model, 'versions': versions(), 'device': distributed.device_name(config.device)}
     if path.exists() and not is_untouched(folder):
         if not config.resume and not is_joined(folder, config):
             raise InputError(f'the run folder {folder} exists already; --resume continues it, --output DIR names another one')
@@ -137,13 +133,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def device_name(device: str) -> str:
-    """What a reader of the numbers should know of `device`: the GPU's name, or how many CPU threads."""
-    if device.startswith('cuda'):
-        return torch.cuda.get_device_name(device)
-    return f'{torch.get_num_threads()} threads'
-
-
 class RoundFolder:
     """One round's files; under torchrun all ranks read them and the first alone writes.
 
@@ -181,8 +170,8 @@ class RoundFolder:
     def finished(self) -> bool:
         return (self.path / 'predictions.csv').exists()
 
-    def restore(self, solver: 'HyperIQASolver') -> None:
-        """Put `solver` where the last finished epoch left it, if there is one.
+    def restore(self, load_state_dict: Callable[[dict[str, Any]], None]) -> None:
+        """Give the state that the last finished epoch left, if there is one, to `load_state_dict`.
 
         Raises:
             InputError: last.pth is damaged or of something else; nothing in the folder is changed.
@@ -192,7 +181,7 @@ class RoundFolder:
             return
         state = read_checkpoint(path)
         try:
-            solver.load_state_dict(state)
+            load_state_dict(state)
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise InputError(
                 f'{path} is not the checkpoint of this round ({str(error).splitlines()[0]}); '

@@ -25,9 +25,10 @@ from PIL import Image
 from tqdm import tqdm
 
 import folders
-from errors import InputError, say
-from files import locked
 from models import PATCH_SIZE
+from util.distributed import say
+from util.errors import InputError
+from util.files import locked
 
 MAGIC = b'HyperIQA frames 1\n'
 ALIGNMENT = 4096

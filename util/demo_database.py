@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from errors import InputError
+from util.errors import InputError
 
 SIDE = 256
 SCENES = 20

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from metrics import fit_logistic, logistic, plcc, srcc
+from util.metrics import fit_logistic, logistic, plcc, srcc
 
 BLUE, ORANGE, GREEN, GREY = '#1f77b4', '#e6701a', '#2a9d5c', '#777777'
 

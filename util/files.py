@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from errors import InputError
+from util.errors import InputError
 
 
 def write_whole(path: Path | str, content: bytes | memoryview) -> None:

@@ -1,15 +1,18 @@
-"""Several processes that train one network, started by torchrun; without torchrun everything here does nothing.
+"""Where a run computes: the device, and the processes that torchrun started; without torchrun those functions do nothing.
 
 Two process groups: in the training group every rank arrives within seconds, so a rank that waits longer than TIMEOUT knows
 that another has failed. Ranks wait in the default group while one of them builds the frame cache or writes a checkpoint.
 """
 
 import os
+import sys
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed as dist
+
+from util.errors import InputError
 
 TIMEOUT = timedelta(seconds=50)
 PATIENCE = timedelta(hours=24)
@@ -29,9 +32,38 @@ def world_size() -> int:
     return int(os.environ['WORLD_SIZE']) if launched() else 1
 
 
-def local_device(device: str) -> str:
-    """The device of this rank: `cuda` is the GPU of its number on this machine."""
-    return f'cuda:{os.environ["LOCAL_RANK"]}' if launched() and device == 'cuda' else device
+def say(text: str) -> None:
+    """Print to stderr, once whatever the number of ranks: stdout carries the results alone."""
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def pick_device(name: str | None) -> str:
+    """The device to compute on: `name`, or CUDA where there is one; this rank's own GPU under torchrun.
+
+    Raises:
+        InputError: PyTorch has no such device here.
+    """
+    name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if launched() and name == 'cuda':
+        name = f'cuda:{os.environ["LOCAL_RANK"]}'
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f'--device {name}: {str(error).splitlines()[0]}')
+    return name
+
+
+def device_name(device: str) -> str:
+    """What a reader of the numbers should know of `device`: the GPU's name, or how many CPU threads."""
+    if device.startswith('cuda'):
+        return torch.cuda.get_device_name(device)
+    return f'{torch.get_num_threads()} threads'
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether `device` computes in bfloat16 at least as fast as in float32: every GPU of use here does, not every CPU."""
+    return device != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def start(device: str) -> None:

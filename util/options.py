@@ -4,12 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any, TypeVar
 
-import distributed
 import folders
-import run_folder
-from errors import InputError
-from HyerIQASolver import DEFAULTS, checked_device, default_device
+from HyerIQASolver import DEFAULTS
 from models import PATCH_SIZE, patch_size_reason
+from util import distributed, run_folder
+from util.errors import InputError
 
 Number = TypeVar('Number', int, float)
 
@@ -29,7 +28,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
     config.output = config.output or f'runs/{config.dataset}-seed{config.seed}'
     config.weights = config.evaluate or config.weights
-    config.device = checked_device(distributed.local_device(config.device or default_device()))
+    config.device = distributed.pick_device(config.device)
     return config
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from errors import InputError
 from folders import Sample, load_image
-from frames import on_all_cores
 from models import PATCH_SIZE
+from util.errors import InputError
+from util.frames import on_all_cores
 
 BINS = 10
 LONGEST_BAR = 40
