@@ -21,7 +21,7 @@ from tqdm import tqdm
 import folders
 import models
 from data_loader import DataLoader, OpenDatabase, PatchLoader, open_database
-from util import distributed
+from util import checkpoints, distributed
 from util.distributed import say
 from util.metrics import plcc, srcc
 
@@ -114,7 +114,7 @@ class HyperIQASolver:
 
         torch.manual_seed(1000 * config.seed + round_index)
         self.model_hyper = models.hyperiqa()
-        models.load_weights(self.model_hyper, config.weights)
+        checkpoints.load_weights(self.model_hyper, config.weights)
         self.model_hyper.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
         if config.compile:
             self.model_hyper.compile()

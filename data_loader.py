@@ -20,6 +20,7 @@ from models import PATCH_SIZE, patch_size_reason
 from util import distributed
 from util.errors import InputError
 from util.frames import CachedFrames, DirectFrames, open_frames
+from util.labels import Sample
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,12 +32,12 @@ class OpenDatabase(NamedTuple):
     """A database that is ready for training.
 
     Attributes:
-        samples: its `folders.Sample`s.
+        samples: its `Sample`s.
         units: positions of the samples of each unit that a split draws (see `folders.split_units`).
         frames: the images of `samples` (see `frames.py`).
     """
 
-    samples: list[folders.Sample]
+    samples: list[Sample]
     units: list[list[int]]
     frames: DirectFrames | CachedFrames
 
@@ -59,7 +60,7 @@ def open_database(
     key = folders.database_key(dataset)
     database = folders.DATABASES[key]
     frames = open_frames(
-        [sample.path for sample in samples], path, key, resize or database.resize, database.exif_rotation, cache
+        [sample.path for sample in samples], path, key, PATCH_SIZE, resize or database.resize, database.exif_rotation, cache
     )
     return OpenDatabase(samples, folders.split_units(dataset, samples), frames)
 

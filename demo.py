@@ -20,7 +20,7 @@ import folders
 import models
 from data_loader import draw_patches, to_device
 from models import PATCH_SIZE
-from util import run_folder
+from util import checkpoints, frames, run_folder
 from util.distributed import pick_device, say
 from util.errors import InputError
 from util.files import write_table
@@ -42,7 +42,7 @@ def score_all(options: argparse.Namespace) -> bool:
     """Print, and write to `options.csv`, the score of every image; whether all of them could be read."""
     device = pick_device(options.device)
     model = models.hyperiqa()
-    models.load_weights(model, options.checkpoint)
+    checkpoints.load_weights(model, options.checkpoint)
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stub
     facts = training_facts(options.checkpoint)
     low, high = facts['score_range'] or (0, 1)
@@ -98,7 +98,7 @@ def list_images(arguments: list[str]) -> list[Path]:
 
 def crops_of(path: Path | str, facts: dict[str, Any], patch_num: int) -> np.ndarray:
     """(patch_num, 224, 224, 3) uint8 crops of an image, at places that the content of its file decides."""
-    image = folders.load_image(path, facts['resize'], facts['exif_rotation'])
+    image = frames.load_image(path, facts['resize'], facts['exif_rotation'])
     if min(image.size) < PATCH_SIZE:
         scale = PATCH_SIZE / min(image.size)
         larger = cast(tuple[int, int], tuple(max(PATCH_SIZE, round(side * scale)) for side in image.size))

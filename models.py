@@ -6,18 +6,12 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
     scores = TargetNet(paras)(paras['target_in_vec'])               # (B,)
 """
 
-import pickle
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
-from torchvision.models import ResNet, ResNet50_Weights
+from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
-
-from util.errors import InputError
 
 PATCH_SIZE = 224
 
@@ -202,64 +196,3 @@ def predict_scores(model: nn.Module, patches: torch.Tensor) -> torch.Tensor:
 def hyperiqa() -> HyperNet:
     """The network with the paper's sizes, randomly initialised."""
     return HyperNet(16, 112, 224, 112, 56, 28, 14, 7)
-
-
-def load_weights(model: nn.Module, source: Path | str) -> None:
-    """Load weights into a `HyperNet`.
-
-    Args:
-        source: `none` keeps the random initialisation; `imagenet` downloads torchvision's `IMAGENET1K_V1` weights for
-            the backbone; a path names a file with the state_dict of a torchvision ResNet-50 or of a HyperIQA, or a run's
-            last.pth.
-
-    Raises:
-        InputError: the download fails, or the file is not such a state_dict.
-    """
-    if source == 'none':
-        return
-    state = imagenet_state_dict() if source == 'imagenet' else read_checkpoint(source)
-    state = state.get('model', state)  # a run's last.pth holds the network beside the optimizer
-    if 'conv1.weight' in state:
-        state = {f'res.{name}': value for name, value in state.items() if not name.startswith('fc.')}
-        expected = {name for name in model.state_dict() if name.startswith('res.') and not name.startswith('res.lda')}
-    else:
-        expected = set(model.state_dict())
-    own = model.state_dict()
-    wrong = sorted(
-        str(name)
-        for name in expected | set(state)
-        if name not in own or getattr(state.get(name), 'shape', None) != own[name].shape
-    )
-    if wrong:
-        raise InputError(
-            f'{source} is not the state_dict of a torchvision ResNet-50 or of a HyperIQA: {len(wrong)} '
-            f'tensors are missing, unknown or of another shape, the first of them {wrong[0]}'
-        )
-    model.load_state_dict(state, strict=False)
-
-
-def imagenet_state_dict() -> Mapping[str, Any]:
-    """torchvision's ResNet-50 weights `IMAGENET1K_V1`, downloaded once into torch's cache folder."""
-    weights = ResNet50_Weights.IMAGENET1K_V1
-    try:
-        return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f'the ImageNet weights cannot be loaded ({error}). Download {weights.url} on another machine '
-            f'and copy it to {torch.hub.get_dir()}/checkpoints, or name it with --weights FILE; '
-            f'--weights none trains from random weights'
-        )
-
-
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """What torch saved in the file `path`: tensors and plain types only; a file with any other payload is refused unrun."""
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f'there is no file {path}')
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f'{path} cannot be loaded as a checkpoint of tensors and plain types: {reason}')
-    if not isinstance(state, dict):
-        raise InputError(f'{path} holds a {type(state).__name__}, not a state_dict')
-    return state

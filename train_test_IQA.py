@@ -17,13 +17,15 @@ from typing import Any, NoReturn
 import numpy as np
 
 import folders
-import models
 from data_loader import OpenDatabase, open_database
 from HyerIQASolver import HyperIQASolver, patch_loader
-from util import check_database, distributed, run_folder
+from models import PATCH_SIZE
+from util import check_database, checkpoints, distributed, run_folder
 from util.distributed import say
 from util.errors import InputError
 from util.files import read_json
+from util.frames import folder_of
+from util.labels import Sample
 from util.metrics import all_metrics
 from util.options import parse_options
 
@@ -109,7 +111,7 @@ def train_round(
         solver.train(folder.save)
         if solver.best:
             if others:
-                models.load_weights(solver.model_hyper, str(folder.path / 'best.pth'))
+                checkpoints.load_weights(solver.model_hyper, str(folder.path / 'best.pth'))
             polarity = folders.higher_is_better(config.dataset, config.data_root)
             across = test_on_others(config, solver, others, round_index, polarity)
             title = f'{folders.DATABASES[config.dataset].title}, round {round_index + 1}, epoch {solver.best["epoch"]}'
@@ -179,11 +181,13 @@ def check(config: argparse.Namespace) -> None:
     splits = [{part: [k for unit in split[part] for k in units[unit]] for part in split} for split in splits]
     database = folders.DATABASES[config.dataset]
     warn_of_count(config.dataset, samples)
-    if not check_database.check(samples, splits, exif_rotation=database.exif_rotation, resize=config.resize or database.resize):
+    if not check_database.check(
+        samples, splits, smallest=PATCH_SIZE, exif_rotation=database.exif_rotation, resize=config.resize or database.resize
+    ):
         sys.exit(2)
 
 
-def model_facts(config: argparse.Namespace, samples: list[folders.Sample]) -> dict[str, Any]:
+def model_facts(config: argparse.Namespace, samples: list[Sample]) -> dict[str, Any]:
     """What an image and a score mean to the network, for config.json: demo.py prepares images and scales scores by it."""
     database = folders.DATABASES[config.dataset]
     return {
@@ -194,9 +198,7 @@ def model_facts(config: argparse.Namespace, samples: list[folders.Sample]) -> di
     }
 
 
-def draw_splits(
-    config: argparse.Namespace, samples: list[folders.Sample]
-) -> tuple[list[list[int]], list[dict[str, list[int]]]]:
+def draw_splits(config: argparse.Namespace, samples: list[Sample]) -> tuple[list[list[int]], list[dict[str, list[int]]]]:
     """What each round trains and tests on.
 
     Returns:
@@ -243,7 +245,7 @@ def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> dic
     return split
 
 
-def official_split(dataset: str, samples: list[folders.Sample]) -> dict[str, list[int]]:
+def official_split(dataset: str, samples: list[Sample]) -> dict[str, list[int]]:
     """Positions of the images in each official set."""
     without = [sample.path for sample in samples if not sample.part]
     if without:
@@ -254,7 +256,7 @@ def official_split(dataset: str, samples: list[folders.Sample]) -> dict[str, lis
     return {part: [k for k, sample in enumerate(samples) if sample.part == part] for part in ('train', 'val', 'test')}
 
 
-def read_split(path: Path | str, data_root: Path | str, samples: list[folders.Sample]) -> dict[str, list[int]]:
+def read_split(path: Path | str, data_root: Path | str, samples: list[Sample]) -> dict[str, list[int]]:
     """Positions of the images in each part that a split.json names.
 
     Raises:
@@ -273,9 +275,9 @@ def read_split(path: Path | str, data_root: Path | str, samples: list[folders.Sa
     return {part: [position[name] for name in names[part]] for part in names}
 
 
-def name_of(sample: folders.Sample, data_root: Path | str) -> str:
+def name_of(sample: Sample, data_root: Path | str) -> str:
     """A sample's name in the files of a run: its path below the database's folder, the same on every machine."""
-    return Path(os.path.relpath(sample.path, folders.folder_of(data_root))).as_posix()
+    return Path(os.path.relpath(sample.path, folder_of(data_root))).as_posix()
 
 
 def describe(config: argparse.Namespace) -> None:
@@ -292,7 +294,7 @@ def describe(config: argparse.Namespace) -> None:
         say('--amp: this CPU has no bfloat16 instructions, so training is many times slower with it than without')
 
 
-def warn_of_count(dataset: str, samples: list[folders.Sample]) -> None:
+def warn_of_count(dataset: str, samples: list[Sample]) -> None:
     warning = folders.count_warning(dataset, samples)
     if warning:
         say(f'warning: {warning}')

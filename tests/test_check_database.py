@@ -6,9 +6,10 @@ import databases
 import pytest
 from PIL import Image
 
-from folders import Sample, read_samples
+from folders import read_samples
 from util import frames
 from util.check_database import check
+from util.labels import Sample
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(samples, splits=(), **options):
-        usable = check(samples, splits, **options)
+        usable = check(samples, splits, smallest=224, **options)
         return usable, capsys.readouterr().out.splitlines()
 
     return run
@@ -217,6 +218,6 @@ def test_lines_fit_a_terminal_and_stderr_is_quiet_when_it_is_none(images, tmp_pa
     samples = images(7, size=(100, 120))
     (tmp_path / '0.png').write_bytes((tmp_path / '1.png').read_bytes()[:-9000])
     Image.open('1.png').save('copy.bmp')
-    check(samples + [sample('copy.bmp', 123456.789)], [{'train': [1], 'test': [7]}])
+    check(samples + [sample('copy.bmp', 123456.789)], [{'train': [1], 'test': [7]}], smallest=224)
     out, err = capfd.readouterr()
     assert err == '' and max(map(len, out.splitlines())) <= 100

@@ -10,7 +10,9 @@ import scipy.io
 from PIL import Image, ImageOps
 
 import folders
+from util import frames
 from util.errors import InputError
+from util.labels import Sample
 
 
 def read(name, root):
@@ -157,8 +159,8 @@ def test_spaqs_photos_are_turned_upright(make_database):
     assert lying.shape == (300, 400, 3)
     assert np.array_equal(photos[2][0], np.rot90(lying, -1))
     assert photos[1][0].shape == (300, 400, 3)
-    assert np.array_equal(folders.load_image(root / 'TestImage' / '00003.jpg'), lying)
-    resized = folders.load_image(root / 'TestImage' / '00003.jpg', (512, 384), exif_rotation=True)
+    assert np.array_equal(frames.load_image(root / 'TestImage' / '00003.jpg'), lying)
+    resized = frames.load_image(root / 'TestImage' / '00003.jpg', (512, 384), exif_rotation=True)
     upright = Image.fromarray(photos[2][0])
     assert np.array_equal(resized, upright.resize((384, 512), Image.Resampling.BILINEAR))
 
@@ -168,7 +170,7 @@ def test_every_exif_orientation_agrees_with_pillow(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = databases.picture(tmp_path / 'photo.jpg', exif=exif)
-    assert np.array_equal(folders.load_image(path, exif_rotation=True), ImageOps.exif_transpose(Image.open(path)))
+    assert np.array_equal(frames.load_image(path, exif_rotation=True), ImageOps.exif_transpose(Image.open(path)))
 
 
 def test_flive_with_and_without_its_official_flag(make_database, tmp_path):
@@ -330,7 +332,7 @@ def test_polarity(make_database):
 
 
 def test_score_range():
-    samples = [folders.Sample(f'{score}', score, '') for score in (3.5, -1.0, 7.0)]
+    samples = [Sample(f'{score}', score, '') for score in (3.5, -1.0, 7.0)]
     assert folders.score_range('csv', samples) == (-1, 7)
     assert folders.score_range('kadid10k', samples) == (1, 5)
     with pytest.raises(InputError, match='all 2 scores are 3.5'):
@@ -403,7 +405,7 @@ def test_resize_is_bit_identical_to_torchvisions(make_database):
     from torchvision.transforms import Resize
 
     sample = folders.read_samples('koniq', make_database('koniq'))[0]
-    resized = folders.load_image(sample.path, folders.DATABASES['koniq'].resize)
+    resized = frames.load_image(sample.path, folders.DATABASES['koniq'].resize)
     assert resized.size == (384, 512)
     assert np.array_equal(resized, Resize((512, 384))(Image.open(sample.path)))
 
@@ -412,7 +414,7 @@ def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
     for mode in ('L', 'P', 'RGBA', 'LA', '1', 'CMYK'):
         path = tmp_path / f'{mode}.tif'
         Image.new(mode, (230, 240)).save(path)
-        assert np.asarray(folders.load_image(path)).shape == (240, 230, 3)
+        assert np.asarray(frames.load_image(path)).shape == (240, 230, 3)
 
 
 def refusal(name, root):
@@ -516,4 +518,4 @@ def test_unreadable_image(tmp_path):
     path = databases.picture(tmp_path / 'cut.jpg', size=(300, 300))
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match='cut.jpg cannot be read as an image'):
-        folders.load_image(path)
+        frames.load_image(path)

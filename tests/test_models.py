@@ -12,6 +12,7 @@ from parity import fill
 from torch.nn import functional as F
 
 import models
+from util import checkpoints
 from util.errors import InputError
 
 PARITY = Path(__file__).parent / 'parity'
@@ -125,13 +126,13 @@ def test_weights_of_a_torchvision_resnet50_and_of_a_hyperiqa(tmp_path, network):
     resnet = torchvision_resnet50(5)
     torch.save(resnet, tmp_path / 'resnet.pth')
     model = models.hyperiqa()
-    models.load_weights(model, str(tmp_path / 'resnet.pth'))
+    checkpoints.load_weights(model, str(tmp_path / 'resnet.pth'))
     assert all(
         torch.equal(value, model.state_dict()[f'res.{name}']) for name, value in resnet.items() if not name.startswith('fc.')
     )
 
     torch.save(network.state_dict(), tmp_path / 'hyperiqa.pth')
-    models.load_weights(model, str(tmp_path / 'hyperiqa.pth'))
+    checkpoints.load_weights(model, str(tmp_path / 'hyperiqa.pth'))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in network.state_dict().items())
 
 
@@ -143,7 +144,7 @@ def test_imagenet_weights_come_from_torchs_cache_folder(tmp_path, monkeypatch):
     resnet = torchvision_resnet50(6)
     torch.save(resnet, folder / 'resnet50-0676ba61.pth')
     model = models.hyperiqa()
-    models.load_weights(model, 'imagenet')
+    checkpoints.load_weights(model, 'imagenet')
     assert torch.equal(model.state_dict()['res.layer4.2.conv3.weight'], resnet['layer4.2.conv3.weight'])
 
 
@@ -158,14 +159,14 @@ def test_imagenet_weights_come_from_torchs_cache_folder(tmp_path, monkeypatch):
 def test_foreign_weights_are_refused(tmp_path, content, reason):
     torch.save(content, tmp_path / 'foreign.pth')
     with pytest.raises(InputError, match=reason):
-        models.load_weights(models.hyperiqa(), str(tmp_path / 'foreign.pth'))
+        checkpoints.load_weights(models.hyperiqa(), str(tmp_path / 'foreign.pth'))
 
 
 def test_weights_that_are_no_checkpoint_are_refused(tmp_path):
     (tmp_path / 'text.pth').write_text('hello')
     for name, reason in (('text.pth', 'cannot be loaded'), ('absent.pth', 'there is no file')):
         with pytest.raises(InputError, match=reason):
-            models.read_checkpoint(tmp_path / name)
+            checkpoints.read_checkpoint(tmp_path / name)
 
 
 @pytest.mark.cuda

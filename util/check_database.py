@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from folders import Sample, load_image
-from models import PATCH_SIZE
 from util.errors import InputError
-from util.frames import on_all_cores
+from util.frames import load_image, on_all_cores
+from util.labels import Sample
 
 BINS = 10
 LONGEST_BAR = 40
@@ -36,6 +35,7 @@ def check(
     samples: list[Sample],
     splits: list[dict[str, list[int]]],
     *,
+    smallest: int,
     exif_rotation: bool = False,
     resize: Sequence[int] | None = None,
 ) -> bool:
@@ -45,6 +45,7 @@ def check(
 
     Args:
         splits: a dict for each round, from 'train', 'test' and perhaps 'val' to positions in `samples`.
+        smallest: height and width that an image must have at least after the resize.
         exif_rotation: turn images as their EXIF orientation says.
         resize: (height, width) that training resizes every image to, or None.
 
@@ -55,9 +56,9 @@ def check(
     pictures = decode([sample.path for sample in samples], exif_rotation)
     unreadable = [f'{sample.path}\n    {picture.reason}' for sample, picture in zip(samples, pictures) if picture.reason]
     show_sizes([picture.size for picture in pictures if picture.size], resize)
-    small = too_small(samples, pictures, resize)
+    small = too_small(samples, pictures, smallest, resize)
     show('Unreadable', unreadable)
-    show(f'Below {PATCH_SIZE}x{PATCH_SIZE}', small)
+    show(f'Below {smallest}x{smallest}', small)
     show('Identical groups', identical(samples, pictures))
     for number, split in enumerate(splits, start=1):
         show(
@@ -89,11 +90,11 @@ def read_picture(path: str, exif_rotation: bool) -> Picture:
     return Picture(size, hashlib.sha256(repr(size).encode() + image.tobytes()).digest())
 
 
-def too_small(samples: list[Sample], pictures: list[Picture], resize: Sequence[int] | None) -> list[str]:
+def too_small(samples: list[Sample], pictures: list[Picture], smallest: int, resize: Sequence[int] | None) -> list[str]:
     """A line for each image that has no room for a patch after the resize."""
     sizes = [picture.size and (resize or picture.size) for picture in pictures]
     return [
-        f'{size[0]:>5} x {size[1]:<5}  {sample.path}' for sample, size in zip(samples, sizes) if size and min(size) < PATCH_SIZE
+        f'{size[0]:>5} x {size[1]:<5}  {sample.path}' for sample, size in zip(samples, sizes) if size and min(size) < smallest
     ]
 
 

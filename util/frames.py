@@ -1,4 +1,4 @@
-"""Decoded images, straight from their files or from a cache that every process and every later run shares.
+"""Image files, and their decoded frames: straight from the files or from a cache that every process and every later run shares.
 
 Both kinds of frames have `sizes`, (N, 2) heights and widths; give the (height, width, 3) uint8 RGB image at a position; and
 give the frames at some `positions` by `part`. The cache is one file:
@@ -14,18 +14,17 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
-import folders
-from models import PATCH_SIZE
 from util.distributed import say
 from util.errors import InputError
 from util.files import locked
@@ -39,10 +38,68 @@ Item = TypeVar('Item')
 Result = TypeVar('Result')
 
 
+def exif_turn(image: Image.Image) -> Image.Transpose | None:
+    """The `Image.Transpose` that sets an open image upright by its EXIF orientation, or None.
+
+    `ImageOps.exif_transpose` also writes the EXIF block anew and fails on photos where another tag is odd.
+    """
+    method = Image.Transpose
+    turns: dict[int | None, Image.Transpose] = {
+        2: method.FLIP_LEFT_RIGHT,
+        3: method.ROTATE_180,
+        4: method.FLIP_TOP_BOTTOM,
+        5: method.TRANSPOSE,
+        6: method.ROTATE_270,
+        7: method.TRANSVERSE,
+        8: method.ROTATE_90,
+    }
+    return turns.get(image.getexif().get(ExifTags.Base.Orientation))
+
+
+@contextmanager
+def opened_image(path: Path | str) -> Iterator[Image.Image]:
+    """The image file, open; what goes wrong with it while it is read is told in one line."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f'{path} cannot be read as an image: {error}; replace the file')
+
+
+def load_image(path: Path | str, resize: Sequence[int] | None = None, exif_rotation: bool = False) -> Image.Image:
+    """The image in `path` as an RGB `PIL.Image`, resized to (height, width) `resize` if that is given.
+
+    With `exif_rotation` it is turned first as its EXIF orientation says.
+    The resize is bilinear with antialiasing, as torchvision's `Resize` is for Pillow images.
+    """
+    with opened_image(path) as opened:
+        turn = exif_turn(opened) if exif_rotation else None
+        image = opened.convert('RGB')
+    if turn is not None:
+        image = image.transpose(turn)
+    if resize is not None:
+        image = image.resize((resize[1], resize[0]), Image.Resampling.BILINEAR)
+    return image
+
+
+def image_size(path: Path | str, exif_rotation: bool) -> tuple[int, int]:
+    """(height, width) from the header of an image file."""
+    with opened_image(path) as image:
+        lies = exif_rotation and exif_turn(image) in QUARTER_TURNS
+        return (image.width, image.height) if lies else (image.height, image.width)
+
+
+def folder_of(path: Path | str) -> Path:
+    """The folder at which a database's relative names start: `path`, or the one in which a CSV of one's own lies."""
+    path = Path(path)
+    return path if path.is_dir() else path.parent
+
+
 def open_frames(
     paths: list[str],
     root: Path | str,
     name: str,
+    smallest: int,
     resize: Sequence[int] | None = None,
     exif_rotation: bool = False,
     cache: Path | str | None = None,
@@ -52,15 +109,16 @@ def open_frames(
     Args:
         root: the database's folder or label file.
         name: starts the cache file's name.
+        smallest: height and width that an image must have at least after the resize.
         resize: (height, width) that every image is resized to, or None.
         exif_rotation: turn images as their EXIF orientation says.
         cache: the cache's folder; None is `.hyperiqa_cache` beside the images, or the user's cache folder where that
             cannot be written; `none` reads the image files at every access instead.
 
     Raises:
-        InputError: an image cannot be read or is smaller than a patch, or `cache` names a folder that cannot be written.
+        InputError: an image cannot be read or is too small, or `cache` names a folder that cannot be written.
     """
-    direct = DirectFrames(paths, resize, exif_rotation)
+    direct = DirectFrames(paths, smallest, resize, exif_rotation)
     if cache == 'none':
         return direct
     for folder in [Path(cache)] if cache else default_folders(root):
@@ -84,14 +142,14 @@ def open_frames(
 
 def default_folders(root: Path | str) -> list[Path]:
     user = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    return [folders.folder_of(root) / '.hyperiqa_cache', user / 'hyperiqa']
+    return [folder_of(root) / '.hyperiqa_cache', user / 'hyperiqa']
 
 
 class DirectFrames:
     """Frames that are decoded and resized at every access."""
 
-    def __init__(self, paths: list[str], resize: Sequence[int] | None, exif_rotation: bool) -> None:
-        self.paths, self.resize, self.exif_rotation = paths, resize, exif_rotation
+    def __init__(self, paths: list[str], smallest: int, resize: Sequence[int] | None, exif_rotation: bool) -> None:
+        self.paths, self.smallest, self.resize, self.exif_rotation = paths, smallest, resize, exif_rotation
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -101,28 +159,21 @@ class DirectFrames:
         """(height, width) of a frame, from the header of its file.
 
         Raises:
-            InputError: the file is no image, or a patch does not fit into the frame.
+            InputError: the file is no image, or the frame is smaller than `smallest`.
         """
         height, width = self.resize or image_size(path, self.exif_rotation)
-        if min(height, width) < PATCH_SIZE:
+        if min(height, width) < self.smallest:
             raise InputError(
-                f'{path} is {width}x{height}: an image must be at least {PATCH_SIZE}x{PATCH_SIZE}; '
+                f'{path} is {width}x{height}: an image must be at least {self.smallest}x{self.smallest}; '
                 f'enlarge it or remove it from the labels'
             )
         return height, width
 
     def __getitem__(self, k: int) -> np.ndarray:
-        return np.asarray(folders.load_image(self.paths[k], self.resize, self.exif_rotation))
+        return np.asarray(load_image(self.paths[k], self.resize, self.exif_rotation))
 
     def part(self, positions: list[int]) -> 'DirectFrames':
-        return DirectFrames([self.paths[k] for k in positions], self.resize, self.exif_rotation)
-
-
-def image_size(path: Path | str, exif_rotation: bool) -> tuple[int, int]:
-    """(height, width) from the header of an image file."""
-    with folders.opened_image(path) as image:
-        lies = exif_rotation and folders.exif_turn(image) in QUARTER_TURNS
-        return (image.width, image.height) if lies else (image.height, image.width)
+        return DirectFrames([self.paths[k] for k in positions], self.smallest, self.resize, self.exif_rotation)
 
 
 class CachedFrames:
@@ -145,7 +196,7 @@ def open_cache(path: Path, root: Path | str, direct: DirectFrames) -> CachedFram
 
     Raises:
         OSError: the file cannot be written.
-        InputError: an image cannot be read or is smaller than a patch.
+        InputError: an image cannot be read or is too small.
     """
     stamps = [stamp(image, root) for image in direct.paths]
     index = current_index(path, stamps)

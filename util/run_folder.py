@@ -14,7 +14,6 @@ finished once it has its predictions.csv, and the results are computed from thos
 """
 
 import argparse
-import io
 import json
 import math
 import platform
@@ -25,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from models import read_checkpoint
 from util import distributed, plots
+from util.checkpoints import read_checkpoint, serialised
 from util.errors import InputError
 from util.files import locked, make_folder, read_json, read_table, try_lock, write_json, write_table, write_whole
 from util.metrics import all_metrics
@@ -218,12 +217,6 @@ class RoundFolder:
             for name, score, prediction in zip(names, subjective, predicted, strict=True)
         ]
         write_table(self.path / 'predictions.csv', ['image', 'score', 'prediction'], rows)
-
-
-def serialised(content: dict[str, Any]) -> memoryview:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getbuffer()
 
 
 def best_row(history: list[dict[str, str]]) -> dict[str, str]:
