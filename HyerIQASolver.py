@@ -18,37 +18,13 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-import folders
 import models
-from data_loader import DataLoader, OpenDatabase, PatchLoader, open_database
+from data_loader import DataLoader
+from folders import OpenDatabase
 from util import checkpoints, distributed
 from util.distributed import say
 from util.metrics import plcc, srcc
-
-DEFAULTS = {
-    'dataset': 'livec',
-    'train_patch_num': 25,
-    'test_patch_num': 25,
-    'lr': 2e-5,
-    'weight_decay': 5e-4,
-    'lr_ratio': 10,
-    'batch_size': 96,
-    'epochs': 16,
-    'patch_size': 224,
-    'train_test_num': 10,
-    'seed': 0,
-    'device': None,
-    'weights': 'imagenet',
-    'num_workers': 2,
-    'test_batch_size': 96,
-    'cache': None,
-    'resize': None,
-    'normalize_scores': False,
-    'amp': False,
-    'compile': False,
-    'patience': 0,
-    'val_ratio': 0,
-}
+from util.options import with_defaults
 
 
 def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float]:
@@ -61,13 +37,13 @@ class HyperIQASolver:
     """One round: a network, its optimizer, and the training and test part of a database.
 
     Args:
-        config: the script's options as attributes; what is absent has its value of `DEFAULTS`.
+        config: the script's options as attributes; what is absent has its default (`util.options.with_defaults`).
         path: the database's folder, or the file of a CSV of one's own.
-        train_idx, test_idx, val_idx: positions of the units of each part (see `folders.split_units`); where there are
-            validation units, they choose the best epoch instead of the test units, and without either the last epoch
-            is the best.
+        train_idx, test_idx, val_idx: positions of the units of each part (see `folders.OpenDatabase`), or of the images where
+            `opened` is given; where there are validation units, they choose the best epoch instead of the test units,
+            and without either the last epoch is the best.
         round_index: 0-based; the initial weights and the drawn patches depend on it and on `config.seed`.
-        opened: the database, if `data_loader.open_database` has been called already.
+        opened: the database with its frames, if they are open already.
 
     Attributes:
         model_hyper: the `models.HyperNet`.
@@ -90,31 +66,29 @@ class HyperIQASolver:
         round_index: int = 0,
         opened: OpenDatabase | None = None,
     ) -> None:
-        config = SimpleNamespace(**{**DEFAULTS, **vars(config)})
+        self.config = config = with_defaults(config)
         config.device = distributed.pick_device(config.device)
-        self.epochs = config.epochs
-        self.amp = config.amp
         self.device = torch.device(config.device)
         self.lr = config.lr
         self.lrratio = config.lr_ratio
         self.weight_decay = config.weight_decay
-        opened = opened or open_database(config.dataset, path, config.cache, config.resize)
-        self.score_range = folders.score_range(config.dataset, opened.samples) if config.normalize_scores else (0, 1)
-
-        def loader(idx: Sequence[int], istrain: bool = False) -> PatchLoader:
-            return patch_loader(config, config.dataset, path, idx, istrain, round_index, opened)
-
-        self.train_data = loader(train_idx, istrain=True)
-        self.test_data = loader(test_idx)
-        self.val_data = loader(val_idx) if val_idx else None
+        self.round_index = round_index
+        if opened is None:
+            opened = OpenDatabase(config.dataset, path, config.resize).open_frames(config.patch_size, config.cache)
+            train_idx, test_idx, val_idx = map(opened.images, (train_idx, test_idx, val_idx))
+        self.score_range = opened.score_range if config.normalize_scores else (0, 1)
+        self.train_data = self.loader(opened, train_idx, istrain=True)
+        self.test_data = self.loader(opened, test_idx, istrain=False)
+        self.val_data = self.loader(opened, val_idx, istrain=False) if val_idx else None
         self.selected_on = 'val_srcc' if val_idx else 'test_srcc' if test_idx else None
-        self.patience = config.patience
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
 
+        # a seed of its own for every round, so that a round's weights do not depend on which rounds ran before it
         torch.manual_seed(1000 * config.seed + round_index)
         self.model_hyper = models.hyperiqa()
         checkpoints.load_weights(self.model_hyper, config.weights)
+        # convolutions of the CPU and of tensor cores are fastest on channels-last memory; the numbers are the same
         self.model_hyper.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
         if config.compile:
             self.model_hyper.compile()
@@ -122,11 +96,31 @@ class HyperIQASolver:
 
         backbone_params = list(self.model_hyper.res.parameters())
         backbone_ids = set(map(id, backbone_params))
+        # Repair 3: a list. The original's `filter` is empty once an optimizer has read it, so from the second epoch on
+        # the hypernetwork stood still.
         self.hypernet_params = [p for p in self.model_hyper.parameters() if id(p) not in backbone_ids]
+        # Repair 2: the only place that makes an Adam. The original made one after every epoch and lost the moments.
         self.solver = torch.optim.Adam(
             [{'params': self.hypernet_params, 'lr': self.lr * self.lrratio}, {'params': backbone_params, 'lr': self.lr}],
             weight_decay=self.weight_decay,
-            fused=True,
+            fused=True,  # one pass over all parameters, several times faster than a loop over 355 tensors
+        )
+
+    def loader(self, database: OpenDatabase, images: Iterable[int], istrain: bool) -> DataLoader:
+        """The patches of the `images` (positions) of an open database, as many and in such batches as the options say."""
+        return DataLoader(
+            database.key,
+            database.path,
+            images,
+            self.config.patch_size,
+            self.config.train_patch_num if istrain else self.config.test_patch_num,
+            self.config.batch_size if istrain else self.config.test_batch_size,
+            istrain,
+            seed=self.config.seed,
+            round_index=self.round_index,
+            device=self.device,
+            num_workers=self.config.num_workers,
+            opened=database,
         )
 
     def train(self, save: Callable[[dict[str, Any]], None] | None = None) -> tuple[float, float]:
@@ -141,23 +135,16 @@ class HyperIQASolver:
         print(''.join(title.rjust(width) for title, width, _, _ in self.columns), flush=True)
         for row in self.history:
             self.print_row(row)
-        for epoch in range(len(self.history), self.epochs):
-            best_epoch = self.best['epoch'] if self.best else 0
-            if self.patience and epoch - best_epoch >= self.patience:
-                say(
-                    f'{self.patience} epochs without a better {self.selected_on}, so this round stops here; '
-                    f'{f"epoch {best_epoch} was best" if self.best else "no epoch had one"}'
-                )
+        for epoch in range(len(self.history), self.config.epochs):
+            if self.out_of_patience(epoch):
                 break
-            row = self.run_epoch(epoch)
+            row, test_scores = self.run_epoch(epoch)
             if not math.isfinite(row['train_loss']):
-                say(
-                    f'epoch {epoch + 1}: the training loss is {row["train_loss"]}, so this round stops here; '
-                    f'a lower --lr may help'
-                )
+                loss = row['train_loss']
+                say(f'epoch {epoch + 1}: the training loss is {loss}, so this round stops here; a lower --lr may help')
                 break
             if self.is_best(row):
-                self.best = {**row, 'scores': torch.from_numpy(self.test_scores)}
+                self.best = {**row, 'scores': torch.from_numpy(test_scores)}
             self.history.append(row)
             self.print_row(row)
             self.set_learning_rates(*learning_rates(epoch, self.lr, self.lrratio))
@@ -165,19 +152,28 @@ class HyperIQASolver:
                 save(self.state_dict())
         return (self.best['test_srcc'], self.best['test_plcc']) if self.best else (math.nan, math.nan)
 
-    def run_epoch(self, epoch: int) -> dict[str, float]:
-        """Train and test the 0-based `epoch`; its row of the history."""
+    def out_of_patience(self, epoch: int) -> bool:
+        """Whether `config.patience` epochs before the 0-based `epoch` brought no better one; says so."""
+        best_epoch = self.best['epoch'] if self.best else 0
+        if not self.config.patience or epoch - best_epoch < self.config.patience:
+            return False
+        which = f'epoch {best_epoch} was best' if self.best else 'no epoch had one'
+        say(f'{self.config.patience} epochs without a better {self.selected_on}, so this round stops here; {which}')
+        return True
+
+    def run_epoch(self, epoch: int) -> tuple[dict[str, float], np.ndarray]:
+        """Train and test the 0-based `epoch`: its row of the history, and the test images' scores (images,)."""
         started = time.monotonic()
         hypernet_lr, backbone_lr = (group['lr'] for group in self.solver.param_groups)
         train_loss, train_srcc = self.train_epoch(epoch)
         row = {'epoch': epoch + 1, 'train_loss': train_loss, 'train_srcc': train_srcc}
-        self.test_scores = self.predict(self.test_data)
-        row['test_srcc'] = srcc(self.test_scores, self.test_data.scores)
-        row['test_plcc'] = plcc(self.test_scores, self.test_data.scores)
+        test_scores = self.predict(self.test_data)
+        row['test_srcc'] = srcc(test_scores, self.test_data.scores)
+        row['test_plcc'] = plcc(test_scores, self.test_data.scores)
         row |= {'hypernet_lr': hypernet_lr, 'backbone_lr': backbone_lr}
         if self.val_data is not None:
             row['val_srcc'], row['val_plcc'] = self.test(self.val_data)
-        return row | {'seconds': round(time.monotonic() - started, 3)}
+        return row | {'seconds': round(time.monotonic() - started, 3)}, test_scores
 
     def is_best(self, row: dict[str, float]) -> bool:
         if self.selected_on is None:
@@ -224,7 +220,7 @@ class HyperIQASolver:
         self.model_hyper.train()
         self.train_data.set_epoch(epoch)
         predicted = torch.zeros(len(self.train_data.patches.image), device=self.device)
-        for (rows, count), (patches, scores) in self.progress(self.train_data, f'epoch {epoch + 1}'):
+        for rows, count, patches, scores in self.progress(self.train_data, f'epoch {epoch + 1}'):
             predicted[rows] = self.train_step(patches, scores, count)
         predicted = distributed.sum_over_ranks(predicted).cpu()
         subjective = torch.from_numpy(self.train_data.patch_scores)
@@ -247,34 +243,36 @@ class HyperIQASolver:
         self.solver.step()
         return low + (high - low) * output.detach()
 
-    def test(self, data: PatchLoader) -> tuple[float, float]:
-        """(SRCC, PLCC) of the mean score of each image of `data`, a `PatchLoader` with `istrain` false."""
+    def test(self, data: DataLoader) -> tuple[float, float]:
+        """(SRCC, PLCC) of the mean score of each image of `data`, a `DataLoader` with `istrain` false."""
         predicted = self.predict(data)
         return srcc(predicted, data.scores), plcc(predicted, data.scores)
 
-    def predict(self, data: PatchLoader) -> np.ndarray:
+    def predict(self, data: DataLoader) -> np.ndarray:
         """The mean score over its patches of each image of `data`, in the labels' unit: a float64 array (images,)."""
         low, high = self.score_range
         self.model_hyper.eval()
         distributed.copy_buffers(self.model_hyper)
         predicted = torch.zeros(len(data.patches.image), device=self.device)
         with torch.inference_mode():
-            for (rows, _), (patches, _) in self.progress(data, 'test'):
+            for rows, _, patches, _ in self.progress(data, 'test'):
                 if len(patches):
                     predicted[rows] = self.forward(self.model_hyper, patches)
         predicted = distributed.sum_over_ranks(predicted).cpu().double().view(-1, data.patch_num).mean(1)
         return (low + (high - low) * predicted).numpy()
 
     def forward(self, model: torch.nn.Module, patches: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
             return models.predict_scores(model, patches)
 
     def set_learning_rates(self, hypernet_lr: float, backbone_lr: float) -> None:
+        # Repair 1: both rates are set, the backbone's too, which the original left at its first value for the whole run;
+        # in place, so that Adam and its moments stay.
         self.solver.param_groups[0]['lr'] = hypernet_lr
         self.solver.param_groups[1]['lr'] = backbone_lr
 
-    def progress(self, data: PatchLoader, title: str) -> Iterator[tuple[tuple[slice, int], tuple[torch.Tensor, torch.Tensor]]]:
-        """Yields ((rows of this rank's patches, size of the whole batch), (patches, scores)) for each batch of `data`.
+    def progress(self, data: DataLoader, title: str) -> Iterator[tuple[slice, int, torch.Tensor, torch.Tensor]]:
+        """Yields (rows of this rank's patches, size of the whole batch, patches, scores) for each batch of `data`.
 
         A progress bar on stderr, if that is a terminal, shows images/s and the share of the time that data was waited for.
         """
@@ -285,38 +283,12 @@ class HyperIQASolver:
         ) as bar:
             for rows, count in data.batches:
                 asked = time.monotonic()
-                batch = next(batches)
+                patches, scores = next(batches)
                 waited += time.monotonic() - asked
                 self.data_wait = waited / (time.monotonic() - started)
                 bar.set_postfix_str(f'data wait {self.data_wait:.0%}', refresh=False)
-                yield (rows, count), batch
+                yield rows, count, patches, scores
                 bar.update(count)
-
-
-def patch_loader(
-    config: Namespace | SimpleNamespace,
-    dataset: str,
-    path: Path | str,
-    idx: Iterable[int],
-    istrain: bool,
-    round_index: int,
-    opened: OpenDatabase,
-) -> PatchLoader:
-    """The patches of the units `idx` of a database, as many and in such batches as the options `config` say."""
-    return DataLoader(
-        dataset,
-        path,
-        idx,
-        config.patch_size,
-        config.train_patch_num if istrain else config.test_patch_num,
-        config.batch_size if istrain else config.test_batch_size,
-        istrain,
-        seed=config.seed,
-        round_index=round_index,
-        device=config.device,
-        num_workers=config.num_workers,
-        opened=opened,
-    ).get_data()
 
 
 def is_better(value: float, best: float) -> bool:

@@ -7,7 +7,7 @@ the frames, made ahead in threads; float, flip and normalisation happen on the d
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -15,106 +15,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import folders
+from folders import OpenDatabase
 from models import PATCH_SIZE, patch_size_reason
 from util import distributed
 from util.errors import InputError
-from util.frames import CachedFrames, DirectFrames, open_frames
-from util.labels import Sample
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BATCHES_AHEAD = 4
 TRAIN_STREAM, TEST_STREAM = 0, 1
-
-
-class OpenDatabase(NamedTuple):
-    """A database that is ready for training.
-
-    Attributes:
-        samples: its `Sample`s.
-        units: positions of the samples of each unit that a split draws (see `folders.split_units`).
-        frames: the images of `samples` (see `frames.py`).
-    """
-
-    samples: list[Sample]
-    units: list[list[int]]
-    frames: DirectFrames | CachedFrames
-
-    def positions(self, units: Iterable[int]) -> list[int]:
-        """Positions of the samples of `units`, in their order."""
-        return [k for unit in units for k in self.units[unit]]
-
-
-def open_database(
-    dataset: str, path: Path | str, cache: Path | str | None = None, resize: Sequence[int] | None = None
-) -> OpenDatabase:
-    """Read a database's labels and open its images.
-
-    Args:
-        dataset, path: as in `DataLoader`.
-        cache: as in `frames.open_frames`.
-        resize: (height, width) instead of the database's own.
-    """
-    samples = folders.read_samples(dataset, path)
-    key = folders.database_key(dataset)
-    database = folders.DATABASES[key]
-    frames = open_frames(
-        [sample.path for sample in samples], path, key, PATCH_SIZE, resize or database.resize, database.exif_rotation, cache
-    )
-    return OpenDatabase(samples, folders.split_units(dataset, samples), frames)
-
-
-class DataLoader:
-    """Patches of a part of a database; `get_data()` gives the iterable of batches.
-
-    Args:
-        dataset: a key of `folders.DATABASES`, or an alias.
-        path: the database's folder.
-        img_indx: positions of the wanted units (see `folders.split_units`): images, or references for LIVE, CSIQ,
-            TID2013 and the demo.
-        patch_size: 224.
-        patch_num: random patches an image and epoch.
-        batch_size: patches a batch; the last batch may be smaller.
-        istrain: shuffle, flip half of the patches, and draw new ones for each epoch. Otherwise the patches come image
-            by image, unflipped, and are the same in every epoch.
-        seed, round_index: what the drawn patches depend on, with the epoch when training.
-        device: where the batches are delivered.
-        num_workers: threads that gather the crops; 0 does it in the calling thread.
-        opened: the database, if `open_database` has been called already.
-
-    Raises:
-        InputError: the database cannot be read, an image is smaller than a patch, or `patch_size` is not 224.
-    """
-
-    def __init__(
-        self,
-        dataset: str,
-        path: Path | str,
-        img_indx: Iterable[int],
-        patch_size: int,
-        patch_num: int,
-        batch_size: int = 1,
-        istrain: bool = True,
-        *,
-        seed: int = 0,
-        round_index: int = 0,
-        device: torch.device | str = 'cpu',
-        num_workers: int = 2,
-        opened: OpenDatabase | None = None,
-    ) -> None:
-        if patch_size != PATCH_SIZE:
-            raise InputError(patch_size_reason(patch_size))
-        opened = opened or open_database(dataset, path)
-        positions = opened.positions(img_indx)
-        scores = [opened.samples[k].score for k in positions]
-        self.loader = PatchLoader(
-            opened.frames.part(positions), scores, patch_num, batch_size, istrain, (seed, round_index), device, num_workers
-        )
-
-    def get_data(self) -> 'PatchLoader':
-        """The `PatchLoader`: an iterable of (patches, scores)."""
-        return self.loader
 
 
 class Patches(NamedTuple):
@@ -145,39 +54,66 @@ def draw_patches(seed: tuple[int, ...] | np.ndarray, sizes: np.ndarray, patch_nu
     return Patches(image, top, left, flip)
 
 
-class PatchLoader:
+class DataLoader:
     """An iterable of (patches, scores): float32 (B, 3, 224, 224), channels last and normalised, and float32 (B,).
 
     Before an epoch of training call `set_epoch`, as with torch's `DistributedSampler`; without it every pass draws the
     same patches.
 
     Args:
-        frames: has `sizes` and gives (height, width, 3) uint8 images by position.
-        scores: one for each frame.
-        seed: what every seed of `draw_patches` starts with; see `DataLoader` for the rest.
+        dataset, path: a key of `folders.DATABASES`, or an alias, and the database's folder.
+        img_indx: positions of the wanted units (see `folders.OpenDatabase`): images, or references for LIVE, CSIQ,
+            TID2013, KADID-10k and the demo. With `opened` they are positions of images.
+        patch_size: 224.
+        patch_num: random patches an image and epoch.
+        batch_size: patches a batch; the last batch may be smaller.
+        istrain: shuffle, flip half of the patches, and draw new ones for each epoch. Otherwise the patches come image
+            by image, unflipped, and are the same in every epoch.
+        seed, round_index: what the drawn patches depend on, with the epoch when training.
+        device: where the batches are delivered.
+        num_workers: threads that gather the crops; 0 does it in the calling thread.
+        opened: the database with its frames, if they are open already.
+
+    Raises:
+        InputError: the database cannot be read, an image is smaller than a patch, or `patch_size` is not 224.
     """
 
     def __init__(
         self,
-        frames: DirectFrames | CachedFrames,
-        scores: Sequence[float],
+        dataset: str,
+        path: Path | str,
+        img_indx: Iterable[int],
+        patch_size: int,
         patch_num: int,
-        batch_size: int,
-        istrain: bool,
-        seed: tuple[int, ...],
-        device: torch.device | str,
-        num_workers: int,
+        batch_size: int = 1,
+        istrain: bool = True,
+        *,
+        seed: int = 0,
+        round_index: int = 0,
+        device: torch.device | str = 'cpu',
+        num_workers: int = 2,
+        opened: OpenDatabase | None = None,
     ) -> None:
-        self.frames = frames
-        self.scores = np.asarray(scores, np.float64)
+        if patch_size != PATCH_SIZE:
+            raise InputError(patch_size_reason(patch_size))
+        if opened is None:
+            opened = OpenDatabase(dataset, path).open_frames(patch_size)
+            img_indx = opened.images(img_indx)
+        images = list(img_indx)
+        self.frames = opened.frames.part(images)
+        self.scores = np.array([opened.samples[k].score for k in images], np.float64)
         self.patch_num = patch_num
         self.batch_size = batch_size
         self.istrain = istrain
-        self.seed = seed
+        self.seed = seed, round_index
         self.device = torch.device(device)
         self.num_workers = num_workers
         self.spare_buffers: list[torch.Tensor] = []
         self.set_epoch(0)
+
+    def get_data(self) -> 'DataLoader':
+        """Itself: the original's callers ask for the iterable in this way."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the patches of 0-based `epoch`."""

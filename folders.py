@@ -1,23 +1,23 @@
 """Image quality databases: their labels, their images, and the unit that a split must not cut through.
 
-`DATABASES` holds everything that differs between them. `read_samples` turns a database on disk into a list of
-`Sample`s; the `*Folder` classes wrap the same list as plain `torch.utils.data.Dataset`s.
+`DATABASES` holds everything that differs between them; `OpenDatabase` is one of them on disk; the `*Folder` classes are the
+original's datasets.
 """
 
 import csv
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch.utils.data import Dataset
 
 from util import demo_database
+from util.distributed import say
 from util.errors import InputError
-from util.frames import load_image
+from util.frames import CachedFrames, DirectFrames, folder_of, load_image, open_frames
 from util.labels import Labels, Sample, listing, read_text
 
 
@@ -390,51 +390,84 @@ def read_samples(dataset: str, path: Path | str) -> list[Sample]:
     return labels.samples
 
 
-def split_units(dataset: str, samples: list[Sample]) -> list[list[int]]:
-    """What a split draws from: for each unit, the positions of its samples.
+class OpenDatabase:
+    """A database whose labels are read; `open_frames` opens its images too.
 
-    A unit is a content, in the order of their names, for the databases that are split by content, and an image,
-    in the order of `samples`, for the others.
+    Args:
+        dataset, path: as in `read_samples`.
+        resize: (height, width) that every image is resized to, instead of the database's own.
+
+    Attributes:
+        key: its name in `DATABASES`, and `entry` what stands there.
+        samples: its `Sample`s, in the order of the label file.
+        units: what a split draws from: for each unit, the positions of its samples. A unit is a content, in the order
+            of their names, for the databases that are split by content, and an image for the others.
+        frames: its images (see `util/frames.py`), once they are open.
+
+    Raises:
+        InputError: as `read_samples`.
     """
-    if not DATABASES[database_key(dataset)].by_content:
-        return single_images(samples)
+
+    frames: DirectFrames | CachedFrames
+
+    def __init__(self, dataset: str, path: Path | str, resize: Sequence[int] | None = None) -> None:
+        self.key = database_key(dataset)
+        self.entry = DATABASES[self.key]
+        self.path = path
+        self.resize = resize or self.entry.resize
+        self.samples = read_samples(self.key, path)
+        self.units = split_units(self.key, self.samples)
+
+    def open_frames(self, smallest: int, cache: Path | str | None = None) -> 'OpenDatabase':
+        """Make the images ready, decoding them into the cache if need be (see `util.frames.open_frames`); returns itself."""
+        paths = [sample.path for sample in self.samples]
+        self.frames = open_frames(paths, self.path, self.key, smallest, self.resize, self.entry.exif_rotation, cache)
+        return self
+
+    def images(self, units: Iterable[int]) -> list[int]:
+        """Positions of the samples of `units`, in their order."""
+        return [k for unit in units for k in self.units[unit]]
+
+    def names(self, positions: Iterable[int]) -> list[str]:
+        """The samples' names in the files of a run: their paths below the database's folder, the same on every machine."""
+        start = folder_of(self.path)
+        return [Path(os.path.relpath(self.samples[k].path, start)).as_posix() for k in positions]
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher score means a better image; the header of the file tells it for `csv`."""
+        if self.key == 'csv':
+            _, columns = csv_columns(self.path)
+            return columns['score'].strip().lower() != 'dmos'
+        return self.entry.higher_is_better
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """(low, high) of the scores: nominal, or of the samples for `csv`."""
+        if self.entry.score_range:
+            return self.entry.score_range
+        scores = [sample.score for sample in self.samples]
+        if min(scores) == max(scores):
+            raise InputError(f'{self.entry.title}: all {len(scores)} scores are {scores[0]:g}; give scores that differ')
+        return min(scores), max(scores)
+
+    def warn_of_count(self) -> None:
+        """Say on stderr if the labels list more or fewer images than the complete database has."""
+        if self.entry.images not in (None, len(self.samples)):
+            say(
+                f'warning: {self.entry.title} has {self.entry.images} images; '
+                f'{len(self.samples)} are listed in the labels of this copy'
+            )
+
+
+def split_units(key: str, samples: list[Sample]) -> list[list[int]]:
+    """The `OpenDatabase.units` of `samples`."""
+    if not DATABASES[key].by_content:
+        return [[k] for k in range(len(samples))]
     units: dict[str, list[int]] = {content: [] for content in sorted({sample.content for sample in samples})}
     for k, sample in enumerate(samples):
         units[sample.content].append(k)
     return list(units.values())
-
-
-def single_images(samples: list[Sample]) -> list[list[int]]:
-    """Units, as those of `split_units`, of one image each."""
-    return [[k] for k in range(len(samples))]
-
-
-def higher_is_better(dataset: str, path: Path | str) -> bool:
-    """Whether a higher score means a better image; the header of the CSV file `path` tells it for `csv`."""
-    key = database_key(dataset)
-    if key == 'csv':
-        _, columns = csv_columns(path)
-        return columns['score'].strip().lower() != 'dmos'
-    return DATABASES[key].higher_is_better
-
-
-def score_range(dataset: str, samples: list[Sample]) -> tuple[float, float]:
-    """(low, high) of the database's scores: nominal, or of `samples` for `csv`."""
-    database = DATABASES[database_key(dataset)]
-    if database.score_range:
-        return database.score_range
-    low, high = min(sample.score for sample in samples), max(sample.score for sample in samples)
-    if low == high:
-        raise InputError(f'{database.title}: all {len(samples)} scores are {low:g}; give scores that differ')
-    return low, high
-
-
-def count_warning(dataset: str, samples: list[Sample]) -> str | None:
-    """What to tell the user if `samples` are more or fewer than the complete database has, or None."""
-    database = DATABASES[database_key(dataset)]
-    if database.images in (None, len(samples)):
-        return None
-    return f'{database.title} has {database.images} images; {len(samples)} are listed in the labels of this copy'
 
 
 def dataset_table() -> str:
@@ -465,12 +498,14 @@ def dataset_table() -> str:
     return '\n'.join(lines)
 
 
-class DatabaseFolder(Dataset):
-    """A database as a plain dataset of (transformed image, score), each image `patch_num` times in a row.
+class DatabaseFolder:
+    """A database as a map-style dataset, as torch's DataLoader takes it, of (transformed image, score).
+
+    Each image comes `patch_num` times in a row.
 
     Args:
         root: the database's folder.
-        index: positions of the wanted units (see `split_units`): images, or references where the split is by content.
+        index: positions of the wanted units (see `OpenDatabase`): images, or references where the split is by content.
         transform: turns a `PIL.Image` into what the dataset gives.
         patch_num: how many patches an epoch takes from each image.
     """
@@ -478,9 +513,9 @@ class DatabaseFolder(Dataset):
     dataset: str
 
     def __init__(self, root: Path | str, index: Iterable[int], transform: Callable[[Image.Image], Any], patch_num: int) -> None:
-        samples = read_samples(self.dataset, root)
-        units = split_units(self.dataset, samples)
-        self.samples = [(samples[k].path, samples[k].score) for unit in index for k in units[unit] for _ in range(patch_num)]
+        database = OpenDatabase(self.dataset, root)
+        images = [database.samples[k] for k in database.images(index)]
+        self.samples = [(sample.path, sample.score) for sample in images for _ in range(patch_num)]
         self.transform = transform
 
     def __getitem__(self, index: int) -> tuple[Any, float]:

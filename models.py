@@ -104,15 +104,22 @@ class HyperNet(nn.Module):
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
 
-        generators: dict[str, nn.Conv2d | nn.Linear] = {}
-        for k, (f_in, f_out) in enumerate(zip(self.sizes, self.sizes[1:]), start=1):
-            generators[f'fc{k}w_conv'] = nn.Conv2d(hyper_in_channels, f_in * f_out // feature_size**2, 3, padding=1)
-            generators[f'fc{k}b_fc'] = nn.Linear(hyper_in_channels, f_out)
-        generators['fc5w_fc'] = nn.Linear(hyper_in_channels, target_fc4_size)
-        generators['fc5b_fc'] = nn.Linear(hyper_in_channels, 1)
-        for name, layer in generators.items():
-            nn.init.kaiming_normal_(layer.weight)
-            self.add_module(name, layer)
+        def weights_of(f_in: int, f_out: int) -> nn.Conv2d:
+            return nn.Conv2d(hyper_in_channels, f_in * f_out // feature_size**2, 3, padding=1)
+
+        self.fc1w_conv = weights_of(target_in_size, target_fc1_size)
+        self.fc1b_fc = nn.Linear(hyper_in_channels, target_fc1_size)
+        self.fc2w_conv = weights_of(target_fc1_size, target_fc2_size)
+        self.fc2b_fc = nn.Linear(hyper_in_channels, target_fc2_size)
+        self.fc3w_conv = weights_of(target_fc2_size, target_fc3_size)
+        self.fc3b_fc = nn.Linear(hyper_in_channels, target_fc3_size)
+        self.fc4w_conv = weights_of(target_fc3_size, target_fc4_size)
+        self.fc4b_fc = nn.Linear(hyper_in_channels, target_fc4_size)
+        self.fc5w_fc = nn.Linear(hyper_in_channels, target_fc4_size)
+        self.fc5b_fc = nn.Linear(hyper_in_channels, 1)
+        for name, layer in self.named_children():
+            if name.startswith('fc'):
+                nn.init.kaiming_normal_(cast(torch.Tensor, layer.weight))
 
     def forward(self, img: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, 224, 224) ImageNet-normalised patches -> the target network's parameters, one set an image.
@@ -130,12 +137,18 @@ class HyperNet(nn.Module):
         paras = {'target_in_vec': features['target_in_vec'].view(-1, self.target_in_size, 1, 1)}
         hyper_feat = self.conv1(features['hyper_in_feat'])
         pooled = self.pool(hyper_feat).flatten(1)
-        for k, (f_in, f_out) in enumerate(zip(self.sizes, self.sizes[1:]), start=1):
-            weight = self.get_submodule(f'fc{k}w_conv')(hyper_feat)
-            paras[f'target_fc{k}w'] = weight.reshape(-1, f_out, f_in, 1, 1)
-            paras[f'target_fc{k}b'] = self.get_submodule(f'fc{k}b_fc')(pooled)
-        paras['target_fc5w'] = self.get_submodule('fc5w_fc')(pooled).view(-1, 1, self.sizes[-1], 1, 1)
-        paras['target_fc5b'] = self.get_submodule('fc5b_fc')(pooled)
+        generators = (
+            (self.fc1w_conv, self.fc1b_fc),
+            (self.fc2w_conv, self.fc2b_fc),
+            (self.fc3w_conv, self.fc3b_fc),
+            (self.fc4w_conv, self.fc4b_fc),
+        )
+        for k, (weight, bias) in enumerate(generators, start=1):
+            f_in, f_out = self.sizes[k - 1 : k + 1]
+            paras[f'target_fc{k}w'] = weight(hyper_feat).reshape(-1, f_out, f_in, 1, 1)
+            paras[f'target_fc{k}b'] = bias(pooled)
+        paras['target_fc5w'] = self.fc5w_fc(pooled).view(-1, 1, self.sizes[-1], 1, 1)
+        paras['target_fc5b'] = self.fc5b_fc(pooled)
         return paras
 
 

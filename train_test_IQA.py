@@ -12,24 +12,18 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import folders
-from data_loader import OpenDatabase, open_database
-from HyerIQASolver import HyperIQASolver, patch_loader
-from models import PATCH_SIZE
-from util import check_database, checkpoints, distributed, run_folder
+from folders import OpenDatabase
+from util import distributed, run_folder
 from util.distributed import say
 from util.errors import InputError
-from util.files import read_json
-from util.frames import folder_of
-from util.labels import Sample
-from util.metrics import all_metrics
 from util.options import parse_options
+from util.splits import Split, draw_splits, read_split
 
-TRAIN_SHARE = 0.8
+if TYPE_CHECKING:
+    from HyerIQASolver import HyperIQASolver  # imported for real by the functions that train: torch takes seconds to import
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,7 +31,18 @@ def main(argv: list[str] | None = None) -> None:
     if distributed.rank() > 0:
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115, until the process ends
     try:
-        act(parse_options(argv))
+        config = parse_options(argv)
+        if config.list_datasets:
+            print(folders.dataset_table())
+        elif config.summarize:
+            print_medians(run_folder.summarise(config.summarize))
+        elif config.check:
+            check(config)
+        else:
+            distributed.start(config.device)
+            describe(config)
+            evaluate(config) if config.evaluate else run(config)
+            distributed.stop()
     except InputError as error:
         print(f'error: {error}', file=sys.stderr, flush=True)
         sys.exit(2)
@@ -51,50 +56,38 @@ def terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt(128 + signal_number)
 
 
-def act(config: argparse.Namespace) -> None:
-    """Do what the options ask for."""
-    if config.list_datasets:
-        print(folders.dataset_table())
-    elif config.summarize:
-        print_medians(run_folder.summarise(config.summarize))
-    elif config.check:
-        check(config)
-    else:
-        distributed.start(config.device)
-        describe(config)
-        evaluate(config) if config.evaluate else run(config)
-        distributed.stop()
-
-
 def run(config: argparse.Namespace) -> None:
-    """Train and test the rounds into the run folder and print their medians."""
-    opened = open_database(config.dataset, config.data_root, config.cache, config.resize)
-    warn_of_count(config.dataset, opened.samples)
-    units, splits = draw_splits(config, opened.samples)
-    opened = opened._replace(units=units)
-    others = {name: open_database(name, path, config.cache) for name, path in config.test_on or []}
+    """Train and test the rounds into the run folder and print their medians.
+
+    Whatever can be known without decoding an image is checked before the first one is decoded.
+    """
+    database = OpenDatabase(config.dataset, config.data_root, config.resize)
+    database.warn_of_count()
+    others = {name: OpenDatabase(name, path) for name, path in config.test_on or []}
+    splits = draw_splits(config, database)
+    parts = [names_of(split, database) for split in splits]
+    facts = model_facts(config, database)
+    run_folder.check_run(config, facts, parts)
+    check_weights(config.weights)
+    for opened in (database, *others.values()):
+        opened.open_frames(config.patch_size, config.cache)
     if distributed.rank() == 0:
-        run_folder.open_run(config, model_facts(config, opened.samples))
+        run_folder.open_run(config, facts, parts)
     distributed.wait()
-    for round_number in config.rounds or range(1, config.train_test_num + 1):
-        train_round(config, round_number - 1, splits[round_number - 1], opened, others)
+    for number in config.rounds or range(1, config.train_test_num + 1):
+        train_round(config, number - 1, splits[number - 1], database, others)
     if distributed.rank() == 0:
         print_medians(run_folder.summarise(config.output))
 
 
 def train_round(
-    config: argparse.Namespace,
-    round_index: int,
-    split: dict[str, list[int]],
-    opened: OpenDatabase,
-    others: dict[str, OpenDatabase],
+    config: argparse.Namespace, round_index: int, split: Split, database: OpenDatabase, others: dict[str, OpenDatabase]
 ) -> None:
     """Train and test one round, or what is left of it, and write its results."""
-    names = {
-        part: [name_of(opened.samples[k], config.data_root) for k in opened.positions(units)]
-        for part, units in split.items()
-        if units
-    }
+    from HyerIQASolver import HyperIQASolver
+    from util import checkpoints
+
+    names = names_of(split, database)
     folder = run_folder.RoundFolder(config.output, round_index, names)
     print(f'Round {round_index + 1}', flush=True)
     if not folder.finished:
@@ -105,27 +98,22 @@ def train_round(
             split['test'],
             val_idx=split['val'],
             round_index=round_index,
-            opened=opened,
+            opened=database,
         )
         folder.restore(solver.load_state_dict)
         solver.train(folder.save)
         if solver.best:
             if others:
-                checkpoints.load_weights(solver.model_hyper, str(folder.path / 'best.pth'))
-            polarity = folders.higher_is_better(config.dataset, config.data_root)
-            across = test_on_others(config, solver, others, round_index, polarity)
-            title = f'{folders.DATABASES[config.dataset].title}, round {round_index + 1}, epoch {solver.best["epoch"]}'
-            folder.finish(names.get('test', []), solver.test_data.scores, solver.best['scores'].numpy(), title, across)
+                checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
+            across = test_on_others(solver, others, database.higher_is_better)
+            title = f'{database.entry.title}, round {round_index + 1}, epoch {solver.best["epoch"]}'
+            folder.finish(solver.best, names.get('test', []), solver.test_data.scores, title, across)
     if distributed.rank() == 0:
         print_round(run_folder.summarise(config.output)['rounds'].get(str(round_index + 1)), names)
 
 
 def test_on_others(
-    config: argparse.Namespace,
-    solver: HyperIQASolver,
-    others: dict[str, OpenDatabase],
-    round_index: int,
-    higher_is_better: bool,
+    solver: 'HyperIQASolver', others: dict[str, OpenDatabase], higher_is_better: bool
 ) -> dict[str, dict[str, float]]:
     """Test the solver's network on whole databases.
 
@@ -137,10 +125,12 @@ def test_on_others(
         SRCC, PLCC and KRCC by the database's name. A higher value always means more agreement: where one of the
         two databases has scores that fall with quality, the sign is turned.
     """
-    results, paths = {}, dict(config.test_on or [])
-    for name, opened in others.items():
-        data = patch_loader(config, name, paths[name], range(len(opened.units)), False, round_index, opened)
-        sign = 1 if folders.higher_is_better(name, paths[name]) == higher_is_better else -1
+    from util.metrics import all_metrics
+
+    results = {}
+    for name, database in others.items():
+        data = solver.loader(database, range(len(database.samples)), istrain=False)
+        sign = 1 if database.higher_is_better == higher_is_better else -1
         metrics = all_metrics(solver.predict(data), data.scores)
         results[name] = {metric: sign * metrics[metric] for metric in ('SRCC', 'PLCC', 'KRCC')}
     return results
@@ -148,136 +138,67 @@ def test_on_others(
 
 def evaluate(config: argparse.Namespace) -> None:
     """Repeat the test of the round whose folder holds the checkpoint, or test it on other databases."""
+    from HyerIQASolver import HyperIQASolver
+
     checkpoint = Path(config.evaluate)
     facts = run_folder.read_record(checkpoint.parent.parent / 'config.json')['model']
     round_index = run_folder.round_index_of(checkpoint.parent)
+    check_weights(config.weights)
     if config.test_on:
-        others = {name: open_database(name, path, config.cache) for name, path in config.test_on}
-        name, path = config.test_on[0]
-        solver = HyperIQASolver(config, path, [], [], round_index=round_index, opened=others[name])
+        others = {name: OpenDatabase(name, path) for name, path in config.test_on}
+        for database in others.values():
+            database.open_frames(config.patch_size, config.cache)
+        # a trainer without training data, for its network and its way to predict; its scores are in the training's unit
+        solver = HyperIQASolver(config, config.data_root, [], [], round_index=round_index, opened=next(iter(others.values())))
         solver.score_range = facts['score_range'] or (0, 1)
-        print_across(test_on_others(config, solver, others, round_index, facts['higher_is_better']))
+        print_across(test_on_others(solver, others, facts['higher_is_better']))
         return
-    opened = open_database(config.dataset, config.data_root, config.cache, config.resize)
-    split = read_split(checkpoint.with_name('split.json'), config.data_root, opened.samples)
+    database = OpenDatabase(config.dataset, config.data_root, config.resize)
+    split = read_split(checkpoint.with_name('split.json'), database)
     if not split['test']:
         raise InputError(f'{checkpoint} was trained without a test part; --test_on NAME=DIR tests it on a database')
-    solver = HyperIQASolver(
-        config,
-        config.data_root,
-        [],
-        split['test'],
-        round_index=round_index,
-        opened=opened._replace(units=folders.single_images(opened.samples)),
-    )
+    database.open_frames(config.patch_size, config.cache)
+    solver = HyperIQASolver(config, config.data_root, [], split['test'], round_index=round_index, opened=database)
     test_srcc, test_plcc = solver.test(solver.test_data)
     print(f'test_srcc {test_srcc}\ntest_plcc {test_plcc}')
 
 
+def check_weights(source: str) -> None:
+    """Load the initial weights once for the sake of the errors, before hours of work."""
+    import models
+    from util import checkpoints
+
+    if source != 'none':
+        checkpoints.load_weights(models.hyperiqa(), source)
+
+
 def check(config: argparse.Namespace) -> None:
     """Check the database; exit with 2 if it cannot be trained on."""
-    samples = folders.read_samples(config.dataset, config.data_root)
-    units, splits = draw_splits(config, samples)
-    splits = [{part: [k for unit in split[part] for k in units[unit]] for part in split} for split in splits]
-    database = folders.DATABASES[config.dataset]
-    warn_of_count(config.dataset, samples)
-    if not check_database.check(
-        samples, splits, smallest=PATCH_SIZE, exif_rotation=database.exif_rotation, resize=config.resize or database.resize
-    ):
+    from util import check_database
+
+    database = OpenDatabase(config.dataset, config.data_root, config.resize)
+    splits = draw_splits(config, database)
+    database.warn_of_count()
+    usable = check_database.check(
+        database.samples, splits, smallest=config.patch_size, exif_rotation=database.entry.exif_rotation, resize=database.resize
+    )
+    if not usable:
         sys.exit(2)
 
 
-def model_facts(config: argparse.Namespace, samples: list[Sample]) -> dict[str, Any]:
+def names_of(split: Split, database: OpenDatabase) -> dict[str, list[str]]:
+    """The names of the images of each part that has some."""
+    return {part: database.names(images) for part, images in split.items() if images}
+
+
+def model_facts(config: argparse.Namespace, database: OpenDatabase) -> dict[str, Any]:
     """What an image and a score mean to the network, for config.json: demo.py prepares images and scales scores by it."""
-    database = folders.DATABASES[config.dataset]
     return {
-        'resize': config.resize or database.resize,
-        'exif_rotation': database.exif_rotation,
-        'score_range': folders.score_range(config.dataset, samples) if config.normalize_scores else None,
-        'higher_is_better': folders.higher_is_better(config.dataset, config.data_root),
+        'resize': database.resize,
+        'exif_rotation': database.entry.exif_rotation,
+        'score_range': database.score_range if config.normalize_scores else None,
+        'higher_is_better': database.higher_is_better,
     }
-
-
-def draw_splits(config: argparse.Namespace, samples: list[Sample]) -> tuple[list[list[int]], list[dict[str, list[int]]]]:
-    """What each round trains and tests on.
-
-    Returns:
-        (units, splits): the positions of the samples of each unit; for each round the positions of the units of its
-        `train`, `val` and `test` part. Other splits than the random one name images, so their units are single images.
-    """
-    rounds = range(config.train_test_num)
-    units = folders.split_units(config.dataset, samples)
-    fixed = config.split != 'random' or (config.dataset == 'csv' and any(sample.part for sample in samples))
-    if config.train_on_all:
-        return units, [{'train': list(range(len(units))), 'val': [], 'test': []} for _ in rounds]
-    if not fixed:
-        return units, [draw_split(len(units), config.seed, round_index, config.val_ratio) for round_index in rounds]
-    if config.val_ratio:
-        raise InputError(f'--val_ratio: the sets in {config.data_root} say already which images choose the epoch')
-    if config.split in ('random', 'official'):
-        split = official_split(config.dataset, samples)
-    else:
-        split = read_split(config.split, config.data_root, samples)
-    if not split['train'] or not split['test']:
-        raise InputError(f'--split {config.split}: there must be images to train on and to test on')
-    return folders.single_images(samples), [split for _ in rounds]
-
-
-def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> dict[str, list[int]]:
-    """Draw the parts of a round, the same on every machine.
-
-    Args:
-        units: how many there are to draw from.
-        val_ratio: share of the training units that choose the best epoch instead of being trained on.
-
-    Returns:
-        positions of the `train`, `val` and `test` units.
-    """
-    order = np.random.RandomState((seed, round_index)).permutation(units).tolist()
-    cut = round(TRAIN_SHARE * units)
-    held_out = round(val_ratio * cut)
-    split = {'train': order[held_out:cut], 'val': order[:held_out], 'test': order[cut:]}
-    if not split['train'] or not split['test'] or bool(split['val']) != bool(val_ratio):
-        raise InputError(
-            f'{units} images or contents are too few to split into '
-            f'{"training, validation and test" if val_ratio else "training and test"} parts'
-        )
-    return split
-
-
-def official_split(dataset: str, samples: list[Sample]) -> dict[str, list[int]]:
-    """Positions of the images in each official set."""
-    without = [sample.path for sample in samples if not sample.part]
-    if without:
-        raise InputError(
-            f'--split official: the labels of {folders.DATABASES[dataset].title} put {len(without)} images '
-            f'into no set, the first of them {without[0]}; use --split random'
-        )
-    return {part: [k for k, sample in enumerate(samples) if sample.part == part] for part in ('train', 'val', 'test')}
-
-
-def read_split(path: Path | str, data_root: Path | str, samples: list[Sample]) -> dict[str, list[int]]:
-    """Positions of the images in each part that a split.json names.
-
-    Raises:
-        InputError: it cannot be read, or it names images that the database does not have or names one twice.
-    """
-    content = read_json(path)
-    names = {part: content.get(part, []) for part in ('train', 'val', 'test')}
-    position = {name_of(sample, data_root): k for k, sample in enumerate(samples)}
-    listed = [name for part in names.values() for name in part]
-    unknown = [name for name in listed if name not in position]
-    if unknown:
-        raise InputError(f'{path} names {len(unknown)} images that are not in {data_root}, the first of them {unknown[0]}')
-    if len(set(listed)) < len(listed):
-        twice = next(name for name in listed if listed.count(name) > 1)
-        raise InputError(f'{path} names {twice} twice; an image belongs to one part')
-    return {part: [position[name] for name in names[part]] for part in names}
-
-
-def name_of(sample: Sample, data_root: Path | str) -> str:
-    """A sample's name in the files of a run: its path below the database's folder, the same on every machine."""
-    return Path(os.path.relpath(sample.path, folder_of(data_root))).as_posix()
 
 
 def describe(config: argparse.Namespace) -> None:
@@ -292,12 +213,6 @@ def describe(config: argparse.Namespace) -> None:
     )
     if config.amp and not distributed.has_bfloat16(config.device):
         say('--amp: this CPU has no bfloat16 instructions, so training is many times slower with it than without')
-
-
-def warn_of_count(dataset: str, samples: list[Sample]) -> None:
-    warning = folders.count_warning(dataset, samples)
-    if warning:
-        say(f'warning: {warning}')
 
 
 def print_round(result: dict[str, Any] | None, parts: dict[str, list[str]]) -> None:

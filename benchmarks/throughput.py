@@ -24,10 +24,10 @@ from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import models
-from data_loader import IMAGENET_MEAN, IMAGENET_STD, DataLoader, open_database
+from data_loader import IMAGENET_MEAN, IMAGENET_STD, DataLoader
+from folders import OpenDatabase
 from HyerIQASolver import HyperIQASolver
 from util.distributed import device_name, has_bfloat16, pick_device
-from util.run_folder import versions
 
 IMAGES, PATCHES = 48, 25
 STEPS = 3
@@ -36,7 +36,7 @@ STEPS = 3
 def main():
     options = parse_options()
     print(
-        f'{options.device} ({device_name(options.device)}), torch {versions()["torch"]}, batches of '
+        f'{options.device} ({device_name(options.device)}), torch {torch.__version__}, batches of '
         f'{options.batch_size}, {options.repetitions} repetitions',
         flush=True,
     )
@@ -50,7 +50,7 @@ def main():
 
 def data(root, options):
     """Patches from 1024x768 JPEG files, on one core: decoded for each patch as in the original, and from the cache."""
-    opened = open_database('koniq', root)
+    opened = OpenDatabase('koniq', root).open_frames(224)
     images = len(opened.samples)  # all of them, since a few take too short a time to measure
     loader = DataLoader('koniq', root, range(images), 224, PATCHES, 96, num_workers=0, opened=opened).get_data()
     original = original_patches([sample.path for sample in opened.samples[:IMAGES]])
@@ -66,7 +66,7 @@ def data(root, options):
 
 def growth(root, options):
     """An epoch's batches from the cache for more images and more patches: a ratio of 0.5 is twice the time."""
-    opened = open_database('koniq', root)
+    opened = OpenDatabase('koniq', root).open_frames(224)
 
     def epoch_of(images, patches):
         loader = DataLoader('koniq', root, range(images), 224, patches, 96, num_workers=0, opened=opened).get_data()

@@ -1,16 +1,13 @@
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import databases
 import pytest
 import torch
+from helpers import TINY, command
 
 import train_test_IQA
-
-PROJECT = Path(__file__).parent.parent
 
 
 def pytest_collection_modifyitems(items):
@@ -31,10 +28,6 @@ def make_database(tmp_path):
         return root
 
     return make
-
-
-def command(name, *options):
-    return [sys.executable, str(PROJECT / name), *map(str, options)]
 
 
 @pytest.fixture
@@ -70,13 +63,6 @@ def in_process(tmp_path, monkeypatch, capsys):
 def program(in_process):
     """program(*options) runs train_test_IQA.py in this process."""
     return lambda *options: in_process(train_test_IQA.main, *options)
-
-
-QUICK = (
-    *('--weights', 'none', '--device', 'cpu', '--epochs', 2, '--train_patch_num', 1, '--test_patch_num', 2),
-    *('--batch_size', 4, '--train_test_num', 1),
-)
-TINY = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_test_num', 2)
 
 
 @pytest.fixture(scope='session')

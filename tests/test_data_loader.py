@@ -4,11 +4,12 @@ import databases
 import numpy as np
 import pytest
 import torch
+from helpers import open_database
 from PIL import Image
 from torchvision import transforms
 
 import folders
-from data_loader import BATCHES_AHEAD, DataLoader, draw_patches, open_database
+from data_loader import BATCHES_AHEAD, DataLoader, draw_patches
 from util.errors import InputError
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PROJECT, TINY, command
-from test_run_folder import assert_same_run, wait_until
+from helpers import PROJECT, TINY, assert_same_run, command, wait_until
 
 from util import distributed, files
 
@@ -126,7 +125,7 @@ def test_rounds_side_by_side_give_the_run_of_one_process(tmp_path, finished_run,
 def test_a_round_belongs_to_one_process(tmp_path, finished_run, program):
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
     shutil.copytree(finished_run / 'run', tmp_path / 'run')
-    (tmp_path / 'run' / 'round_02' / 'predictions.csv').unlink()
+    (tmp_path / 'run' / 'round_02' / 'result.json').unlink()
     with files.try_lock(tmp_path / 'run' / 'round_02' / '.lock'):
         done = program(*TINY, '--output', 'run', '--resume', '--rounds', 2)
     assert done.returncode == 2 and 'run/round_02 is being trained by another process' in done.stderr

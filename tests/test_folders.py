@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 import folders
 from util import frames
 from util.errors import InputError
-from util.labels import Sample
 
 
 def read(name, root):
@@ -64,8 +63,7 @@ def test_kadid10k_is_split_by_its_81_references(make_database):
     root = make_database('kadid10k')
     samples = read('kadid10k', root)
     assert samples[1] == ('images/I01_25_01.png', 2.49, 'I01.png')
-    units = folders.split_units('kadid10k', folders.read_samples('kadid10k', root))
-    assert units == [[2 * k, 2 * k + 1] for k in range(81)]
+    assert folders.OpenDatabase('kadid10k', root).units == [[2 * k, 2 * k + 1] for k in range(81)]
 
 
 def test_tid2013_in_mixed_letter_case(make_database):
@@ -324,28 +322,34 @@ def test_no_own_file(tmp_path):
 
 def test_polarity(make_database):
     for name, expected in (('live', False), ('csiq', False), ('kadid10k', True), ('koniq-10k', True)):
-        assert folders.higher_is_better(name, 'unused') is expected
+        root = make_database(name.removesuffix('-10k'))
+        assert folders.OpenDatabase(name, root).higher_is_better is expected
     for header, expected in (('image,DMOS', False), ('image,mos', True), ('dmos ;image', False), ('image,score', True)):
-        root = make_database('own', text=header + '\n')
-        assert folders.higher_is_better('csv', root / 'mine.csv') is expected
+        row = '3;a.png' if ';' in header else 'a.png,3'
+        root = make_database('own', text=f'{header}\n{row}\n')
+        assert folders.OpenDatabase('csv', root / 'mine.csv').higher_is_better is expected
         root.rename(root.with_name(header))
 
 
-def test_score_range():
-    samples = [Sample(f'{score}', score, '') for score in (3.5, -1.0, 7.0)]
-    assert folders.score_range('csv', samples) == (-1, 7)
-    assert folders.score_range('kadid10k', samples) == (1, 5)
+def test_score_range(make_database):
+    root = make_database('own', text='image,score\na.png,3.5\nb.png,-1\ndeep/c.png,7\n')
+    database = folders.OpenDatabase('csv', root / 'mine.csv')
+    assert database.score_range == (-1, 7)
+    assert folders.OpenDatabase('kadid10k', make_database('kadid10k')).score_range == (1, 5)
+    database.samples = database.samples[:1] * 2
     with pytest.raises(InputError, match='all 2 scores are 3.5'):
-        folders.score_range('csv', samples[:1] * 2)
+        _ = database.score_range
 
 
-def test_a_wrong_count_says_what_was_expected(make_database):
-    samples = folders.read_samples('koniq', make_database('koniq'))
-    assert folders.count_warning('KonIQ-10k', samples) == (
-        'KonIQ-10k has 10073 images; 5 are listed in the labels of this copy'
-    )
-    assert folders.count_warning('koniq', samples[:1] * 10073) is None
-    assert folders.count_warning('csv', samples) is None
+def test_a_wrong_count_says_what_was_expected(make_database, capsys):
+    database = folders.OpenDatabase('KonIQ-10k', make_database('koniq'))
+    database.warn_of_count()
+    assert capsys.readouterr().err == ('warning: KonIQ-10k has 10073 images; 5 are listed in the labels of this copy\n')
+    database.samples = database.samples[:1] * 10073
+    database.warn_of_count()
+    root = make_database('own', text='image,score\na.png,3.5\n')
+    folders.OpenDatabase('csv', root / 'mine.csv').warn_of_count()
+    assert capsys.readouterr().err == ''
 
 
 def test_the_table_has_a_row_for_every_database():
@@ -393,7 +397,7 @@ def test_folder_classes_are_plain_datasets(make_database, name, folder):
     root = make_database(name)
     dataset = folder(root, [1, 0], np.asarray, 3)
     samples = folders.read_samples(name, root)
-    units = folders.split_units(name, samples)
+    units = folders.OpenDatabase(name, root).units
     assert len(dataset) == 3 * (len(units[1]) + len(units[0]))
     image, score = dataset[2]
     sample = samples[units[1][0]]

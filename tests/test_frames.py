@@ -10,14 +10,13 @@ from pathlib import Path
 import databases
 import numpy as np
 import pytest
-from conftest import PROJECT
+from helpers import PROJECT, open_database
 
-from data_loader import open_database
 from util.errors import InputError
 
 OPEN = (
-    'import sys; sys.path.insert(0, sys.argv[1]); from data_loader import open_database; '
-    'opened = open_database(*sys.argv[2:4], *sys.argv[4:]); print(type(opened.frames).__name__)'
+    'import sys; sys.path.insert(0, sys.argv[1]); from folders import OpenDatabase; '
+    'opened = OpenDatabase(*sys.argv[2:4]).open_frames(224, *sys.argv[4:]); print(type(opened.frames).__name__)'
 )
 
 

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import databases
 import pytest
 import torch
-from conftest import PROJECT, QUICK
+from helpers import PROJECT, QUICK, best_row, history
 
 import demo
 import folders
-from train_test_IQA import draw_splits, name_of
-from util import files, run_folder
+from util import files
 from util.errors import InputError
 from util.metrics import all_metrics
 from util.options import parse_options
+from util.splits import draw_splits
 
 
 def own_images(root, count=10, score='score', **columns):
@@ -26,10 +26,6 @@ def own_images(root, count=10, score='score', **columns):
         rows.append([f'{k}.png', 10 * (k + 1), *(values[k] for values in columns.values())])
     databases.write_csv(root / 'mine' / 'labels.csv', ['image', score, *columns], rows)
     return root / 'mine' / 'labels.csv'
-
-
-def names_of(split, units, samples, root):
-    return {part: [name_of(samples[k], root) for unit in split[part] for k in units[unit]] for part in split}
 
 
 def split_config(dataset, root, **options):
@@ -49,19 +45,22 @@ def split_config(dataset, root, **options):
 
 def drawn(dataset, root, **options):
     """Names of the images in each part, for each round."""
-    samples = folders.read_samples(dataset, root)
-    units, splits = draw_splits(split_config(dataset, root, **options), samples)
-    return [names_of(split, units, samples, root) for split in splits]
+    database = folders.OpenDatabase(dataset, root)
+    splits = draw_splits(split_config(dataset, root, **options), database)
+    return [{part: database.names(split[part]) for part in split} for split in splits]
 
 
 def test_the_official_split_is_that_of_the_labels(make_database):
     root = make_database('koniq_sets')
-    samples = folders.read_samples('koniq', root)
+    database = folders.OpenDatabase('koniq', root)
     first, second = drawn('koniq', root, split='official')
     assert (
         first
         == second
-        == {part: [name_of(sample, root) for sample in samples if sample.part == part] for part in ('train', 'val', 'test')}
+        == {
+            part: database.names(k for k, sample in enumerate(database.samples) if sample.part == part)
+            for part in ('train', 'val', 'test')
+        }
     )
     assert first['train'] and first['val'] and first['test']
     with pytest.raises(InputError, match='--split official: the labels of LIVE Challenge put 6 images into no set'):
@@ -131,7 +130,7 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(pr
     )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / 'run' / 'round_01'
-    row = run_folder.best_row(files.read_table(folder / 'history.csv'))
+    row = best_row(history(tmp_path / 'run'))
     assert float(row['train_loss']) > 1  # in the unit of the labels, 10 ... 100
     record = json.loads((tmp_path / 'run' / 'config.json').read_text())['model']
     assert record == {'resize': [240, 250], 'exif_rotation': True, 'score_range': [10, 100], 'higher_is_better': False}

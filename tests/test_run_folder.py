@@ -9,13 +9,12 @@ import pickle
 import shutil
 import signal
 import subprocess
-import time
 
 import databases
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, command
+from helpers import TINY, assert_same_run, best_row, command, history, wait_until
 from PIL import Image
 
 import demo
@@ -23,36 +22,6 @@ import train_test_IQA
 from util import files, run_folder
 from util.errors import InputError
 from util.metrics import all_metrics, plcc, srcc
-
-
-def history(run, round_number=1):
-    return files.read_table(run / f'round_{round_number:02d}' / 'history.csv')
-
-
-def tensors(path):
-    """Every tensor in a checkpoint by its place, as bytes."""
-
-    def walk(content, place):
-        if isinstance(content, torch.Tensor):
-            yield place, content.contiguous().numpy().tobytes()
-        elif isinstance(content, (dict, list)):
-            for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-                yield from walk(value, (*place, key))
-
-    return dict(walk(torch.load(path, weights_only=True), ()))
-
-
-def assert_same_run(run, reference):
-    for round_number in (1, 2):
-        strip = [[{**row, 'seconds': ''} for row in history(folder, round_number)] for folder in (run, reference)]
-        assert strip[0] == strip[1] and len(strip[0]) == 2
-        for name in ('best.pth', 'last.pth'):
-            path = f'round_{round_number:02d}/{name}'
-            assert tensors(run / path) == tensors(reference / path)
-        for name in ('split.json', 'predictions.csv'):
-            path = f'round_{round_number:02d}/{name}'
-            assert (run / path).read_bytes() == (reference / path).read_bytes()
-    assert (run / 'results.json').read_bytes() == (reference / 'results.json').read_bytes()
 
 
 @pytest.fixture
@@ -70,13 +39,6 @@ def start(folder, *options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-
-
-def wait_until(condition, process):
-    """Look so often that what is waited for, the write of a checkpoint at the shortest, is still going on when this returns."""
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.002)
 
 
 def kill_when(condition, folder, *options):
@@ -103,7 +65,7 @@ def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finish
     assert not (first / 'last.pth').exists() and writing(first, 'last.pth')
     kill_when(lambda: writing(first, 'best.pth'), workplace, *in_thread)  # last.pth kept, what follows from it not
     kill_when(lambda: epochs(first) == 1 and writing(first, 'last.pth'), workplace)
-    kill_when(lambda: (first / 'predictions.csv').exists(), workplace, *direct)  # between rounds
+    kill_when(lambda: (first / 'result.json').exists(), workplace, *direct)  # between rounds
     kill_when(lambda: epochs(second) == 1, workplace, *direct, *in_thread)
     done = start(workplace, '--resume')
     printed, errors = done.communicate()
@@ -131,8 +93,8 @@ def copied_run(workplace, finished_run):
     """A copy of the finished run from which the end of round 2 is missing, so that a resume has something to do."""
     run = workplace / 'run'
     shutil.copytree(finished_run / 'run', run)
-    best_is_last = run_folder.best_row(history(run, 2)) == history(run, 2)[-1]
-    for name in ('predictions.csv', 'history.csv', *['best.pth'] * best_is_last):
+    best_is_last = best_row(history(run, 2)) == history(run, 2)[-1]
+    for name in ('result.json', 'predictions.csv', 'history.csv', *['best.pth'] * best_is_last):
         (run / 'round_02' / name).unlink()
     run_folder.summarise(run)
     return run
@@ -266,6 +228,7 @@ def test_the_files_of_a_finished_run(finished_run):
                 'history.csv',
                 'last.pth',
                 'predictions.csv',
+                'result.json',
                 'scatter.png',
                 'split.json',
             )
@@ -296,7 +259,7 @@ def test_results_follow_from_the_predictions_of_the_best_epoch(finished_run):
     for k in (1, 2):
         rows = files.read_table(run / f'round_0{k}' / 'predictions.csv')
         predicted, scores = ([float(row[name]) for row in rows] for name in ('prediction', 'score'))
-        best = run_folder.best_row(history(run, k))
+        best = best_row(history(run, k))
         metrics = results['rounds'][str(k)]
         assert (
             (metrics['SRCC'], metrics['PLCC'])
@@ -314,7 +277,7 @@ def test_best_pth_is_a_plain_state_dict_of_the_best_epoch(finished_run, program)
     state = torch.load(run / 'round_01' / 'best.pth', weights_only=True)
     assert len(state) == 355 and all(isinstance(value, torch.Tensor) for value in state.values())
     for k, name in ((1, 'best.pth'), (2, 'best.pth'), (1, 'last.pth')):
-        row = run_folder.best_row(history(run, k)) if name == 'best.pth' else history(run, k)[-1]
+        row = best_row(history(run, k)) if name == 'best.pth' else history(run, k)[-1]
         done = program('--evaluate', run / f'round_0{k}' / name, '--data_root', finished_run / 'livec')
         assert done.returncode == 0, done.stderr
         assert done.stdout == f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n'
@@ -330,7 +293,7 @@ def test_patience_stops_a_round_and_says_which_epoch_was_best(workplace, resume)
     done = resume('--patience', 2, '--epochs', 9, '--train_test_num', 1)
     assert done.returncode == 0
     rows = history(workplace / 'run')
-    best = int(run_folder.best_row(rows)['epoch'])
+    best = int(best_row(rows)['epoch'])
     assert len(rows) == best + 2 < 9
     assert f'2 epochs without a better test_srcc, so this round stops here; epoch {best} was best' in done.stderr
 
@@ -342,7 +305,7 @@ def test_a_validation_part_chooses_the_epoch(workplace, resume):
     assert [len(split[part]) for part in ('train', 'val', 'test')] == [4, 2, 2]
     assert len({name for names in split.values() for name in names}) == 8
     rows = history(workplace / 'run')
-    best = run_folder.best_row(rows)
+    best = best_row(rows)
     result = json.loads((workplace / 'run' / 'results.json').read_text())['rounds']['1']
     assert (result['epoch'], result['SRCC']) == (int(best['epoch']), float(best['test_srcc']))
     assert done.stdout.splitlines()[1].split()[-1] == 'Val_SRCC'

@@ -5,16 +5,17 @@ import re
 import databases
 import pytest
 import torch
-from conftest import TINY
+from helpers import TINY
 
 import folders
 import models
-from train_test_IQA import draw_split, main
+from train_test_IQA import main
 from util import demo_database
 from util.errors import InputError
 from util.options import parse_options
+from util.splits import draw_split
 
-QUICK = (*TINY, '--batch_size', 3, '--train_test_num', 1)
+ONE_ROUND = (*TINY, '--batch_size', 3, '--train_test_num', 1)
 
 
 def rows(output):
@@ -42,7 +43,7 @@ def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(finished_r
 
 def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
     make_database('livec')
-    done = program(*QUICK, '--lr', 1e30, '--epochs', 4)
+    done = program(*ONE_ROUND, '--lr', 1e30, '--epochs', 4)
     assert done.returncode == 0
     assert len(rows(done.stdout)) < 4
     assert re.search(r'epoch \d: the training loss is (nan|inf), so this round stops here', done.stderr)
@@ -51,7 +52,7 @@ def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
 def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database, program, tmp_path):
     make_database('livec')
     torch.save({name: torch.zeros_like(value) for name, value in models.hyperiqa().state_dict().items()}, tmp_path / 'zero.pth')
-    done = program(*QUICK, '--weights', 'zero.pth', '--lr', 0, '--weight_decay', 0)
+    done = program(*ONE_ROUND, '--weights', 'zero.pth', '--lr', 0, '--weight_decay', 0)
     assert [row[2:] for row in rows(done.stdout)] == [['nan'] * 3] * 2
     assert 'Best test SRCC nan, PLCC nan' in done.stdout and done.stdout.endswith('SRCC nan, median PLCC nan\n')
     assert 'Warning' not in done.stderr
@@ -75,7 +76,7 @@ def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database
 def test_bad_options_give_one_line_and_exit_code_2(make_database, monkeypatch, capsys, options, reason):
     monkeypatch.chdir(make_database('livec').parent)
     with pytest.raises(SystemExit) as exit:
-        main([*map(str, QUICK), *map(str, options)])
+        main([*map(str, ONE_ROUND), *map(str, options)])
     assert exit.value.code == 2
     printed = capsys.readouterr()
     last = printed.err.splitlines()[-1]
@@ -92,7 +93,7 @@ def test_faults_of_a_database_give_one_line_and_exit_code_2(make_database, progr
     ):
         if content:
             image.write_bytes(content)
-        done = program(*QUICK, '--resume')
+        done = program(*ONE_ROUND, '--resume')
         assert done.returncode == 2 and reason in done.stderr.splitlines()[-1]
         assert 'Traceback' not in done.stderr
 
@@ -101,7 +102,7 @@ def test_imagenet_weights_without_a_network_say_what_to_do(make_database, script
     make_database('livec')
     done = script(
         'train_test_IQA.py',
-        *QUICK,
+        *ONE_ROUND,
         '--weights',
         'imagenet',
         TORCH_HOME=str(tmp_path / 'empty'),
@@ -153,8 +154,8 @@ def test_a_databases_own_defaults_yield_to_the_users_options():
 
 def test_splits_take_80_percent_differ_by_round_and_never_cut_through_a_content(tmp_path):
     demo_database.generate(tmp_path / 'demo')
-    samples = folders.read_samples('demo', tmp_path / 'demo')
-    units = folders.split_units('demo', samples)
+    database = folders.OpenDatabase('demo', tmp_path / 'demo')
+    samples, units = database.samples, database.units
     assert len(samples) == demo_database.IMAGES and len(units) == demo_database.SCENES
     for val_ratio, sizes in ((0, [16, 0, 4]), (0.25, [12, 4, 4])):
         split = draw_split(len(units), 0, 0, val_ratio)

@@ -7,12 +7,12 @@ that another has failed. Ranks wait in the default group while one of them build
 import os
 import sys
 from datetime import timedelta
-from typing import Any
-
-import torch
-from torch import distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from util.errors import InputError
+
+if TYPE_CHECKING:
+    import torch  # imported for real where it is used, since `say` and `rank` serve commands that answer without it
 
 TIMEOUT = timedelta(seconds=50)
 PATIENCE = timedelta(hours=24)
@@ -44,6 +44,8 @@ def pick_device(name: str | None) -> str:
     Raises:
         InputError: PyTorch has no such device here.
     """
+    import torch
+
     name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
     if launched() and name == 'cuda':
         name = f'cuda:{os.environ["LOCAL_RANK"]}'
@@ -56,6 +58,8 @@ def pick_device(name: str | None) -> str:
 
 def device_name(device: str) -> str:
     """What a reader of the numbers should know of `device`: the GPU's name, or how many CPU threads."""
+    import torch
+
     if device.startswith('cuda'):
         return torch.cuda.get_device_name(device)
     return f'{torch.get_num_threads()} threads'
@@ -63,13 +67,20 @@ def device_name(device: str) -> str:
 
 def has_bfloat16(device: str) -> bool:
     """Whether `device` computes in bfloat16 at least as fast as in float32: every GPU of use here does, not every CPU."""
+    import torch
+
     return device != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def start(device: str) -> None:
     """Meet the other ranks; NCCL on CUDA, gloo on the CPU."""
     global training_group
-    if not launched() or dist.is_initialized():
+    if not launched():
+        return
+    import torch
+    from torch import distributed as dist
+
+    if dist.is_initialized():
         return
     if device.startswith('cuda'):
         torch.cuda.set_device(device)
@@ -78,34 +89,44 @@ def start(device: str) -> None:
 
 
 def stop() -> None:
-    if dist.is_initialized():
+    if launched():
+        from torch import distributed as dist
+
         dist.destroy_process_group()
 
 
 def wait() -> None:
     """Until every rank is here, however long one of them works alone."""
     if launched():
+        from torch import distributed as dist
+
         dist.barrier()
 
 
-def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+def sum_over_ranks(tensor: 'torch.Tensor') -> 'torch.Tensor':
     """Add up `tensor` over all ranks in place."""
     if launched():
+        from torch import distributed as dist
+
         dist.all_reduce(tensor, group=training_group)
     return tensor
 
 
-def copy_buffers(model: torch.nn.Module) -> None:
+def copy_buffers(model: 'torch.nn.Module') -> None:
     """Give every rank the first one's buffers: the running statistics of batch norm, where they are not synchronised."""
     if launched():
+        from torch import distributed as dist
+
         for buffer in model.buffers():
             dist.broadcast(buffer, 0, group=training_group)
 
 
-def wrap(model: torch.nn.Module) -> torch.nn.Module:
+def wrap(model: 'torch.nn.Module') -> 'torch.nn.Module':
     """`model` with its gradients averaged over the ranks, and its batch norm synchronised on CUDA."""
     if not launched():
         return model
+    import torch
+
     device = next(model.parameters()).device
     if device.type == 'cuda':
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, training_group)  # in place, since `model` itself is none

@@ -1,12 +1,11 @@
-"""The command line of train_test_IQA.py, checked, as a namespace."""
+"""The command line of train_test_IQA.py: every flag with its default, checked, as a namespace."""
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import folders
-from HyerIQASolver import DEFAULTS
-from models import PATCH_SIZE, patch_size_reason
 from util import distributed, run_folder
 from util.errors import InputError
 
@@ -14,7 +13,11 @@ Number = TypeVar('Number', int, float)
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    """The options in `argv`. What the user leaves out has its value of the database, and then of `DEFAULTS`."""
+    """The options in `argv`.
+
+    The command line wins over the record of the run that --evaluate names, that over the database's own defaults, and those
+    over the defaults beside the flags.
+    """
     parser = make_parser()
     config = parser.parse_args(argv)
     parser.set_defaults(**folders.DATABASES[folders.database_key(config.dataset)].defaults)
@@ -28,8 +31,14 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
     config.output = config.output or f'runs/{config.dataset}-seed{config.seed}'
     config.weights = config.evaluate or config.weights
-    config.device = distributed.pick_device(config.device)
+    if not (config.list_datasets or config.summarize or config.check):
+        config.device = distributed.pick_device(config.device)
     return config
+
+
+def with_defaults(config: argparse.Namespace | SimpleNamespace) -> SimpleNamespace:
+    """`config` with every option that it lacks at the default beside its flag."""
+    return SimpleNamespace(**{**vars(make_parser().parse_args([])), **vars(config)})
 
 
 def options_of_run(checkpoint: Path | str) -> dict[str, Any]:
@@ -40,7 +49,9 @@ def options_of_run(checkpoint: Path | str) -> dict[str, Any]:
 
 
 def refuse_contradictions(config: argparse.Namespace) -> None:
-    if config.patch_size != PATCH_SIZE:
+    if config.patch_size != make_parser().get_default('patch_size'):
+        from models import patch_size_reason  # here, since it imports torch
+
         raise InputError(f'--patch_size: {patch_size_reason(config.patch_size)}')
     if bool(config.csv) != (config.dataset == 'csv'):
         raise InputError('--dataset csv and --csv FILE go together: the file lists your images and their scores')
@@ -58,91 +69,101 @@ def refuse_contradictions(config: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description='Train and test HyperIQA.', formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.set_defaults(**{**dict.fromkeys(ABSENT), **DEFAULTS, 'split': 'random'})
+    parser = argparse.ArgumentParser(description='Train and test HyperIQA.')
+    group: argparse._ActionsContainer = parser
 
-    def add(name: str, **settings: Any) -> None:
-        if name.lstrip('-') in ABSENT:
-            settings['default'] = argparse.SUPPRESS  # its help says what happens without it
-        parser.add_argument(name, **settings)
+    def add(name: str, text: str, default: Any = None, **settings: Any) -> None:
+        if default is not None:
+            text += ' (default: %(default)s)'
+        elif settings.get('action'):
+            default = False
+        group.add_argument(name, help=text, default=default, **settings)
 
-    add('--dataset', help=f'{", ".join(folders.DATABASES)}')
-    add('--data_root', metavar='DIR', help="the database's folder (default: data/<dataset>)")
-    add('--csv', metavar='FILE', help='with --dataset csv: a table of your images and scores')
-    add('--train_patch_num', type=positive, help='random patches of each training image an epoch')
-    add('--test_patch_num', type=positive, help='random patches of each test image')
-    add('--lr', type=rate, help='backbone learning rate')
-    add('--weight_decay', type=rate, help='weight decay of both parameter groups')
-    add('--lr_ratio', type=rate, help='hypernetwork learning rate / backbone learning rate')
-    add('--batch_size', type=positive, help='patches a batch, over all GPUs')
-    add('--epochs', type=positive, help='epochs a round')
-    add('--patch_size', type=int, help=f'{PATCH_SIZE}: the network takes no other')
-    add('--train_test_num', type=positive, help='rounds: train-test splits')
-    add('--seed', type=count, help='what the splits, initial weights and patches depend on')
-    add('--device', help='cpu, cuda, cuda:1 ... (default: cuda if there is one, else cpu)')
-    add(
-        '--weights',
-        metavar='SOURCE',
-        help='initial weights: imagenet, none, or the file of a torchvision ResNet-50 or HyperIQA state_dict',
-    )
+    group = parser.add_argument_group('database')
+    add('--dataset', ', '.join(folders.DATABASES), 'livec')
+    add('--data_root', "the database's folder (default: data/<dataset>)", metavar='DIR')
+    add('--csv', 'with --dataset csv: a table of your images and scores', metavar='FILE')
     add(
         '--resize',
+        "resize every image to this height and width before the crop (default: as the database's protocol says)",
         type=positive,
         nargs=2,
         metavar=('H', 'W'),
-        help="resize every image to this height and width before the crop (default: as the database's protocol says)",
     )
-    add('--normalize_scores', action='store_true', help='train on scores mapped to 0..1; reports stay in their own unit')
-    add('--num_workers', type=count, help='threads that gather patches; the numbers do not depend on it')
-    add('--test_batch_size', type=positive, help='patches a batch when testing')
+
+    group = parser.add_argument_group('training')
+    add('--train_patch_num', 'random patches of each training image an epoch', 25, type=positive)
+    add('--lr', 'backbone learning rate', 2e-5, type=rate)
+    add('--lr_ratio', 'hypernetwork learning rate / backbone learning rate', 10, type=rate)
+    add('--weight_decay', 'weight decay of both parameter groups', 5e-4, type=rate)
+    add('--batch_size', 'patches a batch, over all GPUs', 96, type=positive)
+    add('--epochs', 'epochs a round', 16, type=positive)
+    add('--patience', 'stop a round after N epochs without a better epoch; 0: never', 0, type=count, metavar='N')
+    add('--patch_size', 'the network takes no other', 224, type=int)
+    add('--seed', 'what the splits, initial weights and patches depend on', 0, type=count)
     add(
-        '--cache',
-        metavar='DIR',
-        help="folder of the decoded images (default: .hyperiqa_cache in the database's folder); "
-        'none decodes each image again in every epoch',
+        '--weights',
+        'initial weights: imagenet, none, or the file of a torchvision ResNet-50 or HyperIQA state_dict',
+        'imagenet',
+        metavar='SOURCE',
     )
-    add('--amp', action='store_true', help='bfloat16 autocast: faster on a GPU, the numbers differ slightly')
-    add('--compile', action='store_true', help='torch.compile: a slow start, then faster on a GPU')
-    add('--output', metavar='DIR', help='the run folder (default: runs/<dataset>-seed<seed>)')
-    add('--resume', action='store_true', help='continue the run folder after its last finished epoch, or start it')
+    add('--normalize_scores', 'train on scores mapped to 0..1; reports stay in their own unit', action='store_true')
+
+    group = parser.add_argument_group('splits and tests')
+    add('--train_test_num', 'rounds: train-test splits', 10, type=positive)
     add(
         '--rounds',
+        'run only these rounds (1-based), beside other processes in the same run folder',
         type=round_numbers,
         metavar='A-B',
-        help='run only these rounds (1-based), beside other processes in the same run folder',
     )
-    add('--patience', type=count, metavar='N', help='stop a round after N epochs without a better epoch; 0: never')
-    add('--split', metavar='SPLIT', help='random; official: the sets that the labels name; or the split.json of a run')
+    add('--split', 'random; official: the sets that the labels name; or the split.json of a run', 'random', metavar='SPLIT')
     add(
         '--val_ratio',
+        'share of the training images (or contents) that choose the best epoch; '
+        '0: the test part chooses it, as in the original',
+        0,
         type=share,
         metavar='R',
-        help='share of the training images (or contents) that choose the best '
-        'epoch; 0: the test part chooses it, as in the original',
     )
-    add('--train_on_all', action='store_true', help='train on the whole database and keep the last epoch')
+    add('--train_on_all', 'train on the whole database and keep the last epoch', action='store_true')
+    add('--test_patch_num', 'random patches of each test image', 25, type=positive)
     add(
         '--test_on',
+        "test each round's best epoch on these whole databases too",
         type=named_folder,
         nargs='+',
         metavar='NAME=DIR',
-        help="test each round's best epoch on these whole databases too",
     )
+
+    group = parser.add_argument_group('run folder')
+    add('--output', 'the run folder (default: runs/<dataset>-seed<seed>)', metavar='DIR')
+    add('--resume', 'continue the run folder after its last finished epoch, or start it', action='store_true')
+
+    group = parser.add_argument_group('speed')
+    add('--device', 'cpu, cuda, cuda:1 ... (default: cuda if there is one, else cpu)')
+    add('--amp', 'bfloat16 autocast: faster on a GPU, the numbers differ slightly', action='store_true')
+    add('--compile', 'torch.compile: a slow start, then faster on a GPU', action='store_true')
+    add(
+        '--cache',
+        "folder of the decoded images (default: .hyperiqa_cache in the database's folder); "
+        'none decodes each image again in every epoch',
+        metavar='DIR',
+    )
+    add('--num_workers', 'threads that gather patches; the numbers do not depend on it', 2, type=count)
+    add('--test_batch_size', 'patches a batch when testing', 96, type=positive)
+
+    group = parser.add_argument_group('instead of training')
     add(
         '--evaluate',
-        metavar='CHECKPOINT',
-        help='only repeat the test of the round that this best.pth or last.pth is of; '
+        'only repeat the test of the round that this best.pth or last.pth is of; '
         'with --test_on only test it on those databases',
+        metavar='CHECKPOINT',
     )
-    add('--check', action='store_true', help='only check the database: labels, images, sizes, duplicates')
-    add('--list_datasets', action='store_true', help='only print what is known of every database')
-    add('--summarize', metavar='RUN', help='only compute the results of the finished rounds in this run folder')
+    add('--check', 'only check the database: labels, images, sizes, duplicates', action='store_true')
+    add('--list_datasets', 'only print what is known of every database', action='store_true')
+    add('--summarize', 'only compute the results of the finished rounds in this run folder', metavar='RUN')
     return parser
-
-
-ABSENT = ('data_root', 'csv', 'device', 'resize', 'cache', 'output', 'rounds', 'test_on', 'evaluate', 'summarize')
 
 
 def positive(text: str) -> int:

@@ -6,58 +6,67 @@
     round_01/best.pth      the best epoch's plain state_dict
     round_01/last.pth      everything that a resume needs
     round_01/predictions.csv, curves.png, scatter.png
-    round_01/test_on.json  metrics on other databases, where --test_on names some
-    results.json           every round's metrics at its best epoch, and their median, mean and deviation
+    round_01/result.json   the metrics at the best epoch, on other databases too; written last: it marks the round as finished
+    results.json           every round's result, and their median, mean and deviation
 
-Every file appears whole or not at all. `last.pth` is the truth: an epoch counts once it is renamed into place. A round is
-finished once it has its predictions.csv, and the results are computed from those files alone.
+Every file appears whole or not at all. `last.pth` is the truth: an epoch counts once it is renamed into place. torch and
+matplotlib are imported where they are used, since the results of a run are summarised without them.
 """
 
 import argparse
 import json
 import math
 import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from util import distributed, plots
-from util.checkpoints import read_checkpoint, serialised
+from util import distributed
 from util.errors import InputError
-from util.files import locked, make_folder, read_json, read_table, try_lock, write_json, write_table, write_whole
-from util.metrics import all_metrics
+from util.files import locked, make_folder, read_json, try_lock, write_json, write_table, write_whole
 
 # Options that a resumed run may change: where things are and how fast they go, not what is computed.
 FREE_OPTIONS = {'data_root', 'csv', 'output', 'resume', 'rounds', 'device', 'num_workers', 'cache'}
 
 
-def open_run(config: argparse.Namespace, model: dict[str, Any]) -> Path:
-    """The run folder `config.output` as a path, made or continued.
+def check_run(config: argparse.Namespace, model: dict[str, Any], parts: list[dict[str, list[str]]]) -> None:
+    """Refuse a run folder `config.output` that this run may not make or continue; nothing is written.
 
     Args:
         model: what an image and a score mean to the networks of this run; demo.py reads it.
+        parts: for each round, the names of the images of each part.
 
     Raises:
-        InputError: it exists and `config.resume` is not set, it was made with other options, or it is no run folder.
+        InputError: it exists and `config.resume` is not set, it was made with other options or images, or it is no run folder.
     """
     folder = Path(config.output)
     path = folder / 'config.json'
-    record = {'options': vars(config), 'model': model, 'versions': versions(), 'device': distributed.device_name(config.device)}
     if path.exists() and not is_untouched(folder):
         if not config.resume and not is_joined(folder, config):
             raise InputError(f'the run folder {folder} exists already; --resume continues it, --output DIR names another one')
-        refuse_other_options(path, record)
-        return folder
+        refuse_other_options(path, {'options': vars(config), 'model': model})
+        for number, names in enumerate(parts, start=1):
+            refuse_other_images(round_path(folder, number) / 'split.json', names)
     if not path.exists() and folder.exists() and any(not entry.name.startswith('.') for entry in folder.iterdir()):
         raise InputError(f'{folder} holds files, but it is not a run folder; --output DIR names another one')
+
+
+def open_run(config: argparse.Namespace, model: dict[str, Any], parts: list[dict[str, list[str]]]) -> None:
+    """Make or continue the run folder `config.output`; arguments and errors as of `check_run`."""
+    check_run(config, model, parts)
+    folder = Path(config.output)
+    path = folder / 'config.json'
+    if path.exists() and not is_untouched(folder):
+        return
     make_folder(folder)
     for split in folder.glob('round_*/split.json'):
         split.unlink()
+    record = {'options': vars(config), 'model': model, **surroundings(config.device)}
     write_json(path, record)
-    return folder
 
 
 def is_untouched(folder: Path) -> bool:
@@ -117,19 +126,45 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def versions() -> dict[str, str]:
+def surroundings(device: str) -> dict[str, Any]:
+    """What the numbers of a run may depend on beside its options."""
     import PIL
     import scipy
+    import torch
     import torchvision
 
     return {
-        'python': platform.python_version(),
-        'torch': torch.__version__,
-        'torchvision': torchvision.__version__,
-        'numpy': np.__version__,
-        'scipy': scipy.__version__,
-        'pillow': PIL.__version__,
+        'command': sys.argv,
+        'commit': project_commit(),
+        'device': distributed.device_name(device),
+        'versions': {
+            'python': platform.python_version(),
+            'torch': torch.__version__,
+            'torchvision': torchvision.__version__,
+            'numpy': np.__version__,
+            'scipy': scipy.__version__,
+            'pillow': PIL.__version__,
+            'cuda': torch.version.cuda,
+            'cudnn': torch.backends.cudnn.version(),
+        },
     }
+
+
+def project_commit() -> str | None:
+    """The commit of this project, with + behind it where its files were changed since; None outside a git checkout."""
+    command = ('git', '-C', str(Path(__file__).parent), 'describe', '--always', '--abbrev=40', '--exclude=*', '--dirty=+')
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def refuse_other_images(split: Path, parts: dict[str, list[str]]) -> None:
+    """Refuse the split.json of a round if it is there and names other images than `parts`."""
+    if split.exists() and read_json(split) != parts:
+        raise InputError(
+            f'{split} names other images than the database has now; restore its files, or start a new run with --output DIR'
+        )
 
 
 class RoundFolder:
@@ -158,16 +193,13 @@ class RoundFolder:
         for abandoned in self.path.glob('.*.tmp'):
             abandoned.unlink()
         split = self.path / 'split.json'
+        refuse_other_images(split, parts)
         if not split.exists():
             write_json(split, parts)
-        elif read_json(split) != parts:
-            raise InputError(
-                f'{split} names other images than the database has now; restore its files, or start a new run with --output DIR'
-            )
 
     @property
     def finished(self) -> bool:
-        return (self.path / 'predictions.csv').exists()
+        return (self.path / 'result.json').exists()
 
     def restore(self, load_state_dict: Callable[[dict[str, Any]], None]) -> None:
         """Give the state that the last finished epoch left, if there is one, to `load_state_dict`.
@@ -175,6 +207,8 @@ class RoundFolder:
         Raises:
             InputError: last.pth is damaged or of something else; nothing in the folder is changed.
         """
+        from util.checkpoints import read_checkpoint
+
         path = self.path / 'last.pth'
         if not path.exists():
             return
@@ -191,6 +225,8 @@ class RoundFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Record a finished epoch; `state` is the solver's `state_dict`."""
+        from util.checkpoints import serialised
+
         if distributed.rank() == 0:
             write_whole(self.path / 'last.pth', serialised(state))
             self.write_derived(state)
@@ -198,6 +234,9 @@ class RoundFolder:
 
     def write_derived(self, state: dict[str, Any]) -> None:
         """The files that follow from last.pth, which a kill may have left one epoch behind it."""
+        from util import plots
+        from util.checkpoints import serialised
+
         history = state['history']
         if state['best'] and state['best']['epoch'] == history[-1]['epoch']:
             write_whole(self.path / 'best.pth', serialised(state['model']))
@@ -205,11 +244,20 @@ class RoundFolder:
         write_whole(self.path / 'curves.png', plots.curves(history))
 
     def finish(
-        self, names: list[str], subjective: np.ndarray, predicted: np.ndarray, title: str, across: dict[str, dict[str, float]]
+        self, best: dict[str, Any], names: list[str], subjective: np.ndarray, title: str, across: dict[str, dict[str, float]]
     ) -> None:
-        """Write the test images' scores at the best epoch and their picture, and the metrics on other databases."""
-        if across:
-            write_json(self.path / 'test_on.json', without_nan(across))
+        """Write the test images' scores at the best epoch and their picture, and last of all the round's result.
+
+        Args:
+            best: the solver's best epoch.
+            names, subjective: of the test images, (N,) each.
+            title: of the picture.
+            across: metrics on other databases, by the database's name.
+        """
+        from util import plots
+        from util.metrics import all_metrics
+
+        predicted = best['scores'].numpy()
         if names:
             write_whole(self.path / 'scatter.png', plots.scatter(predicted, subjective, title))
         rows = [
@@ -217,17 +265,12 @@ class RoundFolder:
             for name, score, prediction in zip(names, subjective, predicted, strict=True)
         ]
         write_table(self.path / 'predictions.csv', ['image', 'score', 'prediction'], rows)
-
-
-def best_row(history: list[dict[str, str]]) -> dict[str, str]:
-    """The first row of a history.csv with the highest SRCC of the part that chooses the epoch; the last row without one."""
-    column = 'val_srcc' if 'val_srcc' in history[0] else 'test_srcc'
-    rows = [row for row in history if not math.isnan(float(row[column]))]
-    return max(rows, key=lambda row: float(row[column])) if rows else history[-1]
+        result = {'epoch': best['epoch'], **all_metrics(predicted, subjective), **({'test_on': across} if across else {})}
+        write_json(self.path / 'result.json', without_nan(result))
 
 
 def summarise(run: Path | str) -> dict[str, Any]:
-    """Compute results.json from the rounds that are finished and write it, one process at a time.
+    """Gather the results of the rounds that are finished into results.json, one process at a time.
 
     Returns:
         `rounds` maps the 1-based round to its metrics; `median`, `mean` and `std` are over them. Metrics on the
@@ -240,27 +283,11 @@ def summarise(run: Path | str) -> dict[str, Any]:
     read_record(run / 'config.json')
     with locked(run / '.lock'):
         rounds = {
-            str(round_index_of(path.parent) + 1): round_result(path.parent)
-            for path in sorted(run.glob('round_*/predictions.csv'))
+            str(round_index_of(path.parent) + 1): with_nan(read_json(path)) for path in sorted(run.glob('round_*/result.json'))
         }
         results = {'rounds': rounds, **statistics(list(rounds.values()))}
         write_json(run / 'results.json', without_nan(results))
     return results
-
-
-def round_result(folder: Path) -> dict[str, Any]:
-    """The metrics of a finished round from the files in its folder."""
-    predictions, history = read_table(folder / 'predictions.csv'), read_table(folder / 'history.csv')
-    result: dict[str, Any] = {
-        'epoch': int(best_row(history)['epoch']),
-        **all_metrics([float(row['prediction']) for row in predictions], [float(row['score']) for row in predictions]),
-    }
-    if (folder / 'test_on.json').exists():
-        result['test_on'] = {
-            database: {name: math.nan if value is None else value for name, value in metrics.items()}
-            for database, metrics in read_json(folder / 'test_on.json').items()
-        }
-    return result
 
 
 def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -286,3 +313,10 @@ def without_nan(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: without_nan(value) for key, value in content.items()}
     return None if isinstance(content, float) and math.isnan(content) else content
+
+
+def with_nan(content: Any) -> Any:
+    """The content that `without_nan` was made from."""
+    if isinstance(content, dict):
+        return {key: with_nan(value) for key, value in content.items()}
+    return math.nan if content is None else content

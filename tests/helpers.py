@@ -1,0 +1,70 @@
+"""What several test files share."""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from folders import OpenDatabase
+from util import files
+
+PROJECT = Path(__file__).parent.parent
+
+QUICK = (
+    *('--weights', 'none', '--device', 'cpu', '--epochs', 2, '--train_patch_num', 1, '--test_patch_num', 2),
+    *('--batch_size', 4, '--train_test_num', 1),
+)
+TINY = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_test_num', 2)
+
+
+def command(name, *options):
+    return [sys.executable, str(PROJECT / name), *map(str, options)]
+
+
+def open_database(name, root, cache=None):
+    return OpenDatabase(name, root).open_frames(224, cache)
+
+
+def wait_until(condition, process):
+    """Look so often that what is waited for, the write of a checkpoint at the shortest, is still going on when this returns."""
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+
+
+def history(run, round_number=1):
+    return files.read_table(run / f'round_{round_number:02d}' / 'history.csv')
+
+
+def best_row(rows):
+    """The first row of a history.csv with the highest SRCC of the part that chooses the epoch; the last row without one."""
+    column = 'val_srcc' if 'val_srcc' in rows[0] else 'test_srcc'
+    finite = [row for row in rows if row[column] != 'nan']
+    return max(finite, key=lambda row: float(row[column])) if finite else rows[-1]
+
+
+def tensors(path):
+    """Every tensor in a checkpoint by its place, as bytes."""
+
+    def walk(content, place):
+        if isinstance(content, torch.Tensor):
+            yield place, content.contiguous().numpy().tobytes()
+        elif isinstance(content, (dict, list)):
+            for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+                yield from walk(value, (*place, key))
+
+    return dict(walk(torch.load(path, weights_only=True), ()))
+
+
+def assert_same_run(run, reference):
+    for round_number in (1, 2):
+        strip = [[{**row, 'seconds': ''} for row in history(folder, round_number)] for folder in (run, reference)]
+        assert strip[0] == strip[1] and len(strip[0]) == 2
+        for name in ('best.pth', 'last.pth'):
+            path = f'round_{round_number:02d}/{name}'
+            assert tensors(run / path) == tensors(reference / path)
+        for name in ('split.json', 'predictions.csv', 'result.json'):
+            path = f'round_{round_number:02d}/{name}'
+            assert (run / path).read_bytes() == (reference / path).read_bytes()
+    assert (run / 'results.json').read_bytes() == (reference / 'results.json').read_bytes()
