@@ -2,6 +2,9 @@ import os
 import signal
 import subprocess
 
+# Tests run side by side, so each process computes in one thread, those that tests start too; before torch is imported.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import databases
 import pytest
 import torch
