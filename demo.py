@@ -8,6 +8,7 @@ at every call.
 
 import argparse
 import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -42,9 +43,9 @@ def score_all(options: argparse.Namespace) -> bool:
     """Print, and write to `options.csv`, the score of every image; whether all of them could be read."""
     device = pick_device(options.device)
     model = models.hyperiqa()
-    checkpoints.load_weights(model, options.checkpoint)
+    is_pyiqa = checkpoints.load_trained(model, options.checkpoint)
     model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # not in its stub
-    facts = training_facts(options.checkpoint)
+    facts = pyiqa_facts(options.checkpoint) if is_pyiqa else training_facts(options.checkpoint)
     low, high = facts['score_range'] or (0, 1)
     paths = list_images(options.images)
 
@@ -66,16 +67,23 @@ def score_all(options: argparse.Namespace) -> bool:
     return not unread
 
 
+def pyiqa_facts(checkpoint: Path | str) -> dict[str, Any]:
+    """As `training_facts`, for the layout that pyiqa's files have."""
+    say(f'{checkpoint} is a file of pyiqa: images are prepared as it does, without a resize, and its 0..1 is shown as 0..100')
+    return {'resize': None, 'exif_rotation': False, 'score_range': (0, 100)}
+
+
 def training_facts(checkpoint: Path | str) -> dict[str, Any]:
     """What an image and a score mean to the network, see `train_test_IQA.model_facts`.
 
     It is read from the config.json of the run that the checkpoint lies in, or from one beside the checkpoint. A checkpoint
     without one is taken for the original authors' KonIQ model.
     """
-    folder = Path(checkpoint).parent
-    for record in (folder / 'config.json', folder.parent / 'config.json'):
-        if record.exists():
-            return run_folder.read_record(record)['model']
+    for place in (os.path.abspath(checkpoint), os.path.realpath(checkpoint)):  # as it is named, and what a link points to
+        folder = Path(place).parent
+        for record in (folder / 'config.json', folder.parent / 'config.json'):
+            if record.exists():
+                return run_folder.read_record(record)['model']
     height, width = cast(tuple[int, int], folders.DATABASES['koniq'].resize)
     say(f'there is no config.json with {checkpoint}: images are resized to {height} high, {width} wide as for KonIQ-10k')
     return {'resize': (height, width), 'exif_rotation': False, 'score_range': None}

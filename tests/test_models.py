@@ -12,8 +12,6 @@ from parity import fill
 from torch.nn import functional as F
 
 import models
-from util import checkpoints
-from util.errors import InputError
 
 PARITY = Path(__file__).parent / 'parity'
 GOLDEN = json.loads((PARITY / 'golden_11.json').read_text())
@@ -113,60 +111,6 @@ def test_initialisation_follows_the_paper():
         assert layer.weight.std().item() == pytest.approx(deviation, rel=0.1)
         assert 0 < layer.bias.abs().max() <= layer.weight[0].numel() ** -0.5  # PyTorch's default
     assert model.conv1[0].weight.abs().max() <= 2048**-0.5
-
-
-def torchvision_resnet50(seed):
-    import torchvision
-
-    torch.manual_seed(seed)
-    return torchvision.models.resnet50(weights=None).state_dict()
-
-
-def test_weights_of_a_torchvision_resnet50_and_of_a_hyperiqa(tmp_path, network):
-    resnet = torchvision_resnet50(5)
-    torch.save(resnet, tmp_path / 'resnet.pth')
-    model = models.hyperiqa()
-    checkpoints.load_weights(model, str(tmp_path / 'resnet.pth'))
-    assert all(
-        torch.equal(value, model.state_dict()[f'res.{name}']) for name, value in resnet.items() if not name.startswith('fc.')
-    )
-
-    torch.save(network.state_dict(), tmp_path / 'hyperiqa.pth')
-    checkpoints.load_weights(model, str(tmp_path / 'hyperiqa.pth'))
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in network.state_dict().items())
-
-
-def test_imagenet_weights_come_from_torchs_cache_folder(tmp_path, monkeypatch):
-    """The real loading code, on a file made here under the name that torchvision downloads to."""
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    folder = tmp_path / 'hub' / 'checkpoints'
-    folder.mkdir(parents=True)
-    resnet = torchvision_resnet50(6)
-    torch.save(resnet, folder / 'resnet50-0676ba61.pth')
-    model = models.hyperiqa()
-    checkpoints.load_weights(model, 'imagenet')
-    assert torch.equal(model.state_dict()['res.layer4.2.conv3.weight'], resnet['layer4.2.conv3.weight'])
-
-
-@pytest.mark.parametrize(
-    'content, reason',
-    [
-        ({'res.conv1.weight': torch.zeros(64, 3, 7, 7)}, 'is not the state_dict of .* 354 tensors'),
-        ({'conv1.weight': torch.zeros(1)}, 'is not the state_dict of'),
-        ([1], 'holds a list'),
-    ],
-)
-def test_foreign_weights_are_refused(tmp_path, content, reason):
-    torch.save(content, tmp_path / 'foreign.pth')
-    with pytest.raises(InputError, match=reason):
-        checkpoints.load_weights(models.hyperiqa(), str(tmp_path / 'foreign.pth'))
-
-
-def test_weights_that_are_no_checkpoint_are_refused(tmp_path):
-    (tmp_path / 'text.pth').write_text('hello')
-    for name, reason in (('text.pth', 'cannot be loaded'), ('absent.pth', 'there is no file')):
-        with pytest.raises(InputError, match=reason):
-            checkpoints.read_checkpoint(tmp_path / name)
 
 
 @pytest.mark.cuda
