@@ -6,6 +6,9 @@ Prints `path<TAB>score`. An image's score is the mean over random patches that i
 at every call.
 """
 
+from util import program  # before the others, see there
+
+# isort: split
 import argparse
 import hashlib
 import os
@@ -31,11 +34,8 @@ BATCH_SIZE = 100
 
 
 def main(argv: list[str] | None = None) -> None:
-    try:
+    with program.boundary():
         readable = score_all(parse_options(argv))
-    except InputError as error:
-        say(f'error: {error}')
-        sys.exit(2)
     sys.exit(0 if readable else 2)
 
 

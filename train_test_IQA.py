@@ -5,14 +5,15 @@ python train_test_IQA.py --dataset koniq --data_root DIR       # KonIQ-10k, the 
 torchrun --nproc_per_node 4 train_test_IQA.py --dataset koniq  # on four GPUs
 """
 
+from util import program  # before the others, see there
+
+# isort: split
 import argparse
 import math
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import folders
 from folders import OpenDatabase
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> None:
-    signal.signal(signal.SIGTERM, terminate)
     if distributed.rank() > 0:
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115, until the process ends
-    try:
+    with program.boundary('; the same command with --resume continues after the last finished epoch'):
         config = parse_options(argv)
         if config.list_datasets:
             print(folders.dataset_table())
@@ -43,17 +43,6 @@ def main(argv: list[str] | None = None) -> None:
             describe(config)
             evaluate(config) if config.evaluate else run(config)
             distributed.stop()
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr, flush=True)
-        sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        say('interrupted; the same command with --resume continues after the last finished epoch')
-        sys.exit(interrupt.args[0] if interrupt.args else 130)
-
-
-def terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends the program as Ctrl-C does, with its own exit code."""
-    raise KeyboardInterrupt(128 + signal_number)
 
 
 def run(config: argparse.Namespace) -> None:
@@ -69,8 +58,9 @@ def run(config: argparse.Namespace) -> None:
     facts = model_facts(config, database)
     run_folder.check_run(config, facts, parts)
     check_weights(config.weights)
-    for opened in (database, *others.values()):
-        opened.open_frames(config.patch_size, config.cache)
+    with distributed.patiently():
+        for opened in (database, *others.values()):
+            opened.open_frames(config.patch_size, config.cache)
     if distributed.rank() == 0:
         run_folder.open_run(config, facts, parts)
     distributed.wait()

@@ -1,6 +1,10 @@
 import os
 import signal
 import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
 
 # Tests run side by side, so each process computes in one thread, those that tests start too; before torch is imported.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -31,6 +35,38 @@ def make_database(tmp_path):
         return root
 
     return make
+
+
+@pytest.fixture
+def as_nobody():
+    """(folder, run): run(function) calls it as another user in a forked process in `folder`; what that printed to stderr."""
+    if os.geteuid() != 0:
+        pytest.skip('only root can act for another user')
+
+    def run(function):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.dup2(writing, 2)
+            sys.stderr = open(2, 'w', buffering=1, closefd=False)  # noqa: SIM115
+            try:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                os.chdir(folder)
+                function()
+            except BaseException:
+                traceback.print_exc()
+            os._exit(0)
+        os.close(writing)
+        with open(reading) as file:
+            printed = file.read()
+        os.waitpid(child, 0)
+        return printed
+
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        os.chmod(folder, 0o777)
+        yield Path(folder), run
 
 
 @pytest.fixture

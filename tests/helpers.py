@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,11 @@ TINY = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_test_num'
 
 def command(name, *options):
     return [sys.executable, str(PROJECT / name), *map(str, options)]
+
+
+def restore_interrupts():
+    """For a child whose suite was started with SIGINT ignored, as `nohup ... &` does."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def open_database(name, root, cache=None):

@@ -12,12 +12,14 @@ from util import demo_database
 def test_it_is_generated_once_the_same_every_time_and_whole(tmp_path):
     first, second = tmp_path / 'first', tmp_path / 'deep' / 'er' / 'second'
     second.mkdir(parents=True)
+    (second.parent / '.second-killed').mkdir()
+    (second.parent / '.second-killed' / 'scene01_blur_1.png').touch()
     demo_database.generate(first)
     demo_database.generate(second)
     names = sorted(os.listdir(first))
     assert len(names) == demo_database.IMAGES + 1
     assert filecmp.cmpfiles(first, second, names, shallow=False) == (names, [], [])
-    assert os.listdir(tmp_path / 'deep' / 'er') == ['second']
+    assert sorted(os.listdir(second.parent)) == ['.second.lock', 'second']
 
     changed = (first / 'labels.csv').stat().st_mtime_ns
     demo_database.generate(first)

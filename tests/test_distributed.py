@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from helpers import PROJECT, TINY, assert_same_run, command, wait_until
 
 from util import distributed, files
 
+HANGING = Path(__file__).parent / 'hanging_worker.py'
 WORKER = Path(__file__).parent / 'distributed_worker.py'
 
 
@@ -100,6 +102,43 @@ def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(tmp
     assert (tmp_path / 'run' / 'round_01' / 'split.json').read_bytes() == (
         finished_run / 'run' / 'round_01' / 'split.json'
     ).read_bytes()
+
+
+@pytest.mark.parametrize('place', ['step', 'wait', 'patiently'])
+def test_a_rank_that_hangs_ends_the_others_at_every_place(place):
+    """The ranks are started without torchrun, which kills what is left 30 seconds after the first one that ends."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    places = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'WORLD_SIZE': '2'}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, HANGING, PROJECT, place],
+            env={**os.environ, **places, 'RANK': rank, 'LOCAL_RANK': rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ('0', '1')
+    ]
+    try:
+        errors = ranks[0].communicate(timeout=60)[1]
+        assert ranks[0].returncode not in (0, None), errors
+        assert place != 'patiently' or ('another rank does not answer' in errors and ranks[0].returncode == 143)
+        assert Path(f'/proc/{ranks[1].pid}/stat').read_text().split()[2] == 'T'  # it did not end by itself
+    finally:
+        for process in ranks:
+            process.kill()
+            process.communicate()
+
+
+def test_a_part_of_the_variables_of_torchrun_is_told_in_one_line(monkeypatch, program):
+    for variables in ({'RANK': '1', 'WORLD_SIZE': '2'}, {'RANK': 'x', 'WORLD_SIZE': '2'}):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        done = program('--dataset', 'demo')
+        assert done.returncode == 2 and 'not as torchrun sets them: RANK=' in done.stderr and 'Traceback' not in done.stderr
+    monkeypatch.delenv('WORLD_SIZE')
+    assert not distributed.launched() and distributed.rank() == 0
 
 
 def test_rounds_side_by_side_give_the_run_of_one_process(tmp_path, finished_run, program):

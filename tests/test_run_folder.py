@@ -14,7 +14,7 @@ import databases
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, assert_same_run, best_row, command, history, wait_until
+from helpers import TINY, assert_same_run, best_row, command, history, restore_interrupts, wait_until
 from PIL import Image
 
 import demo
@@ -38,6 +38,7 @@ def start(folder, *options):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=restore_interrupts,
     )
 
 

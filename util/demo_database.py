@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from util.errors import InputError
+from util.files import locked
 
 SIDE = 256
 SCENES = 20
@@ -41,26 +42,28 @@ def generate(root):
         InputError: the folder cannot be written.
     """
     root = Path(root)
-    if root.exists() and any(root.iterdir()):
-        return
     try:
+        if root.exists() and any(root.iterdir()):
+            return
         root.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
+        with locked(root.parent / f'.{root.name}.lock') as alone:
+            for abandoned in root.parent.glob(f'.{root.name}-*') if alone else ():
+                shutil.rmtree(abandoned)
+            if not (root / 'labels.csv').is_file():  # otherwise another process was faster, with the same files
+                build(root)
     except OSError as error:
         raise InputError(f'the demo database cannot be generated in {root}: {error}; --data_root DIR names another place')
+
+
+def build(root):
+    building = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
     try:
         with open(building / 'labels.csv', 'w', newline='') as file:
             rows = csv.writer(file)
             rows.writerow(['image', 'score', 'content'])
             rows.writerows(row for k in range(SCENES) for row in write_scene(building, k))
         building.chmod(0o755)
-        try:
-            os.rename(building, root)
-        except OSError:
-            if not (root / 'labels.csv').is_file():  # otherwise another process was faster, with the same files
-                raise
-    except OSError as error:
-        raise InputError(f'the demo database cannot be generated in {root}: {error}')
+        os.rename(building, root)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

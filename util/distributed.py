@@ -1,27 +1,44 @@
 """Where a run computes: the device, and the processes that torchrun started; without torchrun those functions do nothing.
 
-Two process groups: in the training group every rank arrives within seconds, so a rank that waits longer than TIMEOUT knows
-that another has failed. Ranks wait in the default group while one of them builds the frame cache or writes a checkpoint.
+A rank that waits longer than TIMEOUT for another one ends, and torchrun then ends all: within three minutes, whether a rank
+died or hangs. Where ranks may work alone for longer, `patiently` has each show the others that it lives.
 """
 
 import os
-import sys
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from util.errors import InputError
+from util.program import tell
 
 if TYPE_CHECKING:
     import torch  # imported for real where it is used, since `say` and `rank` serve commands that answer without it
 
-TIMEOUT = timedelta(seconds=50)
-PATIENCE = timedelta(hours=24)
-training_group: Any = None
+TIMEOUT = timedelta(seconds=120)
+HEARTBEAT = 5  # seconds
+LAUNCH = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+cpu_group: Any = None  # for messages of ranks that do not compute: gloo, whatever the device
 
 
 def launched() -> bool:
     """Whether torchrun started this process."""
-    return 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
+    return all(os.environ.get(name, '').isdecimal() for name in LAUNCH[:2])
+
+
+def check_launch() -> None:
+    """
+    Raises:
+        InputError: the environment holds a part of torchrun's variables, or odd ones.
+    """
+    values = [os.environ.get(name, '') for name in LAUNCH]
+    whole = all(values) and all(value.isdecimal() for value in values[:3]) and int(values[0]) < int(values[1])
+    if values[0] and values[1] and not whole:
+        found = ', '.join(f'{name}={value}' for name, value in zip(LAUNCH, values))
+        raise InputError(f'these variables are not as torchrun sets them: {found}; use torchrun, or unset RANK and WORLD_SIZE')
 
 
 def rank() -> int:
@@ -35,7 +52,7 @@ def world_size() -> int:
 def say(text: str) -> None:
     """Print to stderr, once whatever the number of ranks: stdout carries the results alone."""
     if rank() == 0:
-        print(text, file=sys.stderr, flush=True)
+        tell(text)
 
 
 def pick_device(name: str | None) -> str:
@@ -46,13 +63,15 @@ def pick_device(name: str | None) -> str:
     """
     import torch
 
+    check_launch()
     name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
     if launched() and name == 'cuda':
         name = f'cuda:{os.environ["LOCAL_RANK"]}'
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f'--device {name}: {str(error).splitlines()[0]}')
+        torch.ones(1, device=name).add(1).item()  # some devices can be named and allocated on, but do not compute
+    except Exception as error:  # each backend that is not there fails in its own way
+        reason = str(error).strip() or type(error).__name__
+        raise InputError(f'--device {name}: {reason.splitlines()[0]}')
     return name
 
 
@@ -74,7 +93,7 @@ def has_bfloat16(device: str) -> bool:
 
 def start(device: str) -> None:
     """Meet the other ranks; NCCL on CUDA, gloo on the CPU."""
-    global training_group
+    global cpu_group
     if not launched():
         return
     import torch
@@ -84,8 +103,8 @@ def start(device: str) -> None:
         return
     if device.startswith('cuda'):
         torch.cuda.set_device(device)
-    dist.init_process_group('nccl' if device.startswith('cuda') else 'gloo', timeout=PATIENCE)
-    training_group = dist.new_group(timeout=TIMEOUT)
+    dist.init_process_group('nccl' if device.startswith('cuda') else 'gloo', timeout=TIMEOUT)
+    cpu_group = dist.new_group(backend='gloo', timeout=TIMEOUT)
 
 
 def stop() -> None:
@@ -96,11 +115,43 @@ def stop() -> None:
 
 
 def wait() -> None:
-    """Until every rank is here, however long one of them works alone."""
+    """Until every rank is here."""
     if launched():
         from torch import distributed as dist
 
-        dist.barrier()
+        dist.barrier(cpu_group)
+
+
+@contextmanager
+def patiently() -> Iterator[None]:
+    """Ranks may take any time in the body, each its own, and leave it together: in a thread they hear of each other meanwhile.
+
+    Where one of them hangs, the others end as by SIGTERM.
+    """
+    if not launched():
+        yield
+        return
+    import torch
+    from torch import distributed as dist
+
+    left = threading.Event()
+
+    def listen() -> None:
+        everyone = torch.zeros(1)
+        try:
+            while not everyone:
+                left.wait(HEARTBEAT)
+                everyone.fill_(left.is_set())
+                dist.all_reduce(everyone, dist.ReduceOp.MIN, cpu_group)
+        except RuntimeError as error:
+            tell(f'rank {rank()}: another rank does not answer ({str(error).splitlines()[0]})')
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    yield
+    left.set()
+    listener.join()
 
 
 def sum_over_ranks(tensor: 'torch.Tensor') -> 'torch.Tensor':
@@ -108,7 +159,7 @@ def sum_over_ranks(tensor: 'torch.Tensor') -> 'torch.Tensor':
     if launched():
         from torch import distributed as dist
 
-        dist.all_reduce(tensor, group=training_group)
+        dist.all_reduce(tensor)
     return tensor
 
 
@@ -118,7 +169,7 @@ def copy_buffers(model: 'torch.nn.Module') -> None:
         from torch import distributed as dist
 
         for buffer in model.buffers():
-            dist.broadcast(buffer, 0, group=training_group)
+            dist.broadcast(buffer, 0)
 
 
 def wrap(model: 'torch.nn.Module') -> 'torch.nn.Module':
@@ -129,10 +180,8 @@ def wrap(model: 'torch.nn.Module') -> 'torch.nn.Module':
 
     device = next(model.parameters()).device
     if device.type == 'cuda':
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model, training_group)  # in place, since `model` itself is none
-    return torch.nn.parallel.DistributedDataParallel(
-        model, [device] if device.type == 'cuda' else None, process_group=training_group
-    )
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, since `model` itself is none
+    return torch.nn.parallel.DistributedDataParallel(model, [device] if device.type == 'cuda' else None)
 
 
 def share(start: int, stop: int) -> slice:

@@ -1,49 +1,132 @@
 """Files that appear whole or not at all, and locks that the system frees when their holder ends."""
 
 import csv
-import fcntl
+import functools
 import io
 import json
 import os
+import secrets
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from filelock import FileLock, Timeout  # PyTorch brings it; it works where there is no fcntl
 
 from util.errors import InputError
+from util.program import tell
 
 
 def write_whole(path: Path | str, content: bytes | memoryview) -> None:
     """Write the bytes `content` to `path`, which holds either its old or its new content whatever happens meanwhile.
 
+    A link stays and what it names is replaced; a device or a FIFO is written to.
+
     Raises:
-        InputError: the disk is full or the folder cannot be written; the old content is untouched.
+        InputError: the disk is full or the place cannot be written; the old content is untouched.
     """
-    path = Path(path)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        with open(beside, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        sync_folder(path.parent)
+        if is_special(path):
+            write_to_special(path, content)
+            return
+        target = replaceable(path)
+        beside = temporary(target)
+        try:
+            # the name cannot be guessed and must be new, so that nobody's link is followed
+            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), 'wb') as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, target)
+        finally:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+        sync_folder(target.parent)
     except OSError as error:
         raise InputError(
-            f'{path} cannot be written: {error.strerror}; what it held before is untouched. '
-            f'Make room or name another place, then go on (a run: with --resume)'
+            f'{path} cannot be written: {error.strerror}; what it held before is untouched. Make room or name another place'
         )
-    finally:
-        beside.unlink(missing_ok=True)
+
+
+def temporary(target: Path) -> Path:
+    """A new name beside `target`; `remove_abandoned` knows it."""
+    return target.with_name(f'.{target.name[:50]}.{secrets.token_hex(8)}.tmp')
+
+
+def remove_abandoned(folder: Path, name: str = '') -> None:
+    """Remove what a killed process left of its writes in `folder`, of the file `name` alone if that is given."""
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            if path.name.startswith(f'.{name[:50]}') and path.name.endswith('.tmp'):
+                path.unlink()
+
+
+def refuse_unwritable(path: Path | str, *inputs: Path | str) -> None:
+    """Try an output before the hours of work that it is for, and remove what an earlier try left.
+
+    Raises:
+        InputError: `path` cannot be written, or it is one of the `inputs`.
+    """
+    try:
+        for source in inputs:
+            if os.path.exists(source) and os.path.exists(path) and os.path.samefile(source, path):
+                raise InputError(f'{path} is read, so it cannot be the output too; name another file')
+        if is_special(path):
+            return
+        target = replaceable(path)
+        remove_abandoned(target.parent, target.name)
+        beside = temporary(target)
+        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        beside.unlink()
+    except OSError as error:
+        raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
+
+
+def is_special(path: Path | str) -> bool:
+    """Whether `path` is a device, a FIFO or this process's own stdout or stderr, which nothing may replace."""
+    path = Path(path)
+    return path.exists() and not path.is_dir() and (not path.is_file() or own_stream(path) is not None)
+
+
+def own_stream(path: Path) -> int | None:
+    """The number of the stream that `path` is, as /dev/stdout is."""
+    for number in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(path.stat(), os.fstat(number)):
+                return number
+    return None
+
+
+def write_to_special(path: Path | str, content: bytes | memoryview) -> None:
+    sys.stdout.flush()
+    number = own_stream(Path(path))
+    with open(os.dup(number) if number else os.open(path, os.O_WRONLY), 'wb') as file:
+        file.write(content)
+
+
+def replaceable(path: Path | str) -> Path:
+    """The file that `path` leads to.
+
+    Raises:
+        OSError: it is one that this user may not write.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(0, 'it is a folder')
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(0, 'it is write-protected')
+    return target
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make a rename in `folder` last through a power failure, where the system knows how."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_json(path: Path | str, content: Any) -> None:
@@ -53,8 +136,8 @@ def write_json(path: Path | str, content: Any) -> None:
 def read_json(path: Path | str) -> dict[str, Any]:
     """The dict in the JSON file `path`."""
     try:
-        content = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise InputError(f'{path} cannot be read: {error}')
     if not isinstance(content, dict):
         raise InputError(f'{path} holds no JSON object; it is not the file of a run')
@@ -67,14 +150,31 @@ def write_table(path: Path | str, columns: Sequence[str], rows: Iterable[Mapping
     writer = csv.DictWriter(text, columns, lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, text.getvalue().encode(errors='surrogateescape'))  # a name that is not UTF-8 keeps its bytes
 
 
 def read_table(path: Path | str) -> list[dict[str, str]]:
     """The rows of a CSV file as dicts of strings."""
     try:
-        with open(path, newline='', encoding='utf-8') as file:
-            return list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline='')))
+    except (ValueError, csv.Error) as error:
+        raise InputError(f'{path} cannot be read: {error}')
+    if any(None in row or None in row.values() for row in rows):
+        raise InputError(f'{path} has a row with more or fewer fields than its first line')
+    return rows
+
+
+def read_text(path: Path | str) -> str:
+    """The text in a regular file; a FIFO would wait for a writer that never comes.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+        ValueError: it is not UTF-8.
+    """
+    try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise InputError(f'{path} cannot be read: it is not a file')
+        return Path(path).read_text(encoding='utf-8')
     except OSError as error:
         raise InputError(f'{path} cannot be read: {error.strerror}')
 
@@ -87,19 +187,46 @@ def make_folder(folder: Path | str) -> None:
 
 
 @contextmanager
-def locked(path: Path | str) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for it if need be."""
-    with open(path, 'w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def locked(path: Path | str) -> Iterator[bool]:
+    """Hold the lock file `path`, waiting for it if need be; whether there is a lock to hold, see `try_lock`."""
+    lock = acquire(path, -1)
+    with lock or ExitStack():
+        yield bool(lock)
 
 
-def try_lock(path: Path | str) -> TextIO | None:
-    """The open lock file `path`, held until it is closed, or None if another process holds it."""
-    file = open(path, 'w')  # noqa: SIM115, the caller closes it
+def try_lock(path: Path | str) -> ExitStack | None:
+    """Hold the lock file `path` until what this returns is closed; None if another process holds it.
+
+    Where the file system has no locks (NFS and Lustre often) or the file is another user's, it is said once, and done without.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+        return acquire(path, 0) or ExitStack()
+    except Timeout:
         return None
-    return file
+
+
+def acquire(path: Path | str, timeout: float) -> ExitStack | None:
+    """The lock, or None where there cannot be one.
+
+    Raises:
+        Timeout: another process holds it.
+    """
+    try:
+        # A lock file whose existence is the lock would outlive a killed process: rather none.
+        lock = FileLock(path, timeout, fallback_to_soft=False)
+        lock.acquire()
+    except Timeout:
+        raise
+    except (OSError, NotImplementedError) as error:
+        folder = os.path.dirname(path) or '.'
+        if os.access(folder, os.W_OK):  # otherwise nothing is written there, and the write itself says so
+            say_unlocked(folder, getattr(error, 'strerror', None) or str(error))
+        return None
+    held = ExitStack()
+    held.callback(lock.release)
+    return held
+
+
+@functools.cache
+def say_unlocked(folder: str, reason: str) -> None:
+    tell(f'warning: files in {folder} cannot be locked ({reason}); let no two processes work on the same round or cache')

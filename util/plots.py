@@ -1,10 +1,17 @@
 """The pictures of a run folder, as the bytes of PNG files."""
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+try:
+    import matplotlib
+except ValueError:  # a notebook's MPLBACKEND, of a module that need not be installed here; a file needs no backend
+    del os.environ['MPLBACKEND']
+    import matplotlib  # noqa: F401
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
