@@ -9,12 +9,19 @@ from typing import NamedTuple
 import numpy as np
 
 from util.errors import InputError
-from util.frames import load_image, on_all_cores
+from util.frames import DEEP, TRANSPARENT, UNENDED, decode_image, on_all_cores
 from util.labels import Sample
 
 BINS = 10
 LONGEST_BAR = 40
 NAMED = 5
+FLAT, FLAT_ROWS = 'flat to its end', 16
+ODDITIES = {
+    DEEP: '{}, scaled to 8 bits',
+    TRANSPARENT: '{}, shown on white',
+    UNENDED: 'warning: {} JPEG without an end marker',
+    FLAT: 'warning: {}, whose last rows are one colour, as those of a file that was cut often are',
+}
 
 
 class Picture(NamedTuple):
@@ -24,11 +31,13 @@ class Picture(NamedTuple):
         size: (height, width) before any resize, or None if it cannot be read.
         digest: hash of size and pixels, the same for every file that decodes to the same picture, or None.
         reason: why it cannot be read, or ''.
+        oddities: what of `ODDITIES` it is.
     """
 
     size: tuple[int, int] | None
     digest: bytes | None
     reason: str = ''
+    oddities: Sequence[str] = ()
 
 
 def check(
@@ -59,6 +68,11 @@ def check(
     small = too_small(samples, pictures, smallest, resize)
     show('Unreadable', unreadable)
     show(f'Below {smallest}x{smallest}', small)
+    for oddity, text in ODDITIES.items():
+        paths = [sample.path for sample, picture in zip(samples, pictures) if oddity in picture.oddities]
+        if paths:
+            line(oddity[:1].upper() + oddity[1:], text.format(len(paths)))
+            print(textwrap.indent('\n'.join(paths), '    '))
     show('Identical groups', identical(samples, pictures))
     for number, split in enumerate(splits, start=1):
         show(
@@ -83,11 +97,16 @@ def decode(paths: list[str], exif_rotation: bool) -> list[Picture]:
 
 def read_picture(path: str, exif_rotation: bool) -> Picture:
     try:
-        image = load_image(path, exif_rotation=exif_rotation)
+        image, turn, oddities = decode_image(path)
     except InputError as error:
         return Picture(None, None, str(error).removeprefix(path).strip())
+    rows = np.asarray(image)[-FLAT_ROWS:]
+    if (rows == rows[-1, -1]).all():
+        oddities.append(FLAT)
+    if turn is not None and exif_rotation:
+        image = image.transpose(turn)
     size = image.height, image.width
-    return Picture(size, hashlib.sha256(repr(size).encode() + image.tobytes()).digest())
+    return Picture(size, hashlib.sha256(repr(size).encode() + image.tobytes()).digest(), oddities=oddities)
 
 
 def too_small(samples: list[Sample], pictures: list[Picture], smallest: int, resize: Sequence[int] | None) -> list[str]:
