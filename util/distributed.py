@@ -108,9 +108,13 @@ def start(device: str) -> None:
 
 
 def stop() -> None:
+    """Leave the other ranks, all at the same time: the threads of one that is ahead would abort it."""
+    global cpu_group
     if launched():
         from torch import distributed as dist
 
+        wait()
+        cpu_group = None
         dist.destroy_process_group()
 
 

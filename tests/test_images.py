@@ -1,0 +1,147 @@
+"""One known picture in the forms that trip image readers comes out with its own pixels, or is refused in one line."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from util import frames
+from util.check_database import read_picture
+from util.errors import InputError
+
+HEIGHT, WIDTH = 60, 70
+Y, X = np.mgrid[0:HEIGHT, 0:WIDTH]
+RGB = np.stack([40 + 180 * X / WIDTH, 60 + 150 * Y / HEIGHT, 128 + 100 * np.sin(X / 9)], 2).astype(np.uint8)
+GREY16 = (RGB.mean(2) * 257).astype(np.uint16)
+GREY = np.repeat((GREY16 >> 8).astype(np.uint8)[:, :, None], 3, 2)
+ALPHA = np.where((X - 35) ** 2 + (Y - 30) ** 2 < 400, 255, 0).astype(np.uint8)
+ON_WHITE = np.where(ALPHA[:, :, None] > 0, RGB, 255).astype(np.uint8)
+
+
+def png16(rows, colour):
+    """A PNG of 16 bits by hand, since Pillow does not write them all."""
+
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    data = zlib.compress(b''.join(b'\0' + row.astype('>u2').tobytes() for row in rows))
+    head = struct.pack('>IIBBBBB', WIDTH, HEIGHT, 16, colour, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', data) + chunk(b'IEND', b'')
+
+
+def saved(array, ending, **options):
+    buffer = io.BytesIO()
+    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(buffer, ending, **options)
+    return buffer.getvalue()
+
+
+def lying(ending, **options):
+    """Stored on its side, with the EXIF orientation that sets it upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(Image.fromarray(RGB).transpose(Image.Transpose.ROTATE_90), ending, exif=exif, **options)
+
+
+def palette():
+    return Image.fromarray(RGB).quantize(64)
+
+
+HIDDEN = np.random.RandomState(0).randint(0, 256, RGB.shape, np.uint8)
+FORMS = {
+    'grey of 16 bits, PNG': (lambda: png16(GREY16, 0), GREY, 0),
+    'grey of 16 bits, TIFF': (lambda: saved(GREY16, 'TIFF'), GREY, 0),
+    'colour of 16 bits': (lambda: png16(RGB.astype(np.uint16).reshape(HEIGHT, -1) * 257, 2), RGB, 1),
+    'transparent': (lambda: saved(np.dstack([np.where(ALPHA[..., None] > 0, RGB, HIDDEN), ALPHA]), 'PNG'), ON_WHITE, 0),
+    'opaque alpha': (lambda: saved(np.dstack([RGB, np.full_like(ALPHA, 255)]), 'PNG'), RGB, 0),
+    'palette': (lambda: saved(palette(), 'PNG'), np.asarray(palette().convert('RGB')), 0),
+    'CMYK': (lambda: saved(Image.fromarray(RGB).convert('CMYK'), 'TIFF'), RGB, 1),
+    'animated': (lambda: saved(RGB, 'PNG', save_all=True, append_images=[Image.fromarray(255 - RGB)]), RGB, 0),
+    'pages': (lambda: saved(RGB, 'TIFF', save_all=True, append_images=[Image.fromarray(255 - RGB)]), RGB, 0),
+    'lying JPEG': (lambda: lying('JPEG', quality=100, subsampling=0), RGB, 4),
+    'lying PNG': (lambda: lying('PNG'), RGB, 0),
+    'lying TIFF': (lambda: lying('TIFF', compression='tiff_lzw'), RGB, 0),
+    'JPEG without its end marker': (lambda: saved(RGB, 'JPEG', quality=100, subsampling=0)[:-2], RGB, 4),
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_picture_keeps_its_pixels_in_every_form(tmp_path, form):
+    make, truth, tolerance = FORMS[form]
+    (tmp_path / 'picture').write_bytes(make())
+    read = np.asarray(frames.load_image(tmp_path / 'picture', exif_rotation=True)).astype(int)
+    assert read.shape == truth.shape and abs(read - truth).max() <= tolerance
+    assert frames.image_size(tmp_path / 'picture', exif_rotation=True) == truth.shape[:2]
+
+
+def refused(path):
+    with pytest.raises(InputError) as caught:
+        frames.load_image(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and '\n' not in message
+    return message
+
+
+def test_what_cannot_be_a_picture_is_refused_in_one_line(tmp_path, monkeypatch):
+    whole = saved(RGB, 'JPEG')
+    files = {
+        'float.tif': (saved((RGB.mean(2) / 255).astype(np.float32), 'TIFF'), 'whose range nobody knows'),
+        'int.tif': (saved(GREY16.astype(np.int32), 'TIFF'), 'whose range nobody knows'),
+        'truncated.jpg': (whole[: len(whole) // 2], 'truncated'),
+        'zero_tail.jpg': (whole[: len(whole) // 2] + bytes(len(whole) // 2), 'cannot be read as an image'),
+        'empty.png': (b'', 'cannot be read as an image'),
+        'page.jpg': (b'<!DOCTYPE html>', 'cannot be read as an image'),
+    }
+    for name, (content, reason) in files.items():
+        (tmp_path / name).write_bytes(content)
+        assert reason in refused(tmp_path / name)
+    os.mkfifo(tmp_path / 'fifo.png')
+    assert 'it is no regular file' in refused(tmp_path / 'fifo.png')  # and is not waited for
+    (tmp_path / 'folder.png').mkdir()
+    assert 'it is no regular file' in refused(tmp_path / 'folder.png')
+    assert 'File name too long' in refused(tmp_path / ('n' * 300))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    (tmp_path / 'giant.png').write_bytes(saved(RGB, 'PNG'))
+    assert 'million pixels; make it smaller' in refused(tmp_path / 'giant.png')
+    with pytest.raises(InputError, match='60000 high, 60000 wide is more than 500 million pixels'):
+        frames.open_frames([], tmp_path, 'x', 224, (60000, 60000))
+
+
+def test_what_was_changed_to_be_shown_is_said_once_and_listed_by_the_check(tmp_path, capsys):
+    for name in ('a.png', 'b.png'):
+        (tmp_path / name).write_bytes(FORMS['transparent'][0]())
+    (tmp_path / 'deep.png').write_bytes(FORMS['grey of 16 bits, PNG'][0]())
+    frames.said.clear()
+    for name in ('a.png', 'b.png', 'deep.png'):
+        frames.load_image(tmp_path / name)
+    printed = capsys.readouterr().err
+    assert printed.count('\n') == 1 and 'a.png has transparent pixels: they are shown on white' in printed
+    flat = RGB.copy()
+    flat[-20:] = 128
+    (tmp_path / 'flat.png').write_bytes(saved(flat, 'PNG'))
+    found = [read_picture(str(tmp_path / name), True).oddities for name in ('a.png', 'deep.png', 'flat.png')]
+    assert found == [['transparent'], ['16-bit grey'], ['flat to its end']]
+
+
+def test_mutated_images_are_read_at_their_size_or_refused(tmp_path):
+    """Each of 100 files has a few bytes changed, or lacks its end; whatever the decoder raises is one line."""
+    random = np.random.RandomState(0)
+    originals = [saved(RGB, ending) for ending in ('PNG', 'JPEG', 'TIFF', 'GIF', 'BMP', 'WEBP', 'PPM')]
+    originals += [FORMS['grey of 16 bits, PNG'][0](), lying('TIFF', compression='tiff_lzw'), saved(palette(), 'PNG')]
+    path, outcomes = tmp_path / 'mutated', {'read': 0, 'refused': 0}
+    for k in range(100):
+        content = bytearray(originals[k % len(originals)])
+        for place in random.randint(0, len(content), 1 + k % 5):
+            content[place] = random.randint(256)
+        path.write_bytes(content[: random.randint(1, len(content))] if k % 3 == 0 else content)
+        try:
+            image = frames.load_image(path)
+            assert image.mode == 'RGB' and image.size[0] > 0
+            outcomes['read'] += 1
+        except InputError as error:
+            assert '\n' not in str(error)
+            outcomes['refused'] += 1
+    assert outcomes['read'] > 10 and outcomes['refused'] > 30
