@@ -85,7 +85,7 @@ class HyperIQASolver:
         self.best: dict[str, Any] | None = None
 
         # a seed of its own for every round, so that a round's weights do not depend on which rounds ran before it
-        torch.manual_seed(1000 * config.seed + round_index)
+        torch.manual_seed((1000 * config.seed + round_index) % 2**64)
         self.model_hyper = models.hyperiqa()
         checkpoints.load_weights(self.model_hyper, config.weights)
         # convolutions of the CPU and of tensor cores are fastest on channels-last memory; the numbers are the same
@@ -139,9 +139,10 @@ class HyperIQASolver:
             if self.out_of_patience(epoch):
                 break
             row, test_scores = self.run_epoch(epoch)
-            if not math.isfinite(row['train_loss']):
+            if not math.isfinite(row['train_loss']) or not self.is_finite():
                 loss = row['train_loss']
-                say(f'epoch {epoch + 1}: the training loss is {loss}, so this round stops here; a lower --lr may help')
+                reason = 'weights are not finite' if math.isfinite(loss) else f'the training loss is {loss}'
+                say(f'epoch {epoch + 1}: {reason}, so this round stops here; a lower --lr may help')
                 break
             if self.is_best(row):
                 self.best = {**row, 'scores': torch.from_numpy(test_scores)}
@@ -174,6 +175,10 @@ class HyperIQASolver:
         if self.val_data is not None:
             row['val_srcc'], row['val_plcc'] = self.test(self.val_data)
         return row | {'seconds': round(time.monotonic() - started, 3)}, test_scores
+
+    def is_finite(self) -> bool:
+        """Whether no weight has become nan or infinite."""
+        return all(bool(value.isfinite().all()) for value in self.model_hyper.parameters())
 
     def is_best(self, row: dict[str, float]) -> bool:
         if self.selected_on is None:

@@ -19,6 +19,7 @@ from folders import OpenDatabase
 from models import PATCH_SIZE, patch_size_reason
 from util import distributed
 from util.errors import InputError
+from util.splits import seed_words
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -118,7 +119,7 @@ class DataLoader:
     def set_epoch(self, epoch: int) -> None:
         """Draw the patches of 0-based `epoch`."""
         stream = (TRAIN_STREAM, epoch) if self.istrain else (TEST_STREAM,)
-        self.patches = draw_patches(self.seed + stream, self.frames.sizes, self.patch_num, self.istrain)
+        self.patches = draw_patches(seed_words(*self.seed, *stream), self.frames.sizes, self.patch_num, self.istrain)
 
     @property
     def patch_scores(self) -> np.ndarray:
@@ -181,7 +182,9 @@ class DataLoader:
             buffer = self.spare_buffers.pop()
         except IndexError:
             buffer = torch.empty(
-                (self.batch_size, PATCH_SIZE, PATCH_SIZE, 3), dtype=torch.uint8, pin_memory=self.device.type == 'cuda'
+                (min(self.batch_size, len(self.patches.image)), PATCH_SIZE, PATCH_SIZE, 3),
+                dtype=torch.uint8,
+                pin_memory=self.device.type == 'cuda',
             )
         out = buffer.numpy()
         for k, (i, y, x) in enumerate(zip(image, top, left)):

@@ -5,10 +5,13 @@ original's datasets.
 """
 
 import csv
+import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -432,6 +435,14 @@ class OpenDatabase:
         """The samples' names in the files of a run: their paths below the database's folder, the same on every machine."""
         start = folder_of(self.path)
         return [Path(os.path.relpath(self.samples[k].path, start)).as_posix() for k in positions]
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the samples' names, scores, contents and official sets."""
+        start = folder_of(self.path)
+        rows = zip(self.names(range(len(self.samples))), self.samples)
+        facts = [[name, sample.score, sample.content.removeprefix(f'{start}{os.sep}'), sample.part] for name, sample in rows]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
     def higher_is_better(self) -> bool:

@@ -67,7 +67,23 @@ def run(config: argparse.Namespace) -> None:
     for number in config.rounds or range(1, config.train_test_num + 1):
         train_round(config, number - 1, splits[number - 1], database, others)
     if distributed.rank() == 0:
-        print_medians(run_folder.summarise(config.output))
+        results = run_folder.summarise(config.output)
+        print_medians(results)
+        refuse_no_result(config, results['rounds'])
+
+
+def refuse_no_result(config: argparse.Namespace, rounds: dict[str, dict[str, Any]]) -> None:
+    """End with 3 if a round of this run has no result: none of its epochs had a finite loss and test SRCC."""
+    asked = [str(number) for number in config.rounds or range(1, config.train_test_num + 1)]
+    without = [number for number in asked if number not in rounds or (has_nan(rounds[number]) and not config.train_on_all)]
+    if without:
+        say(f'no result: in round {", ".join(without[:5])} no epoch has a finite loss and test SRCC; a lower --lr may help')
+        distributed.stop()
+        sys.exit(program.NO_RESULT)
+
+
+def has_nan(result: dict[str, Any]) -> bool:
+    return math.isnan(result['SRCC'])
 
 
 def train_round(
@@ -78,7 +94,7 @@ def train_round(
     from util import checkpoints
 
     names = names_of(split, database)
-    folder = run_folder.RoundFolder(config.output, round_index, names)
+    folder = run_folder.RoundFolder(config, round_index, names)
     print(f'Round {round_index + 1}', flush=True)
     if not folder.finished:
         solver = HyperIQASolver(
@@ -130,7 +146,7 @@ def evaluate(config: argparse.Namespace) -> None:
     """Repeat the test of the round whose folder holds the checkpoint, or test it on other databases."""
     from HyerIQASolver import HyperIQASolver
 
-    checkpoint = Path(config.evaluate)
+    checkpoint = Path(os.path.abspath(config.evaluate))
     facts = run_folder.read_record(checkpoint.parent.parent / 'config.json')['model']
     round_index = run_folder.round_index_of(checkpoint.parent)
     check_weights(config.weights)
@@ -176,9 +192,9 @@ def check(config: argparse.Namespace) -> None:
         sys.exit(2)
 
 
-def names_of(split: Split, database: OpenDatabase) -> dict[str, list[str]]:
-    """The names of the images of each part that has some."""
-    return {part: database.names(images) for part, images in split.items() if images}
+def names_of(split: Split, database: OpenDatabase) -> run_folder.Parts:
+    """What split.json holds: the names of the images of each part that has some, and a digest of the labels."""
+    return {**{part: database.names(images) for part, images in split.items() if images}, 'labels': database.digest}
 
 
 def model_facts(config: argparse.Namespace, database: OpenDatabase) -> dict[str, Any]:

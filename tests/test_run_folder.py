@@ -304,7 +304,7 @@ def test_a_validation_part_chooses_the_epoch(workplace, resume):
     assert done.returncode == 0, done.stderr
     split = json.loads((workplace / 'run' / 'round_01' / 'split.json').read_text())
     assert [len(split[part]) for part in ('train', 'val', 'test')] == [4, 2, 2]
-    assert len({name for names in split.values() for name in names}) == 8
+    assert len({name for part in ('train', 'val', 'test') for name in split[part]}) == 8
     rows = history(workplace / 'run')
     best = best_row(rows)
     result = json.loads((workplace / 'run' / 'results.json').read_text())['rounds']['1']

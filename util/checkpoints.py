@@ -5,6 +5,7 @@ original names it, and a HyperIQA as pyiqa names it; each inside the wrappers an
 """
 
 import functools
+import hashlib
 import io
 import re
 import stat
@@ -49,6 +50,15 @@ def serialised(content: dict[str, Any]) -> memoryview:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getbuffer()
+
+
+def digest(state: Mapping[str, Any]) -> str:
+    """A hash of the names and values of a state_dict's tensors."""
+    total = hashlib.sha256()
+    for name, value in state.items():
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def load_weights(model: nn.Module, source: Path | str) -> None:

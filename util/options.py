@@ -1,6 +1,8 @@
 """The command line of train_test_IQA.py: every flag with its default, checked, as a namespace."""
 
 import argparse
+import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -9,6 +11,7 @@ import folders
 from util import distributed, run_folder
 from util.errors import InputError
 
+MOST_ROUNDS = 1000
 Number = TypeVar('Number', int, float)
 
 
@@ -20,6 +23,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     """
     parser = make_parser()
     config = parser.parse_args(argv)
+    refuse_empty(config)
     parser.set_defaults(**folders.DATABASES[folders.database_key(config.dataset)].defaults)
     if config.train_on_all:
         parser.set_defaults(train_test_num=1)
@@ -28,6 +32,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     config = parser.parse_args(argv)
     config.dataset = folders.database_key(config.dataset)
     refuse_contradictions(config)
+    config.rounds = config.rounds and list(config.rounds)
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
     config.output = config.output or f'runs/{config.dataset}-seed{config.seed}'
     config.weights = config.evaluate or config.weights
@@ -43,9 +48,33 @@ def with_defaults(config: argparse.Namespace | SimpleNamespace) -> SimpleNamespa
 
 def options_of_run(checkpoint: Path | str) -> dict[str, Any]:
     """The options that decide the numbers of the run whose round folder holds `checkpoint`, and where its data is."""
-    options = run_folder.read_record(Path(checkpoint).parent.parent / 'config.json')['options']
-    kept = {name: value for name, value in options.items() if name not in run_folder.FREE_OPTIONS}
-    return {**kept, 'data_root': options['data_root'], 'csv': options['csv'], 'evaluate': None, 'test_on': None}
+    path = Path(os.path.abspath(checkpoint)).parent.parent / 'config.json'
+    options = run_folder.read_record(path)['options']
+    free = run_folder.FREE_OPTIONS - {'data_root', 'csv'} | {'evaluate', 'test_on', 'help'}
+    actions = {action.dest: action for action in make_parser()._actions if action.dest not in free}
+    for name, action in actions.items():
+        value = options.get(name, action.default)
+        if not fits(action, value):
+            raise InputError(f'{path}: --{name} was {value!r}, which it cannot be; put the file back as the run wrote it')
+    return {name: options.get(name, action.default) for name, action in actions.items()}
+
+
+def fits(action: argparse.Action, value: Any) -> bool:
+    """Whether the flag's `value` in a record is one that the command line can give."""
+    if value is None or action.nargs == 0:
+        return isinstance(value, bool) or value == action.default
+    values = value if action.nargs and isinstance(value, list) else [value]
+    try:
+        return all(action.type(str(one)) == one if callable(action.type) else isinstance(one, str) for one in values)
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
+
+
+def refuse_empty(config: argparse.Namespace) -> None:
+    """An empty value is most often a variable of the shell that is not set."""
+    for name, value in vars(config).items():
+        if value == '':
+            raise InputError(f'--{name} is empty; give it a value or leave it out')
 
 
 def refuse_contradictions(config: argparse.Namespace) -> None:
@@ -110,7 +139,7 @@ def make_parser() -> argparse.ArgumentParser:
     add('--normalize_scores', 'train on scores mapped to 0..1; reports stay in their own unit', action='store_true')
 
     group = parser.add_argument_group('splits and tests')
-    add('--train_test_num', 'rounds: train-test splits', 10, type=positive)
+    add('--train_test_num', f'rounds: train-test splits, at most {MOST_ROUNDS}', 10, type=round_count)
     add(
         '--rounds',
         'run only these rounds (1-based), beside other processes in the same run folder',
@@ -170,11 +199,19 @@ def positive(text: str) -> int:
     return at_least(1, int(text))
 
 
+def round_count(text: str) -> int:
+    if int(text) > MOST_ROUNDS:
+        raise argparse.ArgumentTypeError(f'{text} is more than {MOST_ROUNDS}')
+    return positive(text)
+
+
 def count(text: str) -> int:
     return at_least(0, int(text))
 
 
 def rate(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f'{text} is not a number')
     return at_least(0, float(text))
 
 
@@ -191,10 +228,10 @@ def at_least(bound: int, value: Number) -> Number:
     return value
 
 
-def round_numbers(text: str) -> list[int]:
-    """'3-5' -> [3, 4, 5], '3' -> [3]."""
+def round_numbers(text: str) -> range:
+    """'3-5' -> 3, 4, 5; '3' -> 3."""
     first, _, last = text.partition('-')
-    numbers = list(range(positive(first), positive(last or first) + 1))
+    numbers = range(positive(first), positive(last or first) + 1)
     if not numbers:
         raise argparse.ArgumentTypeError(f'{text} is no range; the first round comes first, as in 3-5')
     return numbers

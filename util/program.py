@@ -17,6 +17,8 @@ from typing import NoReturn
 
 from util.errors import InputError
 
+NO_RESULT = 3
+
 
 def tell(text: str) -> None:
     """Print to stderr, which may be closed or full: a message that nobody can read is no reason to end."""

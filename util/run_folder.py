@@ -1,7 +1,7 @@
 """The folder that a run leaves behind, so that nothing it earned is ever lost.
 
     config.json            every option, what an image and a score mean to the network, package versions, device
-    round_01/split.json    names of the images of each part
+    round_01/split.json    names of the images of each part, and a digest of the labels
     round_01/history.csv   a row an epoch
     round_01/best.pth      the best epoch's plain state_dict
     round_01/last.pth      everything that a resume needs
@@ -14,12 +14,16 @@ matplotlib are imported where they are used, since the results of a run are summ
 """
 
 import argparse
+import hashlib
 import json
 import math
+import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +31,31 @@ import numpy as np
 
 from util import distributed
 from util.errors import InputError
-from util.files import locked, make_folder, read_json, try_lock, write_json, write_table, write_whole
+from util.files import locked, make_folder, read_json, remove_abandoned, try_lock, write_json, write_table, write_whole
 
 # Options that a resumed run may change: where things are and how fast they go, not what is computed.
 FREE_OPTIONS = {'data_root', 'csv', 'output', 'resume', 'rounds', 'device', 'num_workers', 'cache'}
+# Options that say which weights a state leads to: a last.pth of others is refused.
+STATE_OPTIONS = ('dataset', 'seed', 'lr', 'lr_ratio', 'weight_decay', 'batch_size', 'train_patch_num', 'normalize_scores')
+METRICS = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic')
+Parts = dict[str, Any]
 
 
-def check_run(config: argparse.Namespace, model: dict[str, Any], parts: list[dict[str, list[str]]]) -> None:
+def check_run(config: argparse.Namespace, model: dict[str, Any], parts: list[Parts]) -> None:
     """Refuse a run folder `config.output` that this run may not make or continue; nothing is written.
 
     Args:
         model: what an image and a score mean to the networks of this run; demo.py reads it.
-        parts: for each round, the names of the images of each part.
+        parts: for each round, the names of the images of each part, and the digest of the labels.
 
     Raises:
         InputError: it exists and `config.resume` is not set, it was made with other options or images, or it is no run folder.
     """
     folder = Path(config.output)
     path = folder / 'config.json'
-    if path.exists() and not is_untouched(folder):
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f'{folder} is a file, not a run folder; --output DIR names another one')
+    if is_earned(folder):
         if not config.resume and not is_joined(folder, config):
             raise InputError(f'the run folder {folder} exists already; --resume continues it, --output DIR names another one')
         refuse_other_options(path, {'options': vars(config), 'model': model})
@@ -55,29 +65,41 @@ def check_run(config: argparse.Namespace, model: dict[str, Any], parts: list[dic
         raise InputError(f'{folder} holds files, but it is not a run folder; --output DIR names another one')
 
 
-def open_run(config: argparse.Namespace, model: dict[str, Any], parts: list[dict[str, list[str]]]) -> None:
+def open_run(config: argparse.Namespace, model: dict[str, Any], parts: list[Parts]) -> None:
     """Make or continue the run folder `config.output`; arguments and errors as of `check_run`."""
     check_run(config, model, parts)
     folder = Path(config.output)
     path = folder / 'config.json'
-    if path.exists() and not is_untouched(folder):
+    record = {'options': vars(config), 'model': model, **surroundings(config.device)}
+    if is_earned(folder):
+        before = read_record(path)
+        if before.get('device') != record['device']:
+            distributed.say(
+                f'this run was made on {before.get("device")} and goes on on {record["device"]}: '
+                f'sums are added in another order there, so the last digits can differ'
+            )
+        if before['options'].get('epochs') != config.epochs:
+            before['options']['epochs'] = config.epochs
+            write_json(path, before)
         return
     make_folder(folder)
     for split in folder.glob('round_*/split.json'):
         split.unlink()
-    record = {'options': vars(config), 'model': model, **surroundings(config.device)}
     write_json(path, record)
 
 
-def is_untouched(folder: Path) -> bool:
-    """Whether no epoch was ever finished in the run folder and no process works in it: other options may start it anew."""
-    if any(folder.glob('round_*/last.pth')):
+def is_earned(folder: Path) -> bool:
+    """Whether the folder holds a run that other options may not start anew: an epoch was finished, or a process works in it."""
+    if not (folder / 'config.json').exists():
         return False
+    earned = ('last.pth', 'best.pth', 'history.csv', 'predictions.csv', 'result.json')
+    if any((path / name).exists() for path in folder.glob('round_*') for name in earned):
+        return True
     locks = [try_lock(path) for path in folder.glob('round_*/.lock')]
     for lock in locks:
         if lock:
             lock.close()
-    return None not in locks
+    return None in locks
 
 
 def is_joined(folder: Path, config: argparse.Namespace) -> bool:
@@ -105,7 +127,7 @@ def refuse_other_options(path: Path, record: dict[str, Any]) -> None:
     differ = [
         f'--{name} was {before["options"].get(name)}, is {now["options"].get(name)}'
         for name in sorted((before['options'].keys() | now['options'].keys()) - FREE_OPTIONS)
-        if before['options'].get(name) != now['options'].get(name)
+        if differs(name, before['options'].get(name), now['options'].get(name))
     ]
     differ += [
         f'{name} was {value}, is {now["model"].get(name)}'
@@ -118,12 +140,30 @@ def refuse_other_options(path: Path, record: dict[str, Any]) -> None:
         )
 
 
+def differs(name: str, before: Any, now: Any) -> bool:
+    """Whether an option is another than in the run's record, which has none of those that a later version added."""
+    if name == 'epochs' and isinstance(before, int):
+        return now < before  # more may follow, since the learning rates do not depend on their number
+    return before != now and bool(before or now)
+
+
 def read_record(path: Path) -> dict[str, Any]:
-    """The content of a config.json."""
+    """The content of a config.json, whose `model` has the entries of `train_test_IQA.model_facts`."""
     record = read_json(path)
-    if not isinstance(record.get('options'), dict) or not isinstance(record.get('model'), dict):
+    model = record.get('model')
+    if not isinstance(record.get('options'), dict) or not isinstance(model, dict):
         raise InputError(f'{path} holds no options; it is not the record of a run')
+    pairs = [model.get(name) for name in ('resize', 'score_range')]
+    flags = [model.get(name) for name in ('exif_rotation', 'higher_is_better')]
+    if not all(pair is None or (is_numbers(pair) and len(pair) == 2) for pair in pairs) or not all(
+        isinstance(flag, bool) for flag in flags
+    ):
+        raise InputError(f'{path} was edited: its "model" is {json.dumps(model)[:200]}; put the file back as the run wrote it')
     return record
+
+
+def is_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
 
 
 def surroundings(device: str) -> dict[str, Any]:
@@ -159,11 +199,20 @@ def project_commit() -> str | None:
         return None
 
 
-def refuse_other_images(split: Path, parts: dict[str, list[str]]) -> None:
-    """Refuse the split.json of a round if it is there and names other images than `parts`."""
-    if split.exists() and read_json(split) != parts:
+def refuse_other_images(split: Path, parts: Parts) -> None:
+    """Refuse the split.json of a round if it is there and is of other images than `parts`, or of other labels."""
+    if not split.exists():
+        return
+    before = read_json(split)
+    labels = before.pop('labels', parts.get('labels'))  # versions before this one wrote none
+    if before != {part: names for part, names in parts.items() if part != 'labels'}:
         raise InputError(
             f'{split} names other images than the database has now; restore its files, or start a new run with --output DIR'
+        )
+    if labels != parts.get('labels'):
+        raise InputError(
+            f'the scores, contents or sets of the labels are others than when {split} was made, and one result would mix both; '
+            f'restore the label file, or start a new run with --output DIR'
         )
 
 
@@ -171,64 +220,82 @@ class RoundFolder:
     """One round's files; under torchrun all ranks read them and the first alone writes.
 
     Args:
-        run: the run folder.
+        config: the run's options.
         round_index: 0-based.
-        parts: names of the images of each part, by the part's name; a folder made for others is refused.
+        parts: names of the images of each part, by the part's name, and the digest of the labels; a folder made for
+            others is refused.
 
     Raises:
         InputError: the folder cannot be written, was made for other images, or another process runs this round.
     """
 
-    def __init__(self, run: Path | str, round_index: int, parts: dict[str, list[str]]) -> None:
-        self.path = round_path(run, round_index + 1)
+    def __init__(self, config: argparse.Namespace, round_index: int, parts: Parts) -> None:
+        self.path = round_path(config.output, round_index + 1)
+        self.epochs = config.epochs
+        self.owner = {'round': round_index + 1, **{name: getattr(config, name) for name in STATE_OPTIONS}}
+        self.owner['split'] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         if distributed.rank() == 0:
             make_folder(self.path)
             self.lock = try_lock(self.path / '.lock')
             if self.lock is None:
                 raise InputError(f'{self.path} is being trained by another process')
-            self.prepare(parts)
+            remove_abandoned(self.path)
+            split = self.path / 'split.json'
+            refuse_other_images(split, parts)
+            if not split.exists():
+                write_json(split, parts)
         distributed.wait()
-
-    def prepare(self, parts: dict[str, list[str]]) -> None:
-        for abandoned in self.path.glob('.*.tmp'):
-            abandoned.unlink()
-        split = self.path / 'split.json'
-        refuse_other_images(split, parts)
-        if not split.exists():
-            write_json(split, parts)
 
     @property
     def finished(self) -> bool:
-        return (self.path / 'result.json').exists()
+        """Whether the round's result is there, of as many epochs as are asked for now."""
+        path = self.path / 'result.json'
+        return path.exists() and read_result(path)['epochs'] >= self.epochs
 
     def restore(self, load_state_dict: Callable[[dict[str, Any]], None]) -> None:
         """Give the state that the last finished epoch left, if there is one, to `load_state_dict`.
 
         Raises:
-            InputError: last.pth is damaged or of something else; nothing in the folder is changed.
+            InputError: last.pth is gone, damaged, or of something else; nothing in the folder is changed.
         """
         from util.checkpoints import read_checkpoint
 
         path = self.path / 'last.pth'
         if not path.exists():
+            if (self.path / 'history.csv').exists():
+                raise InputError(f'{path} is gone, without which the round cannot go on; {self.remedy}')
             return
         state = read_checkpoint(path)
+        other = [
+            f'{name} is {state["owner"][name]}, not {value}'
+            for name, value in self.owner.items()
+            if isinstance(state.get('owner'), Mapping) and state['owner'].get(name, value) != value
+        ]
+        if other:
+            raise InputError(f'{path} belongs to another round or run ({"; ".join(other)[:300]}); {self.remedy}')
         try:
             load_state_dict(state)
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise InputError(
-                f'{path} is not the checkpoint of this round ({str(error).splitlines()[0]}); '
-                f'put the right file back, or remove {self.path} to start the round anew'
-            )
+            epochs = [row['epoch'] for row in state['history']]
+            if epochs != list(range(1, len(epochs) + 1)) or (state['best'] and state['best']['epoch'] not in epochs):
+                raise ValueError('its epochs are not in order')
+        except Exception as error:  # an edited state can raise anything where it does not fit
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise InputError(f'{path} is not the checkpoint of this round ({reason[0]}); {self.remedy}')
         if distributed.rank() == 0:
             self.write_derived(state)
 
+    @property
+    def remedy(self) -> str:
+        return f'put the right file back, or remove {self.path} to start the round anew'
+
     def save(self, state: dict[str, Any]) -> None:
         """Record a finished epoch; `state` is the solver's `state_dict`."""
-        from util.checkpoints import serialised
+        from util.checkpoints import digest, serialised
 
         if distributed.rank() == 0:
-            write_whole(self.path / 'last.pth', serialised(state))
+            if is_best_last(state):
+                state['best']['weights'] = digest(state['model'])
+            write_whole(self.path / 'last.pth', serialised({**state, 'owner': self.owner}))
             self.write_derived(state)
         distributed.wait()
 
@@ -238,10 +305,30 @@ class RoundFolder:
         from util.checkpoints import serialised
 
         history = state['history']
-        if state['best'] and state['best']['epoch'] == history[-1]['epoch']:
+        if is_best_last(state):
             write_whole(self.path / 'best.pth', serialised(state['model']))
         write_table(self.path / 'history.csv', list(history[0]), history)
         write_whole(self.path / 'curves.png', plots.curves(history))
+
+    def check_best(self, best: dict[str, Any]) -> None:
+        """Refuse to end the round with a best.pth that is not the weights of its best epoch.
+
+        Raises:
+            InputError: it is gone, damaged or another network's.
+        """
+        from util.checkpoints import digest, read_checkpoint
+
+        reason = 'best.pth is of other weights'
+        try:
+            weights = read_checkpoint(self.path / 'best.pth')
+            if 'weights' not in best or digest(weights) == best['weights']:  # versions before this one kept no digest
+                return
+        except InputError as error:
+            reason = str(error)
+        raise InputError(
+            f'the weights of the best epoch, {best["epoch"]}, are lost ({reason}); what last.pth and history.csv hold is kept; '
+            f'{self.remedy}'
+        )
 
     def finish(
         self, best: dict[str, Any], names: list[str], subjective: np.ndarray, title: str, across: dict[str, dict[str, float]]
@@ -257,6 +344,7 @@ class RoundFolder:
         from util import plots
         from util.metrics import all_metrics
 
+        self.check_best(best)
         predicted = best['scores'].numpy()
         if names:
             write_whole(self.path / 'scatter.png', plots.scatter(predicted, subjective, title))
@@ -265,8 +353,17 @@ class RoundFolder:
             for name, score, prediction in zip(names, subjective, predicted, strict=True)
         ]
         write_table(self.path / 'predictions.csv', ['image', 'score', 'prediction'], rows)
-        result = {'epoch': best['epoch'], **all_metrics(predicted, subjective), **({'test_on': across} if across else {})}
+        result = {
+            'epoch': best['epoch'],
+            'epochs': self.epochs,
+            **all_metrics(predicted, subjective),
+            **({'test_on': across} if across else {}),
+        }
         write_json(self.path / 'result.json', without_nan(result))
+
+
+def is_best_last(state: dict[str, Any]) -> bool:
+    return bool(state['best']) and state['best']['epoch'] == state['history'][-1]['epoch']
 
 
 def summarise(run: Path | str) -> dict[str, Any]:
@@ -280,14 +377,38 @@ def summarise(run: Path | str) -> dict[str, Any]:
         InputError: `run` is no run folder.
     """
     run = Path(run)
-    read_record(run / 'config.json')
-    with locked(run / '.lock'):
-        rounds = {
-            str(round_index_of(path.parent) + 1): with_nan(read_json(path)) for path in sorted(run.glob('round_*/result.json'))
-        }
+    last = read_record(run / 'config.json')['options'].get('train_test_num', 0)
+    paths = {number: round_path(run, number) / 'result.json' for number in rounds_in(run) if number <= last}
+    with locked(run / '.lock') if os.access(run, os.W_OK) else nullcontext():  # another user's run is only read
+        rounds = {str(number): read_result(path) for number, path in paths.items() if path.exists()}
         results = {'rounds': rounds, **statistics(list(rounds.values()))}
-        write_json(run / 'results.json', without_nan(results))
+        if os.access(run, os.W_OK):
+            remove_abandoned(run)
+            write_json(run / 'results.json', without_nan(results))
     return results
+
+
+def rounds_in(run: Path) -> list[int]:
+    """The numbers of the rounds whose folders lie in `run` under their exact names."""
+    numbers = [int(path.name[6:]) for path in run.iterdir() if re.fullmatch(r'round_[0-9]{2,9}', path.name)]
+    return sorted(number for number in numbers if round_path(run, number).is_dir())
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a result.json, with nan for null.
+
+    Raises:
+        InputError: it lacks a metric, or one is no number.
+    """
+    result = with_nan(read_json(path))
+    across = result.get('test_on', {})
+    whole = all(isinstance(result.get(name), int) for name in ('epoch', 'epochs')) and isinstance(across, dict)
+    values = [result.get(name) for name in METRICS]
+    for metrics in across.values() if whole else ():
+        values += metrics.values() if isinstance(metrics, dict) else [None]
+    if not whole or not all(isinstance(value, float) or type(value) is int for value in values):
+        raise InputError(f'{path} is not as a run writes it; remove it, and the run with --resume writes it again')
+    return result
 
 
 def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -299,7 +420,7 @@ def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
             if isinstance(value, dict)
             else float(function([result[name] for result in results]))
             for name, value in results[0].items()
-            if name != 'epoch'
+            if name not in ('epoch', 'epochs') and all(name in result for result in results)
         }
 
     return {

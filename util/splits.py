@@ -45,7 +45,7 @@ def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Spl
     Returns:
         positions of the `train`, `val` and `test` units.
     """
-    order = np.random.RandomState((seed, round_index)).permutation(units).tolist()
+    order = np.random.RandomState(seed_words(seed, round_index)).permutation(units).tolist()
     cut = round(TRAIN_SHARE * units)
     held_out = round(val_ratio * cut)
     split = {'train': order[held_out:cut], 'val': order[:held_out], 'test': order[cut:]}
@@ -55,6 +55,12 @@ def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Spl
             f'{"training, validation and test" if val_ratio else "training and test"} parts'
         )
     return split
+
+
+def seed_words(seed: int, *others: int) -> tuple[int, ...]:
+    """(seed, *others) as the 32-bit words that NumPy takes; what a larger seed has beyond them follows at the end."""
+    words = [seed >> shift & 0xFFFFFFFF for shift in range(0, max(32, seed.bit_length()), 32)]
+    return (words[0], *others, *words[1:])
 
 
 def official_split(database: OpenDatabase) -> Split:
