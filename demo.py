@@ -110,6 +110,7 @@ def crops_of(path: Path | str, facts: dict[str, Any], patch_num: int) -> np.ndar
     if min(image.size) < PATCH_SIZE:
         scale = PATCH_SIZE / min(image.size)
         larger = cast(tuple[int, int], tuple(max(PATCH_SIZE, round(side * scale)) for side in image.size))
+        frames.refuse_giant(larger[1], larger[0], f'{path} is too narrow: enlarged until it holds a patch,')
         say(f'{path} is {image.width}x{image.height}: enlarged to {larger[0]}x{larger[1]}, so its score is less certain')
         image = image.resize(larger, Image.Resampling.BICUBIC)
     frame = np.asarray(image)

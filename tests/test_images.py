@@ -5,9 +5,10 @@ import os
 import struct
 import zlib
 
+import databases
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from util import frames
 from util.check_database import read_picture
@@ -145,3 +146,25 @@ def test_mutated_images_are_read_at_their_size_or_refused(tmp_path):
             assert '\n' not in str(error)
             outcomes['refused'] += 1
     assert outcomes['read'] > 10 and outcomes['refused'] > 30
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_every_exif_orientation_agrees_with_pillow(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = databases.picture(tmp_path / 'photo.jpg', exif=exif)
+    assert np.array_equal(frames.load_image(path, exif_rotation=True), ImageOps.exif_transpose(Image.open(path)))
+
+
+def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
+    for mode in ('L', 'P', 'RGBA', 'LA', '1', 'CMYK'):
+        path = tmp_path / f'{mode}.tif'
+        Image.new(mode, (230, 240)).save(path)
+        assert np.asarray(frames.load_image(path)).shape == (240, 230, 3)
+
+
+def test_unreadable_image(tmp_path):
+    path = databases.picture(tmp_path / 'cut.jpg', size=(300, 300))
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(InputError, match='cut.jpg cannot be read as an image'):
+        frames.load_image(path)

@@ -172,9 +172,9 @@ def say_once(matter: str, text: str) -> None:
             say(text)
 
 
-def refuse_giant(height: int, width: int) -> None:
+def refuse_giant(height: int, width: int, what: str = 'a resize to') -> None:
     if height * width > LARGEST:
-        raise InputError(f'{height} high, {width} wide is more than {LARGEST // 10**6} million pixels; choose a smaller size')
+        raise InputError(f'{what} {height} high, {width} wide is more than {LARGEST // 10**6} million pixels')
 
 
 def image_size(path: Path | str, exif_rotation: bool) -> tuple[int, int]:
