@@ -1,0 +1,82 @@
+"""What each of the three repairs buys: the repaired training loop beside the loop with repairs undone.
+
+    python benchmarks/repairs.py                                        # the demo database, three rounds, 18 trainings
+    python benchmarks/repairs.py --dataset koniq --data_root DIR --device cuda --amp --output runs/repairs-koniq
+
+All options are those of train_test_IQA.py; `--output` holds a run folder for each arm, and the same command continues after an
+interruption. In a round every arm has the same split, patches and initial weights.
+
+Undoing means what the original does: (1) the backbone's learning rate stays; (2) a new Adam after every epoch; (3) the
+hypernetwork's parameters are a filter object, which is empty once an optimizer has read it. With one Adam for the whole run
+nothing reads them a second time, so undoing repair 3 without repair 2 changes nothing: of the eight combinations six are
+distinct, the repaired loop and five others.
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import train_test_IQA
+from HyerIQASolver import HyperIQASolver
+from util.options import parse_options
+
+ARMS = {
+    'repaired': (),
+    'without_1': (1,),
+    'without_2': (2,),
+    'without_1_2': (1, 2),
+    'without_2_3': (2, 3),
+    'original': (1, 2, 3),
+}
+DEFAULTS = ('--dataset', 'demo', '--train_test_num', '3', '--output', 'runs/repairs')
+
+
+class UndoneSolver(HyperIQASolver):
+    """The solver with the repairs `undone` undone."""
+
+    undone: tuple[int, ...] = ()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if 3 in self.undone:
+            self.hypernet_params: Iterable[torch.nn.Parameter] = filter(lambda p: True, self.hypernet_params)
+            self.solver = self.new_adam(self.lr * self.lrratio, self.lr)
+
+    def new_adam(self, hypernet_lr: float, backbone_lr: float) -> torch.optim.Adam:
+        groups = [
+            {'params': self.hypernet_params, 'lr': hypernet_lr},
+            {'params': self.model_hyper.res.parameters(), 'lr': backbone_lr},
+        ]
+        return torch.optim.Adam(groups, weight_decay=self.weight_decay, fused=True)
+
+    def set_learning_rates(self, hypernet_lr: float, backbone_lr: float) -> None:
+        backbone_lr = self.lr if 1 in self.undone else backbone_lr
+        if 2 in self.undone:
+            self.solver = self.new_adam(hypernet_lr, backbone_lr)
+        else:
+            super().set_learning_rates(hypernet_lr, backbone_lr)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.set_learning_rates(0, 0)  # the Adam that an epoch leaves; its rates come with the state
+        super().load_state_dict(state)
+
+
+def train(options: list[str]) -> None:
+    """Train what is left of every arm, round by round."""
+    config = parse_options(options)
+    for number in config.rounds or range(1, config.train_test_num + 1):
+        for arm, undone in ARMS.items():
+            print(f'\n{arm}', flush=True)
+            solver = type('ArmSolver', (UndoneSolver,), {'undone': undone})
+            with patch.object(train_test_IQA, 'HyperIQASolver', solver):
+                folder = str(Path(config.output) / arm)
+                train_test_IQA.main([*options, '--output', folder, '--resume', '--rounds', str(number)])
+
+
+if __name__ == '__main__':
+    train([*DEFAULTS, *sys.argv[1:]])
