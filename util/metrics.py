@@ -2,12 +2,27 @@
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
+
+RESAMPLES = 2000
+RESAMPLED_AT_ONCE = 2_000_000  # images, which bounds the memory to some 100 MB
+
+
+class Round(NamedTuple):
+    """What a round says of its N test images: predictions (N,), subjective scores (N,), and the content of each image.
+
+    Images of one content are not independent, so an interval resamples contents; where every image shows something else,
+    its content is its name.
+    """
+
+    predicted: ArrayLike
+    subjective: ArrayLike
+    contents: Sequence[str]
 
 
 def srcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
@@ -71,3 +86,82 @@ def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]
         'RMSE': rmse,
         'PLCC_logistic': plcc_logistic,
     }
+
+
+def intervals(rounds: Sequence[Round]) -> dict[str, list[float]]:
+    """95 % bootstrap percentile intervals of the median SRCC and PLCC over rounds, as [low, high]; of a single round, its own.
+
+    Each of 2,000 resamples from a fixed seed draws as many contents as all rounds have tested, with replacement, so an image
+    that several rounds tested counts equally often in each; and as many rounds as there are, since training varies too.
+    So the interval is for other images and other rounds of the same kind. Nan where there are fewer than three contents.
+    """
+    values = resampled(rounds)  # (metrics, rounds, resamples)
+    picks = np.random.RandomState(1).randint(len(rounds), size=(RESAMPLES, len(rounds)))
+    medians = np.median(values[:, picks, np.arange(RESAMPLES)[:, None]], axis=-1)
+    return {f'{name}_interval': percentile_interval(median) for name, median in zip(('SRCC', 'PLCC'), medians)}
+
+
+def difference_interval(first: Round, second: Round) -> list[float]:
+    """95 % interval of the SRCC of `first` minus that of `second`, two rounds with the same test images, from paired resamples."""
+    one, other = resampled([first, second])[0]
+    return percentile_interval(one - other)
+
+
+def percentile_interval(values: np.ndarray) -> list[float]:
+    """The middle 95 % of resampled `values`; resamples in which the metric is undefined are left out."""
+    values = values[np.isfinite(values)]
+    return np.percentile(values, (2.5, 97.5)).tolist() if len(values) else [math.nan, math.nan]
+
+
+def resampled(rounds: Sequence[Round]) -> np.ndarray:
+    """(2, rounds, RESAMPLES): SRCC and PLCC of each round in every resample of the contents of all rounds."""
+    contents = sorted({content for _, _, contents in rounds for content in contents})
+    position = {content: k for k, content in enumerate(contents)}
+    columns = [[position[content] for content in contents] for _, _, contents in rounds]
+    values = np.full((2, len(rounds), RESAMPLES), math.nan)
+    done = 0
+    for counts in drawn_counts(len(contents)):
+        for k, (predicted, subjective, _) in enumerate(rounds):
+            values[:, k, done : done + len(counts)] = weighted_correlations(predicted, subjective, counts[:, columns[k]])
+        done += len(counts)
+    return values
+
+
+def drawn_counts(units: int) -> Iterator[np.ndarray]:
+    """Yields (resamples, units) arrays, RESAMPLES rows in all: how often each unit is in a resample; none for fewer than three."""
+    if units < 3:
+        return
+    rng = np.random.RandomState(0)
+    block = max(1, RESAMPLED_AT_ONCE // units)
+    for start in range(0, RESAMPLES, block):
+        rows = np.arange(min(block, RESAMPLES - start))[:, None]
+        drawn = rng.randint(units, size=(len(rows), units)) + units * rows
+        yield np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+
+
+def weighted_correlations(predicted: ArrayLike, subjective: ArrayLike, counts: np.ndarray) -> list[np.ndarray]:
+    """SRCC and PLCC, (B,) each, of B resamples of (N,) arrays, where resample b holds image n `counts[b, n]` times."""
+    predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
+    if math.isnan(srcc(predicted, subjective)):
+        return [np.full(len(counts), math.nan)] * 2
+    ranks = [resampled_ranks(scores, counts) for scores in (predicted, subjective)]
+    scores = [(scores - scores.mean()) / scores.std() for scores in (predicted, subjective)]
+    return [weighted_pearson(*ranks, counts), weighted_pearson(*scores, counts)]
+
+
+def resampled_ranks(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(B, N): the rank of each image in each resample, without sorting again; ties share their mean rank, less a half."""
+    values, group = np.unique(scores, return_inverse=True)
+    order = np.argsort(group, kind='stable')
+    starts = np.searchsorted(group[order], np.arange(len(values)))
+    held = np.add.reduceat(counts[:, order], starts, axis=1)
+    return (held.cumsum(1) - held / 2)[:, group]
+
+
+def weighted_pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(B,): Pearson's correlation of each resample; nan where one of `x`, `y`, (N,) or (B, N), is constant in it."""
+    images = counts.sum(1)
+    x, y = (z - (np.einsum('bn,bn->b', counts, np.broadcast_to(z, counts.shape)) / images)[:, None] for z in (x, y))
+    xx, yy, xy = (np.einsum('bn,bn,bn->b', counts, a, b) for a, b in ((x, x), (y, y), (x, y)))
+    defined = np.minimum(xx, yy) > 1e-9 * images
+    return np.divide(xy, np.sqrt(xx * yy), out=np.full(len(counts), math.nan), where=defined)
