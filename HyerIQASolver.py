@@ -23,6 +23,7 @@ from data_loader import DataLoader
 from folders import OpenDatabase
 from util import checkpoints, distributed
 from util.distributed import say
+from util.labels import Settings
 from util.metrics import plcc, srcc
 from util.options import with_defaults
 
@@ -74,7 +75,8 @@ class HyperIQASolver:
         self.weight_decay = config.weight_decay
         self.round_index = round_index
         if opened is None:
-            opened = OpenDatabase(config.dataset, path, config.resize).open_frames(config.patch_size, config.cache)
+            opened = OpenDatabase(config.dataset, path, config.resize, Settings.of(config))
+            opened.open_frames(config.patch_size, config.cache)
             train_idx, test_idx, val_idx = map(opened.images, (train_idx, test_idx, val_idx))
         self.score_range = opened.score_range if config.normalize_scores else (0, 1)
         self.train_data = self.loader(opened, train_idx, istrain=True)

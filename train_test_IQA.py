@@ -20,6 +20,7 @@ from folders import OpenDatabase
 from util import distributed, run_folder
 from util.distributed import say
 from util.errors import InputError
+from util.labels import Settings
 from util.options import parse_options
 from util.splits import Split, draw_splits, read_split
 
@@ -50,7 +51,7 @@ def run(config: argparse.Namespace) -> None:
 
     Whatever can be known without decoding an image is checked before the first one is decoded.
     """
-    database = OpenDatabase(config.dataset, config.data_root, config.resize)
+    database = open_database(config)
     database.warn_of_count()
     others = {name: OpenDatabase(name, path) for name, path in config.test_on or []}
     splits = draw_splits(config, database)
@@ -159,7 +160,7 @@ def evaluate(config: argparse.Namespace) -> None:
         solver.score_range = facts['score_range'] or (0, 1)
         print_across(test_on_others(solver, others, facts['higher_is_better']))
         return
-    database = OpenDatabase(config.dataset, config.data_root, config.resize)
+    database = open_database(config)
     split = read_split(checkpoint.with_name('split.json'), database)
     if not split['test']:
         raise InputError(f'{checkpoint} was trained without a test part; --test_on NAME=DIR tests it on a database')
@@ -167,6 +168,10 @@ def evaluate(config: argparse.Namespace) -> None:
     solver = HyperIQASolver(config, config.data_root, [], split['test'], round_index=round_index, opened=database)
     test_srcc, test_plcc = solver.test(solver.test_data)
     print(f'test_srcc {test_srcc}\ntest_plcc {test_plcc}')
+
+
+def open_database(config: argparse.Namespace) -> OpenDatabase:
+    return OpenDatabase(config.dataset, config.data_root, config.resize, Settings.of(config))
 
 
 def check_weights(source: str) -> None:
@@ -182,7 +187,7 @@ def check(config: argparse.Namespace) -> None:
     """Check the database; exit with 2 if it cannot be trained on."""
     from util import check_database
 
-    database = OpenDatabase(config.dataset, config.data_root, config.resize)
+    database = open_database(config)
     splits = draw_splits(config, database)
     database.warn_of_count()
     usable = check_database.check(

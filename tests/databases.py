@@ -91,6 +91,22 @@ def csiq(root):
     (root / 'csiq_label.txt').write_text('\n'.join(lines) + '\n\n')
 
 
+def csiq_sheet(root):
+    """The authors' own sheet: the table starts at D4 of the second sheet, and some types are spelled otherwise."""
+    csiq_folders(root)
+    (root / 'csiq_label.txt').unlink()
+    book = openpyxl.Workbook()
+    sheet = book.create_sheet('all_by_image')
+    rows = [['image', 'dst_idx', 'dst_type', 'dst_lev', 'dmos_std', 'dmos']]
+    for image in (1600, 'snow_leaves'):
+        for k, kind in enumerate(('noise', 'blur', 'contrast', 'fnoise', 'jpeg', 'jpeg 2000'), start=1):
+            rows += [[image, k, kind, level, 0.061, k / 10 + level / 100] for level in (1, 2)]
+    for number, row in enumerate(rows, start=4):
+        for column, cell in enumerate(row, start=4):
+            sheet.cell(number, column, cell)
+    book.save(root / 'csiq.beta.xlsx')
+
+
 CSIQ_FILES = {
     'awgn': 'AWGN',
     'blur': 'BLUR',
@@ -234,17 +250,24 @@ def spaq(root):
     book.save(root / 'Annotations' / 'MOS and Image attribute scores.xlsx')
 
 
-def flive(root, flags=('True', 'False', 'True')):
-    """Windows line ends, and folders inside the names; without `flags` the file has no `is_train`."""
+def flive(root, folder='database'):
+    """Windows line ends, folders inside the names, and the two files with more columns that tell the official sets.
+
+    A test image is valid in the padded file too.
+    """
     names = [
         'voc_emotic_ava/JPEGImages__COCO_train2014_000000000009.jpg',
         'EE371R/cj23478+019.jpg',
         'blur_dataset/motion0001.jpg',
     ]
-    pictures(root / 'database', names)
-    header = ['name', 'mos'] + ['is_train'] * bool(flags)
-    rows = [[name, f'{70.5 + k}', *(flags[k : k + 1])] for k, name in enumerate(names)]
-    write_csv(root / 'labels_image.csv', header, rows, newline='\r\n')
+    pictures(root / folder, names)
+    rows = [[name, f'{70.5 + k}'] for k, name in enumerate(names)]
+    write_csv(root / 'labels_image.csv', ['name', 'mos'], rows, newline='\r\n')
+    header = ['mos_patch_1', 'name_patch', 'mos_image', 'name_image']
+    padded = [[60, f'patches/{k}.jpg', 70, name] for k, name in enumerate(names)]
+    write_csv(root / 'labels640.csv', header, padded[2:])
+    flags = zip(padded, ('False', 'True', 'True'))
+    write_csv(root / 'labels=640_padded.csv', [*header, 'is_valid'], [[*row, flag] for row, flag in flags][::-1])
 
 
 def agiqa3k(root, folder='.'):

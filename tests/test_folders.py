@@ -12,6 +12,7 @@ from PIL import Image
 import folders
 from util import frames
 from util.errors import InputError
+from util.labels import Settings
 
 
 def read(name, root):
@@ -122,8 +123,10 @@ def test_an_unknown_set_is_named_by_line(make_database):
     file = root / 'koniq10k_distributions_sets.csv'
     file.write_text(file.read_text().replace('validation', 'later'))
     assert "koniq10k_distributions_sets.csv, line 5: the set 'later' is none of train" in refusal('koniq', root)
-    root = make_database('flive', flags=('True', 'maybe', '1'))
-    assert "line 3: the set 'maybe' is none of true" in refusal('flive', root)
+    root = make_database('flive')
+    file = root / 'labels=640_padded.csv'
+    file.write_text(file.read_text().replace('False', 'maybe'))
+    assert "labels=640_padded.csv, line 4: the set 'maybe' is none of true" in refusal('flive', root)
 
 
 @pytest.mark.parametrize('form, folder', [('bid', 'ImageDatabase/'), ('bid_xls', 'ImageDatabase/'), ('bid_text', '')])
@@ -163,20 +166,25 @@ def test_spaqs_photos_are_turned_upright(make_database):
     assert np.array_equal(resized, upright.resize((384, 512), Image.Resampling.BILINEAR))
 
 
-def test_flive_with_and_without_its_official_flag(make_database, tmp_path):
-    samples = read('flive', make_database('flive'))
-    assert [(path, score) for path, score, _ in samples] == [
+def test_flives_official_sets_come_from_the_authors_two_files(make_database):
+    root = make_database('flive')
+    assert [(path, score) for path, score, _ in read('flive', root)] == [
         ('database/voc_emotic_ava/JPEGImages__COCO_train2014_000000000009.jpg', 70.5),
         ('database/EE371R/cj23478+019.jpg', 71.5),
         ('database/blur_dataset/motion0001.jpg', 72.5),
     ]
-    assert parts('flive', tmp_path / 'flive') == ['train', 'test', 'train']
-    for flags, expected in ((('1', '0', 'TRUE'), ['train', 'test', 'train']), ((), ['', '', ''])):
-        databases.flive(tmp_path / 'flive', flags)
-        assert parts('flive', tmp_path / 'flive') == expected
+    assert parts('flive', root) == ['train', 'val', 'test']
+    (root / 'labels640.csv').unlink()
+    assert parts('flive', root) == [''] * 3
 
 
-@pytest.mark.parametrize('folder', ['.', 'images'])
+@pytest.mark.parametrize('folder', ['FLIVE', '.'])
+def test_flives_other_folders(make_database, folder):
+    root = make_database('flive', folder=folder)
+    assert read('flive', root)[1][0] == os.path.normpath(f'{folder}/EE371R/cj23478+019.jpg')
+
+
+@pytest.mark.parametrize('folder', ['.', 'images', 'img', 'AGIQA-3K'])
 def test_agiqa3k_with_its_images_beside_the_labels_or_in_images(make_database, folder):
     samples = read('agiqa3k', make_database('agiqa3k', folder=folder))
     assert [(path, score) for path, score, _ in samples] == [
@@ -234,7 +242,7 @@ def test_own_images_in_each_form_of_the_file(make_database, text, encoding):
     root = make_database('own', text=text, encoding=encoding)
     samples = folders.read_samples('csv', root / 'mine.csv')
     assert [(os.path.relpath(sample.path, root), sample.score) for sample in samples] == OWN
-    assert folders.split_units('csv', samples) == [[2], [0], [1]] if './deep' in text else [[0], [1], [2]]
+    assert folders.split_units(samples, True) == [[2], [0], [1]] if './deep' in text else [[0], [1], [2]]
 
 
 def test_own_images_by_absolute_path_and_relative_file(make_database, tmp_path, monkeypatch):
@@ -250,7 +258,7 @@ def test_own_contents_and_sets(make_database):
     root = make_database('own', text='\n'.join(rows))
     samples = folders.read_samples('csv', root / 'mine.csv')
     assert [(sample.content, sample.part) for sample in samples] == [('z', 'train'), ('k', 'test'), ('z', 'val')]
-    assert folders.split_units('csv', samples) == [[1], [0, 2]]
+    assert folders.split_units(samples, True) == [[1], [0, 2]]
 
 
 def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_database, tmp_path):
@@ -262,7 +270,7 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
         root = root.rename(tmp_path / place)
         (root / 'mine.csv').write_text('image,score\n' + ''.join(f'{name},1\n' for name in order))
         samples = folders.read_samples('csv', root / 'mine.csv')
-        orders.append([Path(samples[k].path).name for (k,) in folders.split_units('csv', samples)])
+        orders.append([Path(samples[k].path).name for (k,) in folders.split_units(samples, True)])
     assert orders[0] == orders[1] == ['d.png', 'B.png', 'a-b.png', 'a.png', 'b.png', 'b.png']
 
 
@@ -270,9 +278,16 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
     'text, where',
     [
         ('', 'line 1: no column is the image'),
-        ('a.png,3\nb.png,4\n', 'line 1: no column is the image; name it image or image_name or name or filename'),
-        ('image,quality\na.png,3\n', 'line 1: no column is the score; name it score or mos or dmos in the header'),
-        ('image,mos,DMOS\na.png,3,4\n', 'line 1: mos and DMOS can each be the column of the score'),
+        ('a.png,3,4\nb.png,4,5\n', 'line 1: no column is the image; name it image or image_name or img_name'),
+        ('image,quality\na.png,3\n', 'line 1: no column is the score; name it score or mos or dmos'),
+        ('a.png,3\nb.png,good\n', "line 2: the score 'good' is not a number"),
+        ('image,score\na.png,1_000\n', "line 2: the score '1_000' is not a number"),
+        ('image,score\na.png,1e39\n', "line 2: the score '1e39' is beyond 32-bit floats"),
+        ('\nsep=;\nimage;score\na.png;x\n', "line 4: the score 'x' is not a number"),
+        (
+            'image,mos,DMOS\na.png,3,4\n',
+            'line 1: mos and DMOS can each be the column of the score; --columns score=mos settles it',
+        ),
         ('name,image,mos\na.png,a.png,4\n', 'line 1: name and image can each be the column of the image'),
         ('image,score,score\na.png,3,4\n', 'line 1: score and score can each be'),
         ('image,score\na.png,3\n\nb.png\n', 'line 4: this line has fewer cells'),
@@ -284,7 +299,7 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
         ('image,score\na.png,nan\n', "line 2: the score 'nan' is not a number"),
         ('image,score\na.png,"3,5"\n', "line 2: the score '3,5' is not a number"),
         ('image;score\na.png;1.234,5\n', "line 2: the score '1.234,5' is not a number"),
-        ('image,score\na.png,3\nb.png,4\n./a.png,3\n', 'line 4: ./a.png is on line 2 already'),
+        ('image,score\na.png,3\nb.png,4\n./a.png,3\n', './a.png is on line 2 already; remove one of the two'),
         ('image,score,set\na.png,3,train\nb.png,4,spare\n', "line 3: the set 'spare' is none of train"),
         ('image,score,set\na.png,3,train\nb.png,4,\n', 'line 3: the set is empty'),
         ('image,score\na.png,3\n"b.png,4\nc.png,5\nd.png,6\n', 'line 3: unexpected end of data; correct the quotes'),
@@ -300,10 +315,13 @@ def test_faults_in_an_own_file_are_named_by_line(make_database, text, where):
 
 
 def test_other_encodings_of_an_own_file(make_database):
-    for encoding, line in (('windows-1252', 3), ('utf-16', 1)):
+    for encoding, expected in (
+        ('windows-1252', 'mine.csv, line 3: this is not UTF-8 text; save the file as UTF-8'),
+        ('utf-16', 'mine.csv is UTF-16'),
+        ('utf-16-le', 'mine.csv is UTF-16'),
+    ):
         root = make_database('own', text='image,score\na.png,1\nmäuse.png,2\n', encoding=encoding)
-        message = refusal('csv', root / 'mine.csv')
-        assert f'mine.csv, line {line}: this is not UTF-8 text; save the file as UTF-8' in message
+        assert expected in refusal('csv', root / 'mine.csv')
         root.rename(root.with_name(encoding))
 
 
@@ -328,9 +346,13 @@ def test_score_range(make_database):
     database = folders.OpenDatabase('csv', root / 'mine.csv')
     assert database.score_range == (-1, 7)
     assert folders.OpenDatabase('kadid10k', make_database('kadid10k')).score_range == (1, 5)
-    database.samples = database.samples[:1] * 2
-    with pytest.raises(InputError, match='all 2 scores are 3.5'):
-        _ = database.score_range
+
+
+@pytest.mark.parametrize('other', ['3', '3.0000000000000004'])
+def test_scores_that_are_all_equal_to_the_network_are_no_labels(make_database, other):
+    root = make_database('own', text=f'image,score\na.png,3\nb.png,{other}\n')
+    with pytest.raises(InputError, match='mine.csv: all 2 scores are 3; give scores that differ'):
+        folders.OpenDatabase('csv', root / 'mine.csv')
 
 
 def test_a_wrong_count_says_what_was_expected(make_database, capsys):
@@ -340,7 +362,9 @@ def test_a_wrong_count_says_what_was_expected(make_database, capsys):
     database.samples = database.samples[:1] * 10073
     database.warn_of_count()
     root = make_database('own', text='image,score\na.png,3.5\n')
-    folders.OpenDatabase('csv', root / 'mine.csv').warn_of_count()
+    database = folders.OpenDatabase('csv', root / 'mine.csv')
+    capsys.readouterr()
+    database.warn_of_count()
     assert capsys.readouterr().err == ''
 
 
@@ -366,8 +390,8 @@ def test_the_table_has_a_row_for_every_database():
 def test_split_units_are_contents_in_the_order_of_their_names_or_images(make_database):
     root = make_database('tid2013')
     samples = folders.read_samples('tid2013', root)
-    assert folders.split_units('tid2013', list(reversed(samples))) == [[3, 4], [1, 2], [0]]
-    assert folders.split_units('livec', samples) == [[0], [1], [2], [3], [4]]
+    assert folders.split_units(list(reversed(samples)), True) == [[3, 4], [1, 2], [0]]
+    assert folders.split_units(samples, False) == [[0], [1], [2], [3], [4]]
 
 
 @pytest.mark.parametrize(
@@ -453,7 +477,7 @@ def test_missing_image_folder(make_database):
         ('kadid10k', 'dmos.csv', 'ref_img', 'reference', 'no column ref_img'),
         ('agiqa3k', 'data.csv', '"sharp, detailed"', 'sharp, detailed', 'line 3: this line has more cells'),
         ('agiqa3k', 'data.csv', '4.75', '', "line 5: the score '' is not a number"),
-        ('flive', 'labels_image.csv', ',71.5,False', '', 'line 3: this line has fewer cells'),
+        ('flive', 'labels_image.csv', ',71.5', '', 'line 3: this line has fewer cells'),
     ],
 )
 def test_faults_in_a_text_file_are_named_by_line(make_database, name, file, old, new, where):
@@ -481,7 +505,7 @@ def test_faults_in_a_sheet_and_in_a_mat_file(make_database):
     book = openpyxl.load_workbook(file)
     book.active['C4'] = '#N/A'
     book.save(file)
-    assert "row 4: the score '#N/A' is not a number" in refusal('spaq', root)
+    assert "row 4: the score '' is not a number" in refusal('spaq', root)
     book.active['C1'] = 'Mean'
     book.save(file)
     assert 'there is no column MOS in row 1' in refusal('spaq', root)
@@ -501,3 +525,221 @@ def test_faults_in_a_sheet_and_in_a_mat_file(make_database):
 def test_unknown_database():
     with pytest.raises(InputError, match="no database 'imagenet'; choose one of live, csiq"):
         folders.database_key('imagenet')
+
+
+def test_csiqs_own_sheet(make_database):
+    sheet, listed = (make_database(form) for form in ('csiq_sheet', 'csiq_folders'))
+    samples = read('csiq', sheet)
+    assert [(path, content) for path, _, content in samples] == [(path, content) for path, _, content in read('csiq', listed)]
+    assert samples[0] == ('dst_imgs/awgn/1600.AWGN.1.png', 0.11, '1600')
+    assert samples[-1] == ('dst_imgs/jpeg2000/snow_leaves.jpeg2000.2.png', 0.62, 'snow_leaves')
+
+
+def test_spaqs_sheet_as_csv(make_database):
+    root = make_database('spaq')
+    expected = read('spaq', root)
+    (root / 'Annotations' / 'MOS and Image attribute scores.xlsx').unlink()
+    rows = [[path.split('/')[1], 11, score] for path, score, _ in expected]
+    file = root / 'Annotations' / 'MOS and Image attribute scores.csv'
+    databases.write_csv(file, ['Image name', 'Brightness', 'MOS '], rows)
+    assert read('spaq', root) == expected
+
+
+@pytest.mark.parametrize(
+    'name, pattern',
+    [
+        ('bid', 'ImageDatabase/*.JPG'),
+        ('livec', 'Images/*.JPG'),
+        ('koniq', '1024x768/*.jpg'),
+        ('kadid10k', 'images/*.png'),
+        ('agiqa3k', '*.jpg'),
+        ('flive', 'database/*/*.jpg'),
+        ('spaq', 'TestImage/*.jpg'),
+        ('csiq', 'dst_imgs_all/*.png'),
+    ],
+)
+def test_the_letter_case_of_image_files_does_not_matter(make_database, name, pattern):
+    root = make_database(name)
+    expected = [(path.lower(), score) for path, score, _ in read(name, root)]
+    for path in sorted(root.glob(pattern)):
+        path.rename(path.with_name(path.name.swapcase()))
+    samples = read(name, root)
+    assert [(path.lower(), score) for path, score, _ in samples] == expected
+    assert all((root / path).is_file() for path, _, _ in samples)
+
+
+def test_copies_further_down_are_not_taken_and_equally_near_ones_are_refused(make_database):
+    root = make_database('csiq_folders')
+    expected = read('csiq', root)
+    for path in list((root / 'dst_imgs').glob('*/*.png')):
+        databases.picture(root / 'dst_imgs' / 'copies' / 'small' / path.name, size=(30, 30))
+    assert read('csiq', root) == expected
+    databases.picture(root / 'dst_imgs' / 'other' / '1600.AWGN.1.png')
+    message = refusal('csiq', root)
+    assert '1600.AWGN.1.png can be ' in message and 'equally near; remove or rename all but one' in message
+
+
+def test_hidden_folders_and_a_macs_twin_folder_are_not_entered(make_database, tmp_path):
+    outer = tmp_path / 'outer'
+    for name in ('__MACOSX', '.Trash'):
+        databases.koniq(outer / name / 'inner')
+    make_database('koniq').rename(outer / 'zipped')
+    (outer / '__MACOSX' / '1024x768').mkdir()
+    assert read('koniq', outer)[0][0] == 'zipped/1024x768/10004473376.jpg'
+
+
+@pytest.mark.parametrize(
+    'name, file, row',
+    [
+        ('koniq', 'koniq10k_scores_and_distributions.csv', 3),
+        ('tid2013', 'mos_with_names.txt', 1),
+        ('csiq', 'csiq_label.txt', 2),
+    ],
+)
+def test_an_image_that_an_authors_file_lists_twice_is_refused(make_database, name, file, row):
+    root = make_database(name)
+    lines = (root / file).read_text().splitlines()
+    (root / file).write_text('\n'.join([*lines[: row + 1], lines[row].swapcase(), *lines[row + 1 :]]) + '\n')
+    assert f'{file}, line {row + 2}: ' in (message := refusal(name, root)) and f'is on line {row + 1} already' in message
+
+
+@pytest.mark.parametrize(
+    'name, file',
+    [
+        ('koniq', 'koniq10k_scores_and_distributions.csv'),
+        ('csiq', 'csiq_label.txt'),
+        ('csiq_sheet', 'csiq.beta.xlsx'),
+        ('livec', 'Data/AllMOS_release.mat'),
+        ('own', 'mine.csv'),
+    ],
+)
+def test_what_lies_in_the_place_of_a_label_file_is_named(make_database, name, file):
+    root = make_database(name, **({'text': ''} if name == 'own' else {}))
+    key, path = ('csv', root / file) if name == 'own' else (name.split('_')[0], root)
+    for content, what in (
+        (b'\n<!DOCTYPE html><title>Sign in</title>', f'{Path(file).name} is a web page'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', f'{Path(file).name} is a Git LFS pointer'),
+        (b'', str(file)),
+        (b'\0\xff\1' * 50, str(file)),
+        (b'PK\3\4' + b'\7' * 90, str(file)),
+    ):
+        (root / file).write_bytes(content)
+        assert what in refusal(key, path)
+    (root / file).unlink()
+    for make in (Path.mkdir, os.mkfifo):
+        make(root / file)
+        assert Path(file).name in refusal(key, path)
+        (Path.rmdir if make is Path.mkdir else Path.unlink)(root / file)
+
+
+def test_names_that_no_file_system_takes(make_database):
+    long = 'n' * 300
+    assert f'there is no folder {long}' in refusal('koniq', long)
+    assert f'there is no file {long}' in refusal('csv', long)
+    root = make_database('own', text=f'image,score\na.png,1\n{long}.png,2\nb.png,3\n')
+    assert '1 of the 3 images' in refusal('csv', root / 'mine.csv')
+
+
+def layout(root, text, **settings):
+    (root / 'mine.csv').write_text(text)
+    return folders.OpenDatabase('csv', root / 'mine.csv', settings=Settings(**settings))
+
+
+@pytest.mark.parametrize('image', folders.CSV_COLUMNS['image'])
+@pytest.mark.parametrize('score', [name for name in folders.CSV_COLUMNS['score'] if name != 'dmos'])
+def test_every_column_name_of_other_peoples_tables(tmp_path, image, score):
+    for name in ('a.png', 'b.png'):
+        (tmp_path / name).touch()
+    database = layout(tmp_path, f'{image},{score.upper()}\na.png,3\nb.png,1\n')
+    assert [sample.score for sample in database.samples] == [3, 1] and database.higher_is_better
+
+
+@pytest.mark.parametrize('content', folders.CSV_COLUMNS['content'])
+@pytest.mark.parametrize('part', folders.CSV_COLUMNS['set'])
+def test_every_name_of_a_content_and_of_a_set_column(tmp_path, content, part):
+    for name in ('a.png', 'b.png'):
+        (tmp_path / name).touch()
+    database = layout(tmp_path, f'image,score,{content},{part}\na.png,3,x,train\nb.png,1,x,test\n')
+    assert [(sample.content, sample.part) for sample in database.samples] == [('x', 'train'), ('x', 'test')]
+    assert database.units == [[0, 1]]
+    assert layout(tmp_path, (tmp_path / 'mine.csv').read_text(), split_by='image').units == [[0], [1]]
+
+
+@pytest.mark.parametrize('text', ['my a.png{}3\nb.png{}1.5\n', 'b.png{}1.5\nmy a.png{}3\n'])
+@pytest.mark.parametrize('mark', [',', '\t', ' ', '  ', ';'])
+def test_a_table_without_a_header(tmp_path, capsys, text, mark):
+    for name in ('my a.png', 'b.png'):
+        (tmp_path / name).touch()
+    samples = layout(tmp_path, text.format(mark, mark)).samples
+    assert sorted((Path(sample.path).name, sample.score) for sample in samples) == [('b.png', 1.5), ('my a.png', 3)]
+    assert 'mine.csv: no header, so each line is a name and a score; higher is better' in capsys.readouterr().err
+
+
+def test_nothing_is_taken_from_an_own_table_silently(make_database, capsys):
+    root = make_database('own', text='')
+    rows = 'a.png,3,x,1\nb.png,1,y,2\n'
+    database = layout(root, 'Name,DMOS,remark,mos\n' + rows, columns={'score': 'dmos'})
+    err = capsys.readouterr().err
+    assert "mine.csv: image from 'Name', score from 'DMOS'; lower is better" in err
+    assert "--higher_is_better or --lower_is_better settles it; ignored: 'remark', 'mos'" in err
+    assert not database.higher_is_better
+    assert layout(root, 'name,dmos\na.png,3\nb.png,1\n', lower_is_better=False).higher_is_better
+    assert 'settles' not in capsys.readouterr().err
+    assert not layout(root, 'name,mos\na.png,3\nb.png,1\n', lower_is_better=True).higher_is_better
+
+
+def test_a_reference_column_that_is_not_taken_is_a_warning(make_database, capsys):
+    root = make_database('own', text='', images=('I01_1.png', 'I01_2.png', 'I02_1.png'))
+    text = 'image,score,{}\nI01_1.png,1,refs/i01.BMP\nI01_2.png,2,I01.png\nI02_1.png,3,I02.png\n'
+    layout(root, text.format('source'))
+    assert "the column 'source' of" in (err := capsys.readouterr().err) and '--columns content=source' in err
+    layout(root, text.format('ref_img'))
+    layout(root, text.format('source'), columns={'content': 'Source'})
+    layout(root, text.format('source').replace('I01.png', 'I99.png'))
+    assert 'warning' not in capsys.readouterr().err
+
+
+def test_names_in_an_own_table_start_at_data_root_and_may_hold_backslashes(make_database, tmp_path):
+    root = make_database('own', text='')
+    text = 'image,score\nDeep\\C.png,3\na.png,1\n'
+    expected = [str(root / 'deep' / 'c.png'), str(root / 'a.png')]
+    assert [sample.path for sample in layout(root, text).samples] == expected
+    (tmp_path / 'tables').mkdir()
+    database = layout(tmp_path / 'tables', text, images=str(root))
+    assert [sample.path for sample in database.samples] == expected
+    assert database.names([0, 1]) == ['deep/c.png', 'a.png']
+
+
+def test_an_accented_name_in_either_unicode_form_unless_two_files_fit(make_database):
+    import unicodedata
+
+    forms = [unicodedata.normalize(form, 'é.png') for form in ('NFC', 'NFD')]
+    root = make_database('own', text='', images=(forms[1], 'b.png'))
+    text = f'image,score\n{forms[0]},1\nB.PNG,2\n'
+    assert [Path(sample.path).name for sample in layout(root, text).samples] == [forms[1], 'b.png']
+    databases.picture(root / 'B.png')
+    with pytest.raises(InputError, match=r'B.PNG can be .*/B.png or .*/b.png, equally near'):
+        layout(root, text)
+
+
+def test_skip_missing_leaves_out_what_cannot_be_read_and_says_so(make_database, capsys):
+    root = make_database('own', text='')
+    (root / 'b.png').write_bytes((root / 'b.png').read_bytes()[:3000])
+    text = 'image,score\na.png,3\ngone.png,5\nb.png,1\ndeep/c.png,2\n'
+    database = layout(root, text, skip_missing=True)
+    assert database.names(range(2)) == ['a.png', 'deep/c.png'] and database.rows == [0, 3]
+    assert [(entry['image'], entry['row']) for entry in database.left_out] == [('gone.png', 'line 3'), ('b.png', 'line 4')]
+    assert database.left_out[0]['reason'] == 'missing' and 'cannot be read' in database.left_out[1]['reason']
+    assert '--skip_missing: 2 of 4 listed images are left out, the first is gone.png' in capsys.readouterr().err
+    with pytest.raises(InputError, match=r'gone.png \(line 3\).*--skip_missing leaves them out'):
+        layout(root, text)
+    with pytest.raises(InputError, match='none of the 1 images that it lists can be read'):
+        layout(root, 'image,score\nb.png,3\n', skip_missing=True)
+
+
+def test_agiqa3k_by_prompt(make_database):
+    root = make_database('agiqa3k')
+    file = root / 'data.csv'
+    file.write_bytes(file.read_bytes().replace(b'statue of a man', b'"two lines\r\nof text"'))
+    assert folders.OpenDatabase('agiqa3k', root).units == [[0], [1], [2]]
+    assert folders.OpenDatabase('agiqa3k', root, settings=Settings(split_by='content')).units == [[1], [0, 2]]

@@ -4,7 +4,9 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,12 @@ import scipy.io
 from util.errors import InputError
 
 PARTS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
+HEADER_ROWS = 10  # of an Excel sheet, in which its header is looked for
+FOREIGN = {  # how files start that people have in place of label files, in lower case
+    b'version https://git-lfs': 'a Git LFS pointer and not the file itself, which `git lfs pull` fetches',
+    b'<!doctype': 'a web page and not the file itself; download it again',
+    b'<html': 'a web page and not the file itself; download it again',
+}
 
 
 class Sample(NamedTuple):
@@ -29,6 +37,83 @@ class Sample(NamedTuple):
     part: str = ''
 
 
+class Settings(NamedTuple):
+    """How the user wants labels to be read, where that is not as the database's table entry says.
+
+    `columns` names the columns of the user's own table by their roles; `images` is the folder at which the names in it
+    start; `lower_is_better` is the direction of its scores. `split_by` is 'image' or 'content'. `skip_missing` leaves out
+    listed images that are missing or unreadable.
+    """
+
+    columns: Mapping[str, str] = {}
+    images: str | None = None
+    lower_is_better: bool | None = None
+    split_by: str | None = None
+    skip_missing: bool = False
+
+    @classmethod
+    def of(cls, config: Any) -> 'Settings':
+        return cls(
+            config.columns or {},
+            getattr(config, 'image_root', None),
+            config.lower_is_better,
+            config.split_by,
+            config.skip_missing,
+        )
+
+
+AS_DOCUMENTED = Settings()
+
+
+class Finder:
+    """Finds files whatever the letter case and the Unicode form of their names; every folder is listed once."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, dict[str, list[str]]] = {}
+        self.trees: dict[str, dict[str, list[str]]] = {}
+
+    def listing(self, folder: str) -> dict[str, list[str]]:
+        """Names in `folder` by their plain form; none where it cannot be listed."""
+        if folder not in self.entries:
+            try:
+                names = sorted(os.listdir(folder or '.'))
+            except (OSError, ValueError):
+                names = []
+            found = self.entries[folder] = {}
+            for name in names:
+                found.setdefault(plain(name), []).append(name)
+        return self.entries[folder]
+
+    def file(self, folder: Path | str, name: str) -> str | None:
+        """Path of the one file that is `name` below `folder`, or None."""
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return path
+        places = [os.sep if os.path.isabs(name) else str(folder)]
+        for part in os.path.normpath(name).strip(os.sep).split(os.sep):
+            places = [
+                os.path.join(place, entry)
+                for place in places
+                for entry in (['..'] if part == '..' else self.listing(place).get(plain(part), []))
+            ]
+        return only_one(name, [place for place in places if os.path.isfile(place)])
+
+    def below(self, folder: Path | str, name: str) -> str | None:
+        """Path of the file `name` in `folder` or anywhere below it, the one that is nearest to `folder`, or None."""
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return path
+        if str(folder) not in self.trees:
+            tree = self.trees[str(folder)] = {}
+            for parent, inner, names in os.walk(folder):
+                inner[:] = sorted(filter(is_entered, inner))
+                for entry in names:
+                    tree.setdefault(plain(entry), []).append(os.path.join(parent, entry))
+        found = self.trees[str(folder)].get(plain(name), [])
+        nearest = min((path.count(os.sep) for path in found), default=0)
+        return only_one(name, [path for path in found if path.count(os.sep) == nearest])
+
+
 class Labels:
     """A database's files while its labels are read: finds them, and names them in every error.
 
@@ -36,29 +121,44 @@ class Labels:
         root: the database's folder; the file itself for the user's own CSV.
         title: the database's name in messages.
         advice: a sentence that ends the messages about missing files.
+        settings: of the user.
+
+    Attributes:
+        samples, places: a `Sample` for every row, and what the row is called.
+        higher_is_better: which way the scores run, where the label file tells it.
     """
 
-    def __init__(self, root: Path | str, title: str, advice: str) -> None:
+    def __init__(self, root: Path | str, title: str, advice: str, settings: Settings = AS_DOCUMENTED) -> None:
         self.root = Path(root)
         self.title = title
         self.advice = advice
+        self.settings = settings
+        self.finder = Finder()
         self.file: Path  # set by `open`, or by `read_csv`
         self.samples: list[Sample] = []
         self.places: list[str] = []
+        self.higher_is_better: bool | None = None
 
-    def bases(self) -> list[Path]:
-        """The root, then the folders one level below it, by name."""
-        if not self.root.is_dir():
+    def bases(self) -> list[list[Path]]:
+        """The root, then the folders one level below it, by name: a list for each level."""
+        if not os.path.isdir(self.root):
             raise InputError(f'{self.title}: there is no folder {self.root}. {self.advice}')
-        return with_subfolders(self.root)
+        return [[self.root], subfolders(self.root)]
 
-    def near(self) -> list[Path]:
-        """Where images can lie: the label file's folder, the root, and one folder below either."""
-        return with_subfolders(self.file.parent) + self.bases()
+    def near(self) -> list[list[Path]]:
+        """Where images can lie, nearest first: the label file's folder, the root, and one folder below either."""
+        here = self.file.parent
+        own, inner = self.bases()
+        return [[here], own, subfolders(here), inner]
 
     def find(self, *names: str) -> Path | None:
         """Path of the first of the label files `names` that exists, in the root or one folder down, or None."""
-        return next((base / name for name in names for base in self.bases() if (base / name).is_file()), None)
+        for name in names:
+            for level in self.bases():
+                path = only_one(name, [path for base in level if (path := self.finder.file(base, name))])
+                if path:
+                    return Path(path)
+        return None
 
     def open(self, *names: str) -> None:
         """Make the first of the label files `names` that exists the file that the other methods read."""
@@ -67,22 +167,35 @@ class Labels:
             raise InputError(f'{self.title}: {" or ".join(names)} is not in {self.root}. {self.advice}')
         self.file = file
 
-    def folder(self, *names: str) -> Path:
-        """Path of the first image folder of `names` that exists."""
+    def folder(self, *names: str, default: Path | None = None) -> Path:
+        """Path of the first image folder of `names` that exists, or `default`."""
         for name in names:
-            for base in self.near():
-                if (base / name).is_dir():
-                    return base / name
-        raise InputError(f'{self.title}: there is no image folder {" or ".join(names)} in {self.root}. {self.advice}')
+            for level in self.near():
+                path = only_one(
+                    name,
+                    [
+                        os.path.join(base, entry)
+                        for base in level
+                        for entry in self.finder.listing(str(base)).get(plain(name), [])
+                        if os.path.isdir(os.path.join(base, entry))
+                    ],
+                )
+                if path:
+                    return Path(path)
+        if default is None:
+            raise InputError(f'{self.title}: there is no image folder {" or ".join(names)} in {self.root}. {self.advice}')
+        return default
 
     def number(self, text: Any, where: str, role: str = 'score') -> float:
         """`text` as a finite float; `where` is its row and `role` its meaning, for the error."""
         try:
-            value = float(text)
+            value = math.nan if isinstance(text, str) and '_' in text else float(text)
         except (TypeError, ValueError):
             value = math.nan
         if not math.isfinite(value):
             raise InputError(f'{self.file}, {where}: the {role} {text!r} is not a number; correct or remove that row')
+        if abs(value) > float(np.finfo(np.float32).max):
+            raise InputError(f'{self.file}, {where}: the {role} {text!r} is beyond 32-bit floats; correct or remove that row')
         return value
 
     def part(self, text: Any, where: str, parts: dict[str, str] = PARTS) -> str:
@@ -92,16 +205,34 @@ class Labels:
             raise InputError(f'{self.file}, {where}: the set {text!r} is none of {", ".join(parts)}; correct that row')
         return part
 
-    def add(self, path: Path | str, score: Any, where: str, content: Any = None, part: str = '') -> None:
-        """Append a sample; without `content` the image is a content of its own."""
-        self.samples.append(Sample(str(path), self.number(score, where), str(content or path), part))
+    def add(
+        self, folder: Path | str, name: str, score: Any, where: str, content: Any = None, part: str = '', deep: bool = False
+    ) -> None:
+        """Append the sample whose image is `name` in `folder`, or with `deep` in any folder below it.
+
+        Without `content` the image is a content of its own.
+        """
+        find = self.finder.below if deep else self.finder.file
+        path = find(folder, name) or (find(folder, name.replace('\\', '/')) if '\\' in name else None)
+        path = path or os.path.join(folder, name)
+        self.samples.append(Sample(path, self.number(score, where), str(content or path), part))
         self.places.append(where)
+
+    def refuse_repeated(self) -> None:
+        """An image that is listed twice would be trained on and tested on."""
+        first: dict[str, str] = {}
+        for sample, where in zip(self.samples, self.places):
+            before = first.setdefault(os.path.normpath(sample.path), where)
+            if before != where:
+                raise InputError(f'{self.file}, {where}: {sample.path} is on {before} already; remove one of the two')
 
     def mat(self, *keys: str) -> list[list[Any]]:
         """The arrays `keys` of the open .mat file, each flattened and freed of nested cells."""
         try:
-            content = scipy.io.loadmat(self.file)
+            content = scipy.io.loadmat(io.BytesIO(read_bytes(self.file)))
             return [[unwrap(cell) for cell in content[key].ravel()] for key in keys]
+        except InputError:
+            raise
         except KeyError as error:
             raise InputError(f'{self.file} has no variable {error}; it is not the file that its authors distribute')
         except Exception as error:  # the reader lets index, type and zlib errors through
@@ -117,56 +248,117 @@ class Labels:
                 raise InputError(f'{self.file}, line {number}: {columns} words are expected, not {line!r}')
             yield f'line {number}', words
 
-    def csv_rows(self, *columns: str, **dialect: Any) -> Iterator[tuple[str, dict[str, str]]]:
-        """(row name, dict) of every row of the open CSV file that is not blank; its header must have `columns`."""
-        reader = csv.DictReader(io.StringIO(read_text(self.file), newline=''), **dialect)
+    def spaced_rows(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """As `csv_rows`, of a file without a header whose lines are a name, that may hold spaces, and a score."""
+        before, text, _ = table_text(self.file)
+        for number, line in enumerate(text.splitlines(), start=before + 1):
+            if line.strip():
+                name, _, score = line.strip().rpartition(' ')
+                yield f'line {number}', {'image': name.strip(' "'), 'score': score}
+
+    def csv_rows(
+        self, *columns: str, header: Sequence[str] | None = None, **dialect: Any
+    ) -> Iterator[tuple[str, dict[str, str]]]:
+        """(row name, dict) of every row of the open CSV file that is not blank; its header must have `columns`.
+
+        The letter case of a column and spaces around it do not matter; the dict has the keys `columns` and the header's own.
+
+        Args:
+            header: the columns of a file without a header.
+        """
+        before, text, _ = table_text(self.file)
+        reader = csv.DictReader(io.StringIO(text, newline=''), header, **dialect)
         try:
-            header = reader.fieldnames or []
-            missing = [name for name in columns if name not in header]
+            names = {plain(name.strip()): name for name in reversed(reader.fieldnames or [])}
+            missing = [name for name in columns if plain(name.strip()) not in names]
             if missing:
                 raise InputError(
-                    f'{self.file}: there is no column {", ".join(missing)}; the header is {",".join(header) or "empty"}'
+                    f'{self.file}: there is no column {", ".join(missing)}; '
+                    f'the header is {",".join(reader.fieldnames or []) or "empty"}'
                 )
             for row in reader:
-                where = f'line {reader.line_num}'
+                where = f'line {reader.line_num + before}'
                 beyond = row.pop(None, [])
                 if not any(cell and cell.strip() for cell in [*row.values(), *beyond]):
                     continue
-                if any(beyond) or any(row[name] is None for name in columns):
+                cells = {name: row[name if name in row else names[plain(name.strip())]] for name in columns}
+                if any(beyond) or None in cells.values():
                     raise InputError(
                         f'{self.file}, {where}: this line has {"more" if any(beyond) else "fewer"} cells '
                         f'than the header; correct it, or quote the cell with the delimiter inside'
                     )
-                yield where, row
+                yield where, {**row, **cells}
         except csv.Error as error:  # line_num is where the last good row ends
-            raise InputError(f'{self.file}, line {reader.line_num + 1}: {error}; correct the quotes')
+            raise InputError(f'{self.file}, line {reader.line_num + before + 1}: {error}; correct the quotes')
 
-    def sheet_rows(self, *columns: int | str) -> Iterator[tuple[str, list[Any]]]:
+    def sheet_rows(self, *columns: int | str, sheet: str = '') -> Iterator[tuple[str, list[Any]]]:
         """(row name, cells of `columns`) of every row of the open Excel file that is not blank, below its header.
 
         Args:
-            columns: 0-based positions, or names in the header.
+            columns: 0-based positions, or names in the header, the first row that has them all.
+            sheet: its name, or '' for the first one.
         """
-        header, *rows = read_sheet(self.file) or [()]
-        names = [str(cell).strip().lower() for cell in header]
-        missing = [name for name in columns if isinstance(name, str) and name.lower() not in names]
-        if missing:
+        rows = read_sheet(self.file, sheet)
+        wanted = [name for name in columns if isinstance(name, str)]
+        headers = [[str(cell).strip().lower() for cell in row] for row in rows[:HEADER_ROWS]]
+        top = next((k for k, names in enumerate(headers) if all(name.lower() in names for name in wanted)), None)
+        if top is None:
+            missing = [name for name in wanted if name.lower() not in (headers or [[]])[0]]
             raise InputError(
-                f'{self.file}: there is no column {", ".join(missing)} in row 1; it is not the file that its authors distribute'
+                f'{self.file}: there is no column {", ".join(missing)} in row 1 to {HEADER_ROWS}; '
+                f'it is not the file that its authors distribute'
             )
-        positions = [names.index(name.lower()) if isinstance(name, str) else name for name in columns]
-        for number, cells in enumerate(rows, start=2):
-            if any(cell is not None and str(cell).strip() for cell in cells):
+        positions = [headers[top].index(name.lower()) if isinstance(name, str) else name for name in columns]
+        for number, cells in enumerate(rows[top + 1 :], start=top + 2):
+            if any(str(cell).strip() for cell in cells):
                 yield f'row {number}', [cells[k] if k < len(cells) else None for k in positions]
 
 
-def with_subfolders(folder: Path) -> list[Path]:
-    return [folder] + sorted(path for path in folder.iterdir() if path.is_dir())
+def plain(name: str) -> str:
+    """`name` without what differs between systems: letter case, and whether accents are letters of their own."""
+    return unicodedata.normalize('NFC', name).lower()
+
+
+def only_one(name: str, found: list[str]) -> str | None:
+    if len(found) > 1:
+        raise InputError(f'{name} can be {" or ".join(found[:3])}, equally near; remove or rename all but one')
+    return found[0] if found else None
+
+
+def is_entered(name: str) -> bool:
+    """Whether images or labels are looked for in a folder: not in hidden ones, nor in what a Mac puts beside a zip's files."""
+    return not name.startswith('.') and name != '__MACOSX'
+
+
+def subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if is_entered(path.name) and os.path.isdir(path))
+    except OSError as error:
+        raise InputError(f'{folder} cannot be listed: {error.strerror}; let it be read, or name another folder')
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The content of a label file; what people have in its place is named as what it is."""
+    try:
+        if not os.path.isfile(path):
+            raise InputError(f'{path} is not a file; give the file itself')
+        content = Path(path).read_bytes()
+    except (OSError, MemoryError) as error:
+        raise InputError(f'{path} cannot be read: {error}')
+    opening = content[:200].lstrip().lower()
+    for sign, what in FOREIGN.items():
+        if opening.startswith(sign):
+            raise InputError(f'{path} is {what}')
+    return content
 
 
 def read_text(path: Path | str) -> str:
     """The text of a label file in UTF-8, with or without a byte order mark."""
-    content = Path(path).read_bytes()
+    content = read_bytes(path)
+    if content.startswith((b'PK\3\4', b'\xd0\xcf\x11\xe0')):
+        raise InputError(f'{path} is an Excel workbook and not text; save its sheet as CSV UTF-8')
+    if content.startswith((b'\xff\xfe', b'\xfe\xff')) or b'\0' in content[:1000]:
+        raise InputError(f'{path} is UTF-16 and not UTF-8 text, or no text at all; save the file as UTF-8')
     try:
         return content.decode('utf-8-sig')
     except UnicodeDecodeError as error:
@@ -174,19 +366,29 @@ def read_text(path: Path | str) -> str:
         raise InputError(f'{path}, line {line}: this is not UTF-8 text; save the file as UTF-8')
 
 
-def read_sheet(path: Path | str) -> list[Sequence[Any]]:
-    """The rows of an Excel file's first sheet, each a sequence of cells; .xls or .xlsx, whatever the name says."""
-    import openpyxl
-    import xlrd
+def table_text(path: Path | str) -> tuple[int, str, str]:
+    """(lines before it, the text of a table from its header on, the delimiter that a line sep=; before it names or '')."""
+    lines = read_text(path).splitlines(keepends=True)
+    before, delimiter = 0, ''
+    while before < len(lines) and (not lines[before].strip() or re.fullmatch(r'"?sep=.\s*"?\s*', lines[before].lower())):
+        delimiter = lines[before].strip().strip('"')[4:5] or delimiter
+        before += 1
+    return before, ''.join(lines[before:]), delimiter
 
+
+def read_sheet(path: Path | str, name: str = '') -> list[list[Any]]:
+    """The rows of an Excel file's sheet `name`, or its first, each a list of cells; .xls or .xlsx, whatever the name says.
+
+    An empty cell, and one with an error such as #N/A, is ''.
+    """
+    from python_calamine import CalamineWorkbook
+
+    content = read_bytes(path)
     try:
-        if xlrd.inspect_format(path) == 'xls':
-            sheet = xlrd.open_workbook(path, logfile=io.StringIO()).sheet_by_index(0)
-            return [['#error' if cell.ctype == xlrd.XL_CELL_ERROR else cell.value for cell in row] for row in sheet.get_rows()]
-        with open(path, 'rb') as file:
-            sheet = openpyxl.load_workbook(file, read_only=True, data_only=True).worksheets[0]
-            return list(sheet.iter_rows(values_only=True))
-    except Exception as error:  # both readers let zip, XML, struct and key errors through
+        book = CalamineWorkbook.from_filelike(io.BytesIO(content))
+        sheet = book.get_sheet_by_name(name) if name else book.get_sheet_by_index(0)
+        return sheet.to_python(skip_empty_area=False)
+    except Exception as error:  # the reader has many kinds, of zip, XML and its own
         raise InputError(f'{path} cannot be read as an Excel sheet: {error}; download it again')
 
 
@@ -195,8 +397,3 @@ def unwrap(cell: Any) -> Any:
     while isinstance(cell, np.ndarray) and cell.size:
         cell = cell.ravel()[0]
     return cell.item() if isinstance(cell, np.generic) else cell
-
-
-def listing(folder: Path) -> dict[str, str]:
-    """File paths below `folder`, keyed by their lower-case base name."""
-    return {name.lower(): os.path.join(parent, name) for parent, _, names in sorted(os.walk(folder)) for name in sorted(names)}

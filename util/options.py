@@ -33,7 +33,10 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     config.dataset = folders.database_key(config.dataset)
     refuse_contradictions(config)
     config.rounds = config.rounds and list(config.rounds)
+    config.image_root = config.data_root if config.csv else None
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
+    config.columns = dict(config.columns or {})
+    config.split = config.split[0] if len(config.split) == 1 and isinstance(config.split, list) else config.split
     config.output = config.output or f'runs/{config.dataset}-seed{config.seed}'
     config.weights = config.evaluate or config.weights
     if not (config.list_datasets or config.summarize or config.check):
@@ -50,17 +53,20 @@ def options_of_run(checkpoint: Path | str) -> dict[str, Any]:
     """The options that decide the numbers of the run whose round folder holds `checkpoint`, and where its data is."""
     path = Path(os.path.abspath(checkpoint)).parent.parent / 'config.json'
     options = run_folder.read_record(path)['options']
-    free = run_folder.FREE_OPTIONS - {'data_root', 'csv'} | {'evaluate', 'test_on', 'help'}
+    free = run_folder.FREE_OPTIONS - {'csv'} | {'evaluate', 'test_on', 'help'}
     actions = {action.dest: action for action in make_parser()._actions if action.dest not in free}
     for name, action in actions.items():
         value = options.get(name, action.default)
         if not fits(action, value):
             raise InputError(f'{path}: --{name} was {value!r}, which it cannot be; put the file back as the run wrote it')
-    return {name: options.get(name, action.default) for name, action in actions.items()}
+    place = options.get('image_root') if options.get('csv') else options.get('data_root')
+    return {**{name: options.get(name, action.default) for name, action in actions.items()}, 'data_root': place}
 
 
 def fits(action: argparse.Action, value: Any) -> bool:
     """Whether the flag's `value` in a record is one that the command line can give."""
+    if isinstance(value, dict):  # --columns
+        return action.dest == 'columns' and all(isinstance(column, str) for column in value.values())
     if value is None or action.nargs == 0:
         return isinstance(value, bool) or value == action.default
     values = value if action.nargs and isinstance(value, list) else [value]
@@ -104,14 +110,34 @@ def make_parser() -> argparse.ArgumentParser:
     def add(name: str, text: str, default: Any = None, **settings: Any) -> None:
         if default is not None:
             text += ' (default: %(default)s)'
-        elif settings.get('action'):
+        elif settings.get('action') in ('store_true', argparse.BooleanOptionalAction):
             default = False
         group.add_argument(name, help=text, default=default, **settings)
 
     group = parser.add_argument_group('database')
     add('--dataset', ', '.join(folders.DATABASES), 'livec')
-    add('--data_root', "the database's folder (default: data/<dataset>)", metavar='DIR')
+    add(
+        '--data_root',
+        "the database's folder (default: data/<dataset>); with --csv, where its names start (default: the file's folder)",
+        metavar='DIR',
+    )
     add('--csv', 'with --dataset csv: a table of your images and scores', metavar='FILE')
+    add(
+        '--columns',
+        'columns of the --csv table whose names do not say it, as in image=path score=mos content=ref set=fold',
+        type=role_column,
+        nargs='+',
+        metavar='ROLE=NAME',
+    )
+    add('--lower_is_better', 'a lower score in the --csv table is a better image', action='store_const', const=True)
+    add(
+        '--higher_is_better',
+        'a higher score is, also in a column named dmos',
+        action='store_const',
+        const=False,
+        dest='lower_is_better',
+    )
+    add('--skip_missing', 'leave out listed images that are missing or unreadable; they are listed', action='store_true')
     add(
         '--resize',
         "resize every image to this height and width before the crop (default: as the database's protocol says)",
@@ -146,7 +172,19 @@ def make_parser() -> argparse.ArgumentParser:
         type=round_numbers,
         metavar='A-B',
     )
-    add('--split', 'random; official: the sets that the labels name; or the split.json of a run', 'random', metavar='SPLIT')
+    add(
+        '--split',
+        'random; official: the sets that the labels name; or files: a split.json, a table with a set column, a folder of '
+        'lists, or train=FILE test=FILE [val=FILE]; {round} in a path stands for the round',
+        'random',
+        nargs='+',
+        metavar='SPLIT',
+    )
+    add(
+        '--split_by',
+        'what a random split keeps together: image or content (default: as the database says)',
+        choices=('image', 'content'),
+    )
     add(
         '--val_ratio',
         'share of the training images (or contents) that choose the best epoch; '
@@ -171,8 +209,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group('speed')
     add('--device', 'cpu, cuda, cuda:1 ... (default: cuda if there is one, else cpu)')
-    add('--amp', 'bfloat16 autocast: faster on a GPU, the numbers differ slightly', action='store_true')
-    add('--compile', 'torch.compile: a slow start, then faster on a GPU', action='store_true')
+    add('--amp', 'bfloat16 autocast: faster on a GPU, the numbers differ slightly', action=argparse.BooleanOptionalAction)
+    add('--compile', 'torch.compile: a slow start, then faster on a GPU', action=argparse.BooleanOptionalAction)
     add(
         '--cache',
         "folder of the decoded images (default: .hyperiqa_cache in the database's folder); "
@@ -235,6 +273,14 @@ def round_numbers(text: str) -> range:
     if not numbers:
         raise argparse.ArgumentTypeError(f'{text} is no range; the first round comes first, as in 3-5')
     return numbers
+
+
+def role_column(text: str) -> tuple[str, str]:
+    """'score=mos' -> ('score', 'mos')."""
+    role, _, column = text.partition('=')
+    if not column or role not in folders.CSV_COLUMNS:
+        raise argparse.ArgumentTypeError(f'{text} is not ROLE=NAME with a role of {", ".join(folders.CSV_COLUMNS)}')
+    return role, column
 
 
 def named_folder(text: str) -> list[str]:
