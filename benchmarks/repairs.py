@@ -13,7 +13,6 @@ distinct, the repaired loop and five others.
 """
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -44,7 +43,7 @@ class UndoneSolver(HyperIQASolver):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if 3 in self.undone:
-            self.hypernet_params: Iterable[torch.nn.Parameter] = filter(lambda p: True, self.hypernet_params)
+            self.hypernet_params = filter(lambda p: True, self.hypernet_params)  # type: ignore[assignment]  # that is the point
             self.solver = self.new_adam(self.lr * self.lrratio, self.lr)
 
     def new_adam(self, hypernet_lr: float, backbone_lr: float) -> torch.optim.Adam:

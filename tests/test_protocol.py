@@ -180,7 +180,7 @@ def test_training_on_all_keeps_the_last_epoch(program, make_database, tmp_path):
     folder = tmp_path / 'run' / 'round_01'
     best, last = (torch.load(folder / name, weights_only=True) for name in ('best.pth', 'last.pth'))
     assert all(torch.equal(value, last['model'][name]) for name, value in best.items())
-    assert list(json.loads((folder / 'split.json').read_text())) == ['train']
+    assert list(json.loads((folder / 'split.json').read_text())) == ['train', 'labels']
     assert json.loads((tmp_path / 'run' / 'results.json').read_text())['rounds']['1']['epoch'] == 2
     refused = program('--evaluate', folder / 'best.pth')
     assert refused.returncode == 2 and 'was trained without a test part' in refused.stderr

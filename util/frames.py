@@ -159,7 +159,7 @@ def load_image(path: Path | str, resize: Sequence[int] | None = None, exif_rotat
     if turn is not None and exif_rotation:
         image = image.transpose(turn)
     if resize is not None:
-        refuse_giant(*resize)
+        refuse_giant(resize[0], resize[1])
         image = image.resize((resize[1], resize[0]), Image.Resampling.BILINEAR)
     return image
 
@@ -216,7 +216,8 @@ def open_frames(
     Raises:
         InputError: an image cannot be read or is too small, or `cache` names a folder that cannot be written.
     """
-    refuse_giant(*resize or (1, 1))
+    if resize:
+        refuse_giant(resize[0], resize[1])
     direct = DirectFrames(paths, smallest, resize, exif_rotation)
     if cache == 'none':
         return direct

@@ -102,7 +102,7 @@ def intervals(rounds: Sequence[Round]) -> dict[str, list[float]]:
 
 
 def difference_interval(first: Round, second: Round) -> list[float]:
-    """95 % interval of the SRCC of `first` minus that of `second`, two rounds with the same test images, from paired resamples."""
+    """95 % interval of the SRCC of `first` minus that of `second`, two rounds on the same images, from paired resamples."""
     one, other = resampled([first, second])[0]
     return percentile_interval(one - other)
 
@@ -128,7 +128,7 @@ def resampled(rounds: Sequence[Round]) -> np.ndarray:
 
 
 def drawn_counts(units: int) -> Iterator[np.ndarray]:
-    """Yields (resamples, units) arrays, RESAMPLES rows in all: how often each unit is in a resample; none for fewer than three."""
+    """Yields (resamples, units) arrays, RESAMPLES rows in all: how often each unit is drawn; none for fewer than three."""
     if units < 3:
         return
     rng = np.random.RandomState(0)
@@ -146,7 +146,7 @@ def weighted_correlations(predicted: ArrayLike, subjective: ArrayLike, counts: n
         return [np.full(len(counts), math.nan)] * 2
     ranks = [resampled_ranks(scores, counts) for scores in (predicted, subjective)]
     scores = [(scores - scores.mean()) / scores.std() for scores in (predicted, subjective)]
-    return [weighted_pearson(*ranks, counts), weighted_pearson(*scores, counts)]
+    return [weighted_pearson(ranks[0], ranks[1], counts), weighted_pearson(scores[0], scores[1], counts)]
 
 
 def resampled_ranks(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
