@@ -141,7 +141,7 @@ class DataLoader:
         for crops, rows in self.crops():
             scores = torch.from_numpy(patch_scores[rows])
             flip = torch.from_numpy(self.patches.flip[rows])
-            yield to_device(crops, flip, self.device), scores.to(self.device, non_blocking=True)
+            yield to_device(crops, flip, self.device), scores.to(self.device, non_blocking=self.device.type == 'cuda')
 
     def crops(self) -> Iterator[tuple[torch.Tensor, slice]]:
         """Yields ((B, 224, 224, 3) uint8 crops, the slice of `patches` that they are), in order, gathered ahead.
@@ -194,8 +194,9 @@ class DataLoader:
 
 def to_device(crops: torch.Tensor, flip: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """(B, H, W, 3) uint8 crops -> (B, 3, H, W) float32 on `device`, flipped where `flip` (B,) says so, normalised."""
-    crops = crops.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    flip = flip.to(device, non_blocking=True)
+    asynchronous = torch.device(device).type == 'cuda'  # elsewhere a copy may be read before it has ended
+    crops = crops.to(device, non_blocking=asynchronous).permute(0, 3, 1, 2)
+    flip = flip.to(device, non_blocking=asynchronous)
     crops = torch.where(flip.view(-1, 1, 1, 1), crops.flip(3), crops)
     mean, std = imagenet_statistics(crops.device)
     return crops.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)

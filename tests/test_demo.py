@@ -1,13 +1,20 @@
 """demo.py scores files and folders, the same at every call."""
 
 import csv
+import os
+import signal
+import subprocess
 
 import databases
+import numpy as np
 import pytest
 import torch
+from helpers import command, restore_interrupts
+from PIL import Image
 
 import demo
 import models
+from util.errors import InputError
 
 
 @pytest.fixture(scope='module')
@@ -67,3 +74,97 @@ def test_no_images_or_checkpoint(tmp_path, in_process, checkpoint):
     ):
         done = in_process(demo.main, *options)
         assert done.returncode == 2 and reason in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.fixture(scope='module')
+def scorer(checkpoint):
+    return demo.Scorer(checkpoint, 'cpu', patches=2)
+
+
+def test_from_python_a_path_an_image_and_an_array_score_alike(tmp_path, in_process, checkpoint, scorer):
+    path = databases.picture(tmp_path / 'photo.png', size=(500, 400))
+    done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 2, '--device', 'cpu', '--spread', path)
+    score, spread = scorer(path, spread=True)
+    assert scores(done) == [[str(path), f'{score:.4f}', f'{spread:.4f}']] and spread > 0
+    assert isinstance(score, float) and scorer(str(path)) == score
+
+    image = Image.open(path)
+    array = np.asarray(image)
+    of_pixels = scorer(array)
+    assert scorer([image, array[::-1], path]) == pytest.approx([of_pixels, scorer(array[::-1].copy()), score], abs=1e-5)
+    assert of_pixels == scorer(array) != score  # other crops than the file's, for ever the same
+    assert scorer([]) == []
+
+
+def test_an_image_from_python_is_shown_and_turned_as_its_file_is(tmp_path, scorer, monkeypatch):
+    monkeypatch.setitem(scorer.facts, 'exif_rotation', True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, options in (('turned.jpg', {'exif': exif}), ('grey.png', {})):
+        path = databases.picture(tmp_path / name, size=(300, 400), **options)
+        if name == 'grey.png':
+            Image.open(path).convert('LA').save(path)
+        shown = demo.frames.load_image(path, (512, 384), True)
+        image = Image.open(path)
+        prepared = demo.frames.prepared(demo.as_picture(image), demo.turn_of(image), (512, 384))
+        assert np.array_equal(np.asarray(shown), np.asarray(prepared))
+
+
+@pytest.mark.parametrize('image', [np.zeros((300, 300, 3)), np.zeros((300, 300), np.uint8), np.zeros((0, 9, 3), np.uint8), 7])
+def test_what_is_no_image_is_refused_from_python(scorer, image):
+    with pytest.raises(InputError, match='an image is a path, a PIL image or an'):
+        scorer([image])
+
+
+def test_folders_give_their_pictures_and_name_the_photos_that_cannot_be_read(tmp_path, in_process, checkpoint):
+    folder = tmp_path / 'folder'
+    odd = os.fsdecode(b'caf\xe9.png')
+    for name in ('a.png', 'new\nline\t.png', odd, '.hidden.png', '.thumbnails/b.png'):
+        databases.picture(folder / name)
+    for name in ('._a.png', 'IMG_1.HEIC', 'paper.pdf', 'clip.mpg', 'weights.h5'):
+        (folder / name).write_bytes(b'\0\5\26\7')
+    done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, '--csv', 'scores.csv', 'folder', 'folder/a.png')
+    names = ['folder/a.png', 'folder/caf\\udce9.png', 'folder/new\\nline\\t.png']
+    assert done.returncode == 2 and sorted(name for name, _ in scores(done)) == sorted([*names, 'folder/a.png'])
+    assert 'skipped: folder/IMG_1.HEIC is of a kind' in done.stderr and done.stderr.count('skipped: ') == 1
+    with open(tmp_path / 'scores.csv', newline='') as file:
+        assert [row['image'] for row in csv.DictReader(file)] == [name for name, _ in scores(done)]
+
+
+def test_an_interrupt_or_a_closed_pipe_keeps_the_scores_so_far(tmp_path, checkpoint):
+    """Interrupted after the first line; nobody reads on after it."""
+    for k in range(40):
+        databases.picture(tmp_path / f'{k}.png', seed=k, size=(500, 400))
+    options = ('--checkpoint', checkpoint, '--patches', 60, '--device', 'cpu', '--csv', 'scores.csv')
+    for closed in (False, True):
+        process = subprocess.Popen(
+            command('demo.py', *options, *(f'{k}.png' for k in range(40))),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=restore_interrupts,
+            env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        )
+        first = process.stdout.readline()
+        process.stdout.close() if closed else process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
+        assert process.wait() == (141 if closed else 130) and 'Traceback' not in errors
+        with open(tmp_path / 'scores.csv', newline='') as file:
+            kept = list(csv.DictReader(file))
+        assert 1 <= len(kept) < 40 and first == f'{kept[0]["image"]}\t{float(kept[0]["score"]):.4f}\n'
+        (tmp_path / 'scores.csv').unlink()
+
+
+def test_a_full_output_is_one_line(tmp_path, checkpoint):
+    databases.picture(tmp_path / 'a.png')
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run(
+            command('demo.py', '--checkpoint', checkpoint, '--patches', 1, 'a.png'),
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith('error: the output: No space left')

@@ -7,6 +7,7 @@ original names it, and a HyperIQA as pyiqa names it; each inside the wrappers an
 import functools
 import hashlib
 import io
+import json
 import re
 import stat
 import sys
@@ -247,6 +248,16 @@ def check_archive(path: Path) -> None:
         raise InputError('is a zip archive, but not of torch.save; unpack it if the checkpoint is inside')
     if unchecked:
         tell_unchecked(path, 'a zip file')
+
+
+def metadata_of(path: Path | str) -> dict[str, Any] | None:
+    """What export.py says in a safetensors file that it wrote: as `demo.training_facts`."""
+    with open(path, 'rb') as file:
+        size, start = int.from_bytes(file.read(8), 'little'), file.read(2)
+        if start != b'{"':
+            return None
+        text = json.loads(start + file.read(size - 2)).get('__metadata__', {}).get('hyperiqa')
+    return json.loads(text) if text else None
 
 
 def foreign_kind(head: bytes) -> str:

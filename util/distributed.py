@@ -56,7 +56,7 @@ def say(text: str) -> None:
 
 
 def pick_device(name: str | None) -> str:
-    """The device to compute on: `name`, or CUDA where there is one; this rank's own GPU under torchrun.
+    """The device to compute on: `name`, or CUDA or MPS where there is one; this rank's own GPU under torchrun.
 
     Raises:
         InputError: PyTorch has no such device here.
@@ -64,7 +64,7 @@ def pick_device(name: str | None) -> str:
     import torch
 
     check_launch()
-    name = name or ('cuda' if torch.cuda.is_available() else 'cpu')
+    name = name or ('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
     if launched() and name == 'cuda':
         name = f'cuda:{os.environ["LOCAL_RANK"]}'
     try:
@@ -81,7 +81,7 @@ def device_name(device: str) -> str:
 
     if device.startswith('cuda'):
         return torch.cuda.get_device_name(device)
-    return f'{torch.get_num_threads()} threads'
+    return f'{torch.get_num_threads()} threads' if device.startswith('cpu') else device
 
 
 def has_bfloat16(device: str) -> bool:

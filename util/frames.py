@@ -100,17 +100,24 @@ def decode_image(path: Path | str) -> tuple[Image.Image, Image.Transpose | None,
                 raise
             image = Image.open(io.BytesIO(Path(path).read_bytes() + END_MARKER))
             oddities.append(UNENDED)
-        if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
-            image = eight_bits(image)
-            oddities.append(DEEP)
-        if image.mode in ('I', 'F'):
-            raise InputError(f'{path} holds 32-bit or signed numbers, whose range nobody knows; save it with 8 or 16 bits')
-        if 'A' in image.getbands() or 'transparency' in image.info:
-            layer = image.convert('RGBA')
-            if layer.getchannel('A').getextrema() != (255, 255):
-                image = Image.alpha_composite(Image.new('RGBA', layer.size, 'white'), layer)
-                oddities.append(TRANSPARENT)
-        return image.convert('RGB'), turn, oddities
+        rgb, found = as_rgb(image, path)
+        return rgb, turn, oddities + found
+
+
+def as_rgb(image: Image.Image, name: Path | str) -> tuple[Image.Image, list[str]]:
+    """A loaded picture as RGB, and which of DEEP and TRANSPARENT it was; see `decode_image`."""
+    oddities = []
+    if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
+        image = eight_bits(image)
+        oddities.append(DEEP)
+    if image.mode in ('I', 'F'):
+        raise InputError(f'{name} holds 32-bit or signed numbers, whose range nobody knows; save it with 8 or 16 bits')
+    if 'A' in image.getbands() or 'transparency' in image.info:
+        layer = image.convert('RGBA')
+        if layer.getchannel('A').getextrema() != (255, 255):
+            image = Image.alpha_composite(Image.new('RGBA', layer.size, 'white'), layer)
+            oddities.append(TRANSPARENT)
+    return image.convert('RGB'), oddities
 
 
 def orientation(image: Image.Image) -> Any:
@@ -156,7 +163,12 @@ def load_image(path: Path | str, resize: Sequence[int] | None = None, exif_rotat
         say_once(TRANSPARENT, f'{path} has transparent pixels: they are shown on white, as in every image')
     if UNENDED in oddities:
         say_once(str(path), f'warning: {path} lacks its end marker; its picture is whole')
-    if turn is not None and exif_rotation:
+    return prepared(image, turn if exif_rotation else None, resize)
+
+
+def prepared(image: Image.Image, turn: Image.Transpose | None, resize: Sequence[int] | None) -> Image.Image:
+    """A picture turned and resized as `load_image` does it."""
+    if turn is not None:
         image = image.transpose(turn)
     if resize is not None:
         refuse_giant(resize[0], resize[1])

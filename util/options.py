@@ -208,7 +208,7 @@ def make_parser() -> argparse.ArgumentParser:
     add('--resume', 'continue the run folder after its last finished epoch, or start it', action='store_true')
 
     group = parser.add_argument_group('speed')
-    add('--device', 'cpu, cuda, cuda:1 ... (default: cuda if there is one, else cpu)')
+    add('--device', 'cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)')
     add('--amp', 'bfloat16 autocast: faster on a GPU, the numbers differ slightly', action=argparse.BooleanOptionalAction)
     add('--compile', 'torch.compile: a slow start, then faster on a GPU', action=argparse.BooleanOptionalAction)
     add(

@@ -1,0 +1,104 @@
+"""A trained network as one file answers elsewhere as it does here, in the unit of the labels."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import demo
+import export
+import models
+from util import checkpoints
+from util.errors import InputError
+
+FACTS = {'resize': [300, 400], 'exif_rotation': True, 'score_range': [1, 5], 'higher_is_better': True}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A folder with the checkpoint of a run that was trained on scores of 1 to 5 and mapped them to 0..1."""
+    folder = tmp_path_factory.mktemp('run')
+    torch.manual_seed(0)
+    torch.save(models.hyperiqa().state_dict(), folder / 'best.pth')
+    (folder / 'config.json').write_text(json.dumps({'options': {}, 'model': FACTS}))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def patches():
+    return np.random.RandomState(0).randint(0, 256, (3, 224, 224, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope='module')
+def expected(run, patches):
+    """The scores of single patches, by the scorer of demo.py: it resizes no picture that its facts do not resize."""
+    scorer = demo.Scorer(run / 'best.pth', 'cpu', patches=1)
+    return [score for score, _ in scorer.scores([patch[None] for patch in patches])]
+
+
+def facts_of(metadata):
+    return {name: json.loads(metadata)[name] for name in FACTS}
+
+
+def test_onnx_runs_in_onnxruntime_on_any_number_of_patches(tmp_path, run, patches, expected):
+    export.export(run / 'best.pth', tmp_path / 'network.onnx')
+    session = onnxruntime.InferenceSession(tmp_path / 'network.onnx')
+    assert session.run(None, {'patches': patches})[0].tolist() == pytest.approx(expected, abs=8e-4)
+    assert session.run(['scores'], {'patches': patches[:1]})[0].tolist() == pytest.approx(expected[:1], abs=8e-4)
+    [metadata] = [entry.value for entry in onnx.load(tmp_path / 'network.onnx').metadata_props if entry.key == 'hyperiqa']
+    assert facts_of(metadata) == FACTS
+    assert [path.name for path in tmp_path.iterdir()] == ['network.onnx']
+
+
+def test_pt2_runs_where_nothing_of_the_project_is(tmp_path, run, patches, expected):
+    export.export(run / 'best.pth', tmp_path / 'network.pt2')
+    np.save(tmp_path / 'patches.npy', patches)
+    code = (
+        'import json, sys, numpy, torch; extra = {"hyperiqa": ""}\n'
+        'network = torch.export.load("network.pt2", extra_files=extra).module()\n'
+        'scores = network(torch.from_numpy(numpy.load("patches.npy"))).tolist()\n'
+        'assert not {"models", "demo", "util", "data_loader"} & set(sys.modules)\n'
+        'print(json.dumps([scores, extra["hyperiqa"]]))'
+    )
+    printed = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True, text=True, capture_output=True).stdout
+    scores, metadata = json.loads(printed.splitlines()[-1])
+    assert scores == pytest.approx(expected, abs=8e-4) and facts_of(metadata) == FACTS
+
+
+def test_safetensors_is_exact_and_scores_as_the_checkpoint_does(tmp_path, run, patches):
+    """Far from the run's config.json: what it says travels in the file."""
+    export.export(run / 'best.pth', tmp_path / 'network.safetensors')
+    written, own = (checkpoints.read_checkpoint(path) for path in (tmp_path / 'network.safetensors', run / 'best.pth'))
+    assert all(torch.equal(written[name], own[name]) for name in own)
+    here, there = (demo.Scorer(path, 'cpu', patches=2) for path in (run / 'best.pth', tmp_path / 'network.safetensors'))
+    assert {name: there.facts[name] for name in FACTS} == FACTS
+    assert here(patches[0]) == there(patches[0])
+
+
+def test_an_export_that_answers_otherwise_leaves_no_file(tmp_path, run, monkeypatch):
+    """The written weights are those of another network."""
+    wrong = export.write_safetensors
+
+    def write(scorer, path, metadata):
+        wrong(export.PatchScorer(models.hyperiqa(), None), path, metadata)
+
+    monkeypatch.setitem(export.WRITERS, '.safetensors', write)
+    with pytest.raises(InputError, match='not those of the network; nothing was written'):
+        export.export(run / 'best.pth', tmp_path / 'network.safetensors')
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_options_give_one_line(tmp_path, run, in_process, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)  # as one that is not installed
+    for out, reason in (
+        ('network.bin', 'network.bin must end in .pt2, .onnx, .safetensors'),
+        ('network.onnx', '.onnx needs a package that is missing here: pip install onnx onnxscript onnxruntime'),
+        ('absent/network.pt2', 'absent/network.pt2 cannot be written: No such file'),
+    ):
+        done = in_process(export.main, run / 'best.pth', out)
+        assert done.returncode == 2 and reason in done.stderr and 'Traceback' not in done.stderr
