@@ -9,6 +9,7 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +24,13 @@ from data_loader import DataLoader
 from folders import OpenDatabase
 from util import checkpoints, distributed
 from util.distributed import say
+from util.errors import InputError
 from util.labels import Settings
 from util.metrics import plcc, srcc
 from util.options import with_defaults
+
+# PyTorch has no error of its own for the CPU's memory, nor oneDNN and cuBLAS for theirs
+OUT_OF_MEMORY = ('out of memory', 'allocate memory', 'create a memory object', 'create a primitive', 'ALLOC_FAILED')
 
 
 def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float]:
@@ -68,7 +73,7 @@ class HyperIQASolver:
         opened: OpenDatabase | None = None,
     ) -> None:
         self.config = config = with_defaults(config)
-        config.device = distributed.pick_device(config.device)
+        config.device = distributed.pick_device(config.device, config.deterministic)
         self.device = torch.device(config.device)
         self.lr = config.lr
         self.lrratio = config.lr_ratio
@@ -227,8 +232,9 @@ class HyperIQASolver:
         self.model_hyper.train()
         self.train_data.set_epoch(epoch)
         predicted = torch.zeros(len(self.train_data.patches.image), device=self.device)
-        for rows, count, patches, scores in self.progress(self.train_data, f'epoch {epoch + 1}'):
-            predicted[rows] = self.train_step(patches, scores, count)
+        with self.memory_for('training', 'batch_size', 'lower it, in a new run'):
+            for rows, count, patches, scores in self.progress(self.train_data, f'epoch {epoch + 1}'):
+                predicted[rows] = self.train_step(patches, scores, count)
         predicted = distributed.sum_over_ranks(predicted).cpu()
         subjective = torch.from_numpy(self.train_data.patch_scores)
         return F.l1_loss(predicted, subjective).item(), srcc(predicted, subjective)
@@ -261,12 +267,25 @@ class HyperIQASolver:
         self.model_hyper.eval()
         distributed.copy_buffers(self.model_hyper)
         predicted = torch.zeros(len(data.patches.image), device=self.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), self.memory_for('testing', 'test_batch_size', 'lower it'):
             for rows, _, patches, _ in self.progress(data, 'test'):
                 if len(patches):
                     predicted[rows] = self.forward(self.model_hyper, patches)
         predicted = distributed.sum_over_ranks(predicted).cpu().double().view(-1, data.patch_num).mean(1)
         return (low + (high - low) * predicted).numpy()
+
+    @contextmanager
+    def memory_for(self, work: str, option: str, remedy: str) -> Iterator[None]:
+        """Tell in one line that the memory does not suffice for the body, and which `option` decides how much it needs."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+                raise
+            kept = '' if self.config.evaluate else '; finished epochs are kept, and --resume continues after the last one'
+            raise InputError(
+                f'out of memory while {work} with --{option} {getattr(self.config, option)}: {remedy}, or free memory{kept}'
+            )
 
     def forward(self, model: torch.nn.Module, patches: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):

@@ -578,8 +578,12 @@ class OpenDatabase:
 
     def names(self, positions: Iterable[int]) -> list[str]:
         """The samples' names in the files of a run: their paths below the database's folder, the same on every machine."""
+        return [self.all_names[k] for k in positions]
+
+    @cached_property
+    def all_names(self) -> list[str]:
         start = self.settings.images or folder_of(self.path)
-        return [Path(os.path.relpath(self.samples[k].path, start)).as_posix() for k in positions]
+        return [Path(os.path.relpath(sample.path, start)).as_posix() for sample in self.samples]
 
     @cached_property
     def digest(self) -> str:

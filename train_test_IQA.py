@@ -175,12 +175,16 @@ def open_database(config: argparse.Namespace) -> OpenDatabase:
 
 
 def check_weights(source: str) -> None:
-    """Load the initial weights once for the sake of the errors, before hours of work."""
+    """Read the initial weights once for the sake of the errors, before hours of work."""
+    import torch
+
     import models
     from util import checkpoints
 
     if source != 'none':
-        checkpoints.load_weights(models.hyperiqa(), source)
+        with torch.device('meta'):  # names and shapes are all that is asked of this network
+            model = models.hyperiqa()
+        checkpoints.initial_weights(model, source)
 
 
 def check(config: argparse.Namespace) -> None:

@@ -192,7 +192,7 @@ def test_a_state_dict_that_fits_by_half_is_refused_and_changes_nothing(tmp_path,
     changed = {**hyperiqa, **checkpoints.read_checkpoint(tmp_path / 'change.pth')}
     content = {name: value for name, value in changed.items() if value is not None}
     with pytest.raises(InputError, match=f'odd.pth .*{reason}'):
-        checkpoints.load_state(network, *checkpoints.state_of(content, 'odd.pth'), 'odd.pth')
+        checkpoints.fitting_state(network, *checkpoints.state_of(content, 'odd.pth'), 'odd.pth')
     assert not any(value.any() for value in network.state_dict().values())
 
 

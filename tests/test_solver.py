@@ -1,15 +1,21 @@
 """The three repairs, each by a test that fails when that repair alone is undone, on real epochs of a tiny real database."""
 
 import math
+import os
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import QUICK, command, tensors
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from HyerIQASolver import HyperIQASolver, is_better, learning_rates
 from util.metrics import plcc, srcc
+from util.options import parse_options
+
+ONE_ROUND = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--epochs', 1)
 
 
 @pytest.fixture
@@ -159,3 +165,55 @@ def test_an_epoch_on_cuda_is_that_of_the_cpu(make_solver, options):
     scores = solver.predict(solver.test_data)
     expected_loss, _ = make_solver().train_epoch(0)
     assert loss == pytest.approx(expected_loss, rel=1e-2) and np.isfinite(scores).all()
+
+
+@pytest.mark.cuda
+def test_deterministic_runs_on_cuda_give_the_same_bytes(make_database, script, tmp_path):
+    make_database('livec')
+    for run in ('first', 'second'):
+        done = script('train_test_IQA.py', *ONE_ROUND, '--device', 'cuda', '--deterministic', '--output', run)
+        assert done.returncode == 0, done.stderr
+    assert tensors(tmp_path / 'first' / 'round_01' / 'last.pth') == tensors(tmp_path / 'second' / 'round_01' / 'last.pth')
+
+
+def test_deterministic_changes_no_byte_on_the_cpu_and_is_kept_by_evaluate(make_database, program, tmp_path, monkeypatch):
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', '')
+    make_database('livec', images=8)
+    assert program(*ONE_ROUND, '--output', 'without').returncode == 0
+    try:
+        done = program(*ONE_ROUND, '--deterministic', '--output', 'with')
+        assert done.returncode == 0, done.stderr
+        assert torch.are_deterministic_algorithms_enabled() and os.environ['CUBLAS_WORKSPACE_CONFIG']
+    finally:
+        torch.use_deterministic_algorithms(False)
+    runs = [tmp_path / run / 'round_01' for run in ('without', 'with')]
+    assert tensors(runs[0] / 'last.pth') == tensors(runs[1] / 'last.pth')
+    assert parse_options(['--evaluate', str(runs[1] / 'last.pth')]).deterministic
+    torch.use_deterministic_algorithms(False)
+    refused = program(*ONE_ROUND, '--output', 'with', '--resume')
+    assert refused.returncode == 2 and '--deterministic was True, is False' in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'options, line',
+    [
+        (
+            ('--train_patch_num', 700, '--batch_size', 4000, '--test_patch_num', 1),
+            'error: out of memory while training with --batch_size 4000: lower it, in a new run, or free memory',
+        ),
+        (
+            ('--test_patch_num', 2000, '--test_batch_size', 4000),
+            'error: out of memory while testing with --test_batch_size 4000: lower it, or free memory',
+        ),
+    ],
+)
+def test_out_of_memory_is_one_line_that_names_the_option(make_database, tmp_path, options, line):
+    """The limit of 8 GB is twice what the imports map, and below the first layer's output alone."""
+    make_database('livec', images=8)
+    limited = 'ulimit -v 8000000 && exec "$@"'
+    arguments = ['sh', '-c', limited, 'sh', *command('train_test_IQA.py', *ONE_ROUND, '--output', 'run', *options)]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == f'{line}; finished epochs are kept, and --resume continues after the last one'
+    assert 'Traceback' not in done.stderr

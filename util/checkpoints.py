@@ -73,8 +73,13 @@ def load_weights(model: nn.Module, source: Path | str) -> None:
         InputError: the download fails, or the file does not hold every weight of one of the two and nothing else.
     """
     if source != 'none':
-        content = read_imagenet() if source == 'imagenet' else read_checkpoint(source)
-        load_state(model, *state_of(content, source), source)
+        model.load_state_dict(initial_weights(model, source), strict=False)
+
+
+def initial_weights(model: nn.Module, source: Path | str) -> dict[str, Any]:
+    """What `load_weights` copies into `model`, of which only names, shapes and types are looked at; the same errors."""
+    content = read_imagenet() if source == 'imagenet' else read_checkpoint(source)
+    return fitting_state(model, *state_of(content, source), source)
 
 
 def load_trained(model: nn.Module, path: Path | str) -> bool:
@@ -86,7 +91,7 @@ def load_trained(model: nn.Module, path: Path | str) -> bool:
     state, layout = state_of(read_checkpoint(path), path)
     if layout == 'ResNet-50':
         raise InputError(f'{path} holds a ResNet-50 alone; only a trained HyperIQA gives scores, such as the best.pth of a run')
-    load_state(model, state, layout, path)
+    model.load_state_dict(fitting_state(model, state, layout, path), strict=False)
     return layout == 'pyiqa'
 
 
@@ -124,8 +129,8 @@ def pyiqa_renamed(name: str) -> str:
     return name
 
 
-def load_state(model: nn.Module, state: dict[str, Any], layout: str, source: Path | str) -> None:
-    """Copy `state` into the network if each of its tensors fits and none is missing; only counters of batch norm may be."""
+def fitting_state(model: nn.Module, state: dict[str, Any], layout: str, source: Path | str) -> dict[str, Any]:
+    """`state` for the network if each of its tensors fits and none is missing; only counters of batch norm may be."""
     own = model.state_dict()
     expected = {name for name in own if layout != 'ResNet-50' or re.match(r'res\.(?!lda)', name)}
     faults = {name: fault_of(state.get(name), own.get(name)) for name in sorted(expected | set(state))}
@@ -137,9 +142,9 @@ def load_state(model: nn.Module, state: dict[str, Any], layout: str, source: Pat
         )
     fitting = {name: value.detach().to(own[name].dtype) for name, value in state.items() if not faults[name]}
     for name, value in fitting.items():
-        if not value.isfinite().all():
+        if not all(bound.isfinite() for bound in value.aminmax()):  # one pass, nan included
             raise InputError(f'{source} holds values in {name} that are not finite; another file of these weights is needed')
-    model.load_state_dict(fitting, strict=False)
+    return fitting
 
 
 def fault_of(value: Any, own: torch.Tensor | None) -> str | None:

@@ -55,8 +55,11 @@ def say(text: str) -> None:
         tell(text)
 
 
-def pick_device(name: str | None) -> str:
+def pick_device(name: str | None, deterministic: bool = False) -> str:
     """The device to compute on: `name`, or CUDA or MPS where there is one; this rank's own GPU under torchrun.
+
+    Args:
+        deterministic: make the process compute the same bytes each time; off leaves PyTorch as it is.
 
     Raises:
         InputError: PyTorch has no such device here.
@@ -64,6 +67,10 @@ def pick_device(name: str | None) -> str:
     import torch
 
     check_launch()
+    if deterministic:
+        os.environ['CUBLAS_WORKSPACE_CONFIG'] = ':4096:8'  # cuBLAS reads it once, when CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     name = name or ('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
     if launched() and name == 'cuda':
         name = f'cuda:{os.environ["LOCAL_RANK"]}'

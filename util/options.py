@@ -40,7 +40,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     config.output = config.output or f'runs/{config.dataset}-seed{config.seed}'
     config.weights = config.evaluate or config.weights
     if not (config.list_datasets or config.summarize or config.check):
-        config.device = distributed.pick_device(config.device)
+        config.device = distributed.pick_device(config.device, config.deterministic)
     return config
 
 
@@ -53,7 +53,7 @@ def options_of_run(checkpoint: Path | str) -> dict[str, Any]:
     """The options that decide the numbers of the run whose round folder holds `checkpoint`, and where its data is."""
     path = Path(os.path.abspath(checkpoint)).parent.parent / 'config.json'
     options = run_folder.read_record(path)['options']
-    free = run_folder.FREE_OPTIONS - {'csv'} | {'evaluate', 'test_on', 'help'}
+    free = run_folder.FREE_OPTIONS - {'csv', 'test_batch_size'} | {'evaluate', 'test_on', 'help'}
     actions = {action.dest: action for action in make_parser()._actions if action.dest not in free}
     for name, action in actions.items():
         value = options.get(name, action.default)
@@ -219,6 +219,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add('--num_workers', 'threads that gather patches; the numbers do not depend on it', 2, type=count)
     add('--test_batch_size', 'patches a batch when testing', 96, type=positive)
+    add('--deterministic', 'a command gives the same bytes each time on CUDA too, where it is slower', action='store_true')
 
     group = parser.add_argument_group('instead of training')
     add(

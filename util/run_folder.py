@@ -34,7 +34,18 @@ from util.errors import InputError
 from util.files import locked, make_folder, read_json, remove_abandoned, try_lock, write_json, write_table, write_whole
 
 # Options that a resumed run may change: where things are and how fast they go, not what is computed.
-FREE_OPTIONS = {'data_root', 'image_root', 'csv', 'output', 'resume', 'rounds', 'device', 'num_workers', 'cache'}
+FREE_OPTIONS = {
+    'data_root',
+    'image_root',
+    'csv',
+    'output',
+    'resume',
+    'rounds',
+    'device',
+    'num_workers',
+    'cache',
+    'test_batch_size',
+}
 # Options that say which weights a state leads to: a last.pth of others is refused.
 STATE_OPTIONS = ('dataset', 'seed', 'lr', 'lr_ratio', 'weight_decay', 'batch_size', 'train_patch_num', 'normalize_scores')
 METRICS = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic')
