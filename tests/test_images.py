@@ -8,7 +8,7 @@ import zlib
 import databases
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from util import frames
 from util.check_database import read_picture
@@ -109,6 +109,16 @@ def test_what_cannot_be_a_picture_is_refused_in_one_line(tmp_path, monkeypatch):
     assert 'million pixels; make it smaller' in refused(tmp_path / 'giant.png')
     with pytest.raises(InputError, match='60000 high, 60000 wide is more than 500 million pixels'):
         frames.open_frames([], tmp_path, 'x', 224, (60000, 60000))
+
+
+@pytest.mark.skipif(not features.check('avif'), reason='this Pillow has no AVIF')
+def test_whatever_a_decoder_raises_is_told_in_one_line(tmp_path):
+    """At this one Pillow raises a bare RuntimeError."""
+    content = saved(RGB, 'AVIF')
+    (tmp_path / 'damaged.avif').write_bytes(content[:-200] + bytes(200))
+    with pytest.raises(RuntimeError), Image.open(tmp_path / 'damaged.avif') as image:
+        image.load()
+    assert 'cannot be read as an image: ' in refused(tmp_path / 'damaged.avif')
 
 
 def test_what_was_changed_to_be_shown_is_said_once_and_listed_by_the_check(tmp_path, capsys):
