@@ -560,6 +560,7 @@ class OpenDatabase:
         ]
         self.rows = [k for k, fault in enumerate(faults) if not fault]
         self.samples = [self.samples[k] for k in self.rows]
+        del self.all_names  # which were of all that are listed
         if not self.samples:
             raise InputError(f'{labels.file}: none of the {len(faults)} images that it lists can be read. {labels.advice}')
         if self.left_out:
