@@ -17,7 +17,7 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -103,11 +103,12 @@ class Scorer:
         return np.stack([frame[top : top + PATCH_SIZE, left : left + PATCH_SIZE] for top, left in zip(places.top, places.left)])
 
     @torch.inference_mode()
-    def scores(self, crops: Any) -> list[tuple[float, float]]:
+    def scores(self, crops: Iterable[np.ndarray]) -> list[tuple[float, float]]:
         """Mean and deviation of the scores of each image's `crops`, in the unit of the labels."""
-        patches = torch.from_numpy(np.concatenate([*crops, np.empty((0, PATCH_SIZE, PATCH_SIZE, 3), np.uint8)]))
-        if not len(patches):
+        crops = list(crops)
+        if not crops:
             return []
+        patches = torch.from_numpy(np.concatenate(crops))
         unflipped = torch.zeros(len(patches), dtype=torch.bool)
         scores = [
             models.predict_scores(self.model, to_device(some, flip, self.device)).cpu()
@@ -139,7 +140,7 @@ def enlarged(picture: Image.Image, name: str) -> Image.Image:
         return picture
     scale = PATCH_SIZE / min(picture.size)
     width, height = (max(PATCH_SIZE, round(side * scale)) for side in picture.size)
-    frames.refuse_giant(height, width, f'{name} is too narrow: enlarged until it holds a patch,')
+    frames.refuse_giant(height, width, what=f'{name} is too narrow: enlarged until it holds a patch,')
     say(f'{name} is {picture.width}x{picture.height}: enlarged to {width}x{height}, so its score is less certain')
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
@@ -185,35 +186,26 @@ def shown(text: Any) -> str:
 
 
 def trained(checkpoint: Path | str) -> tuple[models.HyperNet, dict[str, Any]]:
-    """The network in a checkpoint, and its `training_facts`."""
-    model = models.hyperiqa()
-    is_pyiqa = checkpoints.load_trained(model, checkpoint)
-    return model, pyiqa_facts(checkpoint) if is_pyiqa else training_facts(checkpoint)
+    """The network in a checkpoint, and what an image and a score mean to it, see `train_test_IQA.model_facts`.
 
-
-def pyiqa_facts(checkpoint: Path | str) -> dict[str, Any]:
-    """As `training_facts`, for the layout that pyiqa's files have."""
-    say(f'{checkpoint} is a file of pyiqa: images are prepared as it does, without a resize, and its 0..1 is shown as 0..100')
-    return {'resize': None, 'exif_rotation': False, 'score_range': (0, 100)}
-
-
-def training_facts(checkpoint: Path | str) -> dict[str, Any]:
-    """What an image and a score mean to the network, see `train_test_IQA.model_facts`.
-
-    It is read from the config.json of the run that the checkpoint lies in, or from one beside the checkpoint. A checkpoint
-    without one is taken for the original authors' KonIQ model.
+    That is in the config.json of the run that the checkpoint lies in, or beside the checkpoint, or in a file of export.py. A
+    checkpoint without one is taken for the original authors' KonIQ model.
     """
+    model = models.hyperiqa()
+    if checkpoints.load_trained(model, checkpoint):
+        say(f'{checkpoint} is of pyiqa: images are prepared as it does, without a resize, and its 0..1 is shown as 0..100')
+        return model, {'resize': None, 'exif_rotation': False, 'score_range': (0, 100)}
     for place in (os.path.abspath(checkpoint), os.path.realpath(checkpoint)):  # as it is named, and what a link points to
         folder = Path(place).parent
         for record in (folder / 'config.json', folder.parent / 'config.json'):
             if record.exists():
-                return run_folder.read_record(record)['model']
+                return model, run_folder.read_record(record)['model']
     facts = checkpoints.metadata_of(checkpoint)
-    if facts:
-        return facts
-    height, width = cast(tuple[int, int], folders.DATABASES['koniq'].resize)
-    say(f'there is no config.json with {checkpoint}: images are resized to {height} high, {width} wide as for KonIQ-10k')
-    return {'resize': (height, width), 'exif_rotation': False, 'score_range': None}
+    if facts is None:
+        height, width = cast(tuple[int, int], folders.DATABASES['koniq'].resize)
+        say(f'there is no config.json with {checkpoint}: images are resized to {height} high, {width} wide as for KonIQ-10k')
+        facts = {'resize': (height, width), 'exif_rotation': False, 'score_range': None}
+    return model, facts
 
 
 def list_images(arguments: list[str]) -> tuple[list[Path], int]:
@@ -225,14 +217,11 @@ def list_images(arguments: list[str]) -> tuple[list[Path], int]:
     endings = {ending for ending, format in Image.registered_extensions().items() if format in FORMATS}
     paths, unread = [], 0
     for argument in map(Path, arguments):
-        if not argument.is_dir():
-            paths.append(argument)
-            continue
-        found = sorted(path for path in files_below(argument) if path.suffix.lower() in endings | PHOTO_ENDINGS)
+        found = sorted(files_below(argument, endings | PHOTO_ENDINGS)) if argument.is_dir() else [argument]
         if not found:
             raise InputError(f'there are no images in the folder {argument}')
         for path in found:
-            if path.suffix.lower() not in endings:
+            if argument.is_dir() and path.suffix.lower() not in endings:
                 say(f'skipped: {shown(path)} is of a kind that Pillow does not read; convert it, to PNG for example')
                 unread += 1
             else:
@@ -240,15 +229,16 @@ def list_images(arguments: list[str]) -> tuple[list[Path], int]:
     return paths, unread
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """The regular files below `folder`; hidden ones are the system's own, as a Mac's `._photo.jpg` is."""
+def files_below(folder: Path, endings: set[str]) -> Iterator[Path]:
+    """The files below `folder` with one of the `endings`; hidden ones are the system's own, as a Mac's `._photo.jpg` is."""
 
     def refuse(error: OSError) -> NoReturn:
         raise InputError(f'the folder {error.filename} cannot be read: {error.strerror}')
 
     for place, inner, names in os.walk(folder, onerror=refuse):
         inner[:] = [name for name in inner if not name.startswith('.')]
-        yield from (path for name in names if not name.startswith('.') and (path := Path(place, name)).is_file())
+        paths = (Path(place, name) for name in names if not name.startswith('.'))
+        yield from (path for path in paths if path.suffix.lower() in endings and path.is_file())
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:

@@ -18,7 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -54,9 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description='Write a trained HyperIQA as one file for other programs.')
     parser.add_argument('checkpoint', help="a run's best.pth, or the authors' or pyiqa's KonIQ model")
     parser.add_argument('out', help='a file that ends in .pt2, .onnx or .safetensors')
-    options = parser.parse_args(argv)
     with program.boundary():
-        export(options.checkpoint, options.out)
+        export(**vars(parser.parse_args(argv)))
 
 
 def export(checkpoint: Path | str, out: Path | str) -> None:
@@ -82,40 +81,28 @@ def export(checkpoint: Path | str, out: Path | str) -> None:
         warnings.simplefilter('ignore')  # of PyTorch's exporters, about their own future
         logging.getLogger('torch.onnx').setLevel(logging.ERROR)
         path = Path(folder) / f'exported{ending}'
-        WRITERS[ending](scorer, path, metadata)
+        write(scorer, path, metadata)
         refuse_difference(scorer, path)
         write_whole(out, path.read_bytes())
     say(f'{out} answers as {checkpoint} does; it holds the metadata {metadata}')
 
 
-def graph_of(scorer: PatchScorer) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim('N', min=1)
-    return torch.export.export(scorer, (random_patches(2),), dynamic_shapes={'patches': {0: batch}})
+def write(scorer: PatchScorer, path: Path, metadata: str) -> None:
+    """Write the scorer to `path`, in the format that its ending says."""
+    if path.suffix == '.safetensors':
+        from safetensors.torch import save_file
 
-
-def write_pt2(scorer: PatchScorer, path: Path, metadata: str) -> None:
-    torch.export.save(graph_of(scorer), path, extra_files={'hyperiqa': metadata})
-
-
-def write_onnx(scorer: PatchScorer, path: Path, metadata: str) -> None:
-    written = torch.onnx.export(graph_of(scorer), dynamo=True, output_names=['scores'], verbose=False)
-    assert written is not None
-    written.model.metadata_props['hyperiqa'] = metadata
-    written.save(path)
-
-
-def write_safetensors(scorer: PatchScorer, path: Path, metadata: str) -> None:
-    from safetensors.torch import save_file
-
-    state = {name: value.contiguous() for name, value in scorer.model.state_dict().items()}
-    save_file(state, path, {'format': 'pt', 'hyperiqa': metadata})
-
-
-WRITERS: dict[str, Callable[[PatchScorer, Path, str], None]] = {
-    '.pt2': write_pt2,
-    '.onnx': write_onnx,
-    '.safetensors': write_safetensors,
-}
+        state = {name: value.contiguous() for name, value in scorer.model.state_dict().items()}
+        save_file(state, path, {'format': 'pt', 'hyperiqa': metadata})
+        return
+    any_number = {'patches': {0: torch.export.Dim('N', min=1)}}
+    graph = torch.export.export(scorer, (random_patches(2),), dynamic_shapes=any_number)
+    if path.suffix == '.pt2':
+        torch.export.save(graph, path, extra_files={'hyperiqa': metadata})
+    else:
+        written = cast(Any, torch.onnx.export(graph, dynamo=True, output_names=['scores'], verbose=False))
+        written.model.metadata_props['hyperiqa'] = metadata
+        written.save(path)
 
 
 def refuse_difference(scorer: PatchScorer, path: Path) -> None:
@@ -140,9 +127,9 @@ def answers_of(path: Path) -> Callable[[torch.Tensor], Any]:
     """The exported network as a function of patches."""
     if path.suffix == '.pt2':
         return torch.export.load(path).module()
-    import onnxruntime
+    from onnxruntime import InferenceSession
 
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    session = InferenceSession(path)
     return lambda patches: torch.from_numpy(session.run(None, {'patches': patches.numpy()})[0])
 
 

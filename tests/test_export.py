@@ -82,12 +82,8 @@ def test_safetensors_is_exact_and_scores_as_the_checkpoint_does(tmp_path, run, p
 
 def test_an_export_that_answers_otherwise_leaves_no_file(tmp_path, run, monkeypatch):
     """The written weights are those of another network."""
-    wrong = export.write_safetensors
-
-    def write(scorer, path, metadata):
-        wrong(export.PatchScorer(models.hyperiqa(), None), path, metadata)
-
-    monkeypatch.setitem(export.WRITERS, '.safetensors', write)
+    write, other = export.write, export.PatchScorer(models.hyperiqa(), None)
+    monkeypatch.setattr(export, 'write', lambda scorer, path, metadata: write(other, path, metadata))
     with pytest.raises(InputError, match='not those of the network; nothing was written'):
         export.export(run / 'best.pth', tmp_path / 'network.safetensors')
     assert not list(tmp_path.iterdir())

@@ -184,7 +184,7 @@ def say_once(matter: str, text: str) -> None:
             say(text)
 
 
-def refuse_giant(height: int, width: int, what: str = 'a resize to') -> None:
+def refuse_giant(height: int, width: int, *, what: str = 'a resize to') -> None:
     if height * width > LARGEST:
         raise InputError(f'{what} {height} high, {width} wide is more than {LARGEST // 10**6} million pixels')
 
