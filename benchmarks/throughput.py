@@ -8,7 +8,10 @@ one ratio, reference time / own time; the table shows their minimum, median and 
 """
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +34,37 @@ from util.distributed import device_name, has_bfloat16, pick_device
 
 IMAGES, PATCHES = 48, 25
 STEPS = 3
+LISTED = 10073  # as many as KonIQ-10k has
+PROJECT = Path(__file__).parent.parent
+# what a child process runs: it reports at the first training step what the process used until then, and ends
+START = """
+import json, os, resource, sys
+import train_test_IQA, HyerIQASolver
+def report(*batch):
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    os.write(1, ('\\n' + json.dumps(used.ru_utime + used.ru_stime)).encode())
+    os._exit(0)
+HyerIQASolver.HyperIQASolver.train_step = report
+train_test_IQA.main(sys.argv[1:])
+"""
+# what a child process runs to list a database: labels, splits, names and crops of an epoch, of images that are never decoded
+LISTING = """
+import json, resource, sys, time
+from types import SimpleNamespace
+import numpy as np
+from data_loader import draw_patches
+from folders import OpenDatabase
+from util.splits import draw_splits
+def private():
+    return sum(int(line.split()[1]) for line in open('/proc/self/smaps_rollup') if line.startswith('Private')) / 1e3
+before, started = private(), time.process_time()
+database = OpenDatabase('csv', sys.argv[1])
+config = SimpleNamespace(train_test_num=10, train_on_all=False, split='random', seed=0, val_ratio=0)
+names = [database.names(split['train']) for split in draw_splits(config, database)]
+patches = draw_patches((0, 0, 0), np.full((len(database.samples), 2), 224), 25, True)
+print(json.dumps([time.process_time() - started, private() - before]))
+"""
+rows: list[dict] = []
 
 
 def main():
@@ -40,12 +74,15 @@ def main():
         f'{options.batch_size}, {options.repetitions} repetitions',
         flush=True,
     )
-    print(f'{"":58s}   reference         own   ratio: min  median     max', flush=True)
+    print(f'{"":62s} batch   reference         own   ratio: min  median     max', flush=True)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_koniq(root, 4 * IMAGES)
-        for benchmark in (data, growth, step, test_pass, epoch):
+        for benchmark in (data, growth, listing, start, step, test_pass, epoch):
             benchmark(root, options)
+    if options.json:
+        record = {**vars(options), 'device_name': device_name(options.device), 'torch': torch.__version__, 'rows': rows}
+        Path(options.json).write_text(json.dumps(record, indent=1) + '\n')
 
 
 def data(root, options):
@@ -61,6 +98,7 @@ def data(root, options):
             'decoded for each patch': (lambda: [next(original) for _ in range(IMAGES)], IMAGES),
             'uint8 batches from the cache': (lambda: exhaust(loader.crops()), images * PATCHES),
         },
+        96,
     )
 
 
@@ -82,7 +120,55 @@ def growth(root, options):
             f'{2 * PATCHES} patches': epoch_of(IMAGES, 2 * PATCHES),
             f'{4 * PATCHES} patches': epoch_of(IMAGES, 4 * PATCHES),
         },
+        96,
     )
+
+
+def listing(root, options):
+    """CPU seconds and private memory against the number of listed images: labels, ten splits, names and an epoch's crops."""
+    counts = (1000, 10000, 40000)
+    used: dict[int, list[list[float]]] = {count: [] for count in counts}
+    tables = {count: make_csv(root / f'listed{count}', count) for count in counts}
+    for _ in range(options.repetitions):
+        for count in counts:
+            used[count].append(json.loads(child(LISTING, tables[count])))
+    for count in counts:
+        seconds, megabytes = (statistics.median(column) for column in zip(*used[count]))
+        each = f'{1e6 * seconds / count:.0f} us and {1e3 * megabytes / count:.1f} kB an image'
+        print(f'listing of {count} images: {seconds:.2f} s of CPU, {megabytes:.1f} MB of private memory; {each}', flush=True)
+        rows.append({'title': 'listing', 'images': count, 'cpu_seconds': seconds, 'private_megabytes': megabytes})
+
+
+def start(root, options):
+    """CPU seconds of a whole process from the command to its first training step, where the cache is there already."""
+    table = make_csv(root / 'start', LISTED)
+    torch.save(torchvision.models.resnet50().state_dict(), root / 'resnet50.pth')
+    arguments = ['--dataset', 'csv', '--csv', table, '--device', options.device, '--weights', root / 'resnet50.pth']
+    seconds = [
+        float(child(START, *arguments, '--output', root / f'run{k}').splitlines()[-1]) for k in range(options.repetitions + 1)
+    ][1:]  # the first one makes the cache
+    low, median, high = min(seconds), statistics.median(seconds), max(seconds)
+    print(f'start with {LISTED} cached images: {low:.1f} | {median:.1f} | {high:.1f} s of CPU (min, median, max)', flush=True)
+    rows.append({'title': 'start', 'images': LISTED, 'cpu_seconds': seconds})
+
+
+def child(program, *arguments):
+    """What `program`, run by a Python of its own in the project's folder, prints."""
+    command = [sys.executable, '-c', program, *map(str, arguments)]
+    return subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+
+
+def make_csv(folder, count):
+    """A table of `count` names of one 224x224 picture."""
+    folder.mkdir()
+    names = [f'{k}.jpg' for k in range(count)]
+    noise = np.random.RandomState(0).randint(0, 256, (224, 224, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / 'one.jpg')
+    for name in names:
+        os.link(folder / 'one.jpg', folder / name)
+    lines = [f'{name},{k % 100}' for k, name in enumerate(names)]
+    (folder / 'labels.csv').write_text('\n'.join(['image,score', *lines]) + '\n')
+    return folder / 'labels.csv'
 
 
 def step(root, options):
@@ -91,6 +177,8 @@ def step(root, options):
     for name, settings in step_settings(options.device).items():
         contenders[name] = own_step(root, options, **settings), STEPS * options.batch_size
     compare(options, 'step: images/s', contenders)
+    if '--amp' in contenders:
+        compare(options, 'step: images/s', {name: contenders[name] for name in ('fp32', '--amp')})
 
 
 def step_settings(device):
@@ -122,32 +210,39 @@ def test_pass(root, options):
 
 
 def epoch(root, options):
-    """A training epoch, data included, beside forward and backward passes of a bare ResNet-50 on a resident batch."""
-    network = torchvision.models.resnet50().to(options.device, memory_format=torch.channels_last).train()
-    patches, _ = resident_batch(options, torch.channels_last)
-
-    def bare():
-        for _ in range(STEPS):
-            network.zero_grad()
-            network(patches).sum().backward()
-        synchronise(options.device)
-
+    """A training epoch, data included, beside a bare ResNet-50 on a resident batch, without and with its own fused Adam."""
     solver = make_solver(root, options, images=options.batch_size, train_patch_num=STEPS)
-
-    def own():
-        solver.train_epoch(0)
-
     images = STEPS * options.batch_size
-    compare(options, 'epoch: images/s', {'bare ResNet-50': (bare, images), 'HyperIQA with data': (own, images)})
+    own = {'HyperIQA with data': (lambda: solver.train_epoch(0), images)}
+    compare(options, 'epoch: images/s', {'bare ResNet-50': (bare_step(options, adam=False), images), **own})
+    compare(options, 'epoch: images/s', {'bare ResNet-50 + Adam': (bare_step(options, adam=True), images), **own})
     print(f'epoch: {solver.data_wait:.1%} of the time of the last one was spent waiting for data', flush=True)
 
 
-def compare(options, title, contenders):
+def bare_step(options, adam):
+    network = torchvision.models.resnet50().to(options.device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.Adam(network.parameters(), 2e-5, weight_decay=5e-4, fused=True)
+    patches, _ = resident_batch(options, torch.channels_last)
+
+    def run():
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            network(patches).sum().backward()
+            if adam:
+                optimizer.step()
+        synchronise(options.device)
+
+    return run
+
+
+def compare(options, title, contenders, batch_size=None):
     """Print a row for each contender after the first, which is the reference.
 
     Args:
         contenders: maps a name to (function, how many items one call handles).
+        batch_size: of what is compared, if not `options.batch_size`.
     """
+    batch_size = batch_size or options.batch_size
     for function, _ in contenders.values():
         function()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -161,10 +256,12 @@ def compare(options, title, contenders):
         ratios = [a / b for a, b in zip(seconds[reference], seconds[name])]
         rates = [1 / statistics.median(seconds[which]) for which in (reference, name)]
         print(
-            f'{f"{title}, {reference} | {name}":58s} {rates[0]:11.1f} {rates[1]:11.1f} '
+            f'{f"{title}, {reference} | {name}":62s} {batch_size:5d} {rates[0]:11.1f} {rates[1]:11.1f} '
             f'{min(ratios):12.2f} {statistics.median(ratios):7.2f} {max(ratios):7.2f}',
             flush=True,
         )
+        names = {'title': title, 'reference': reference, 'own': name, 'batch_size': batch_size}
+        rows.append({**names, 'rates': rates, 'ratios': ratios})
 
 
 def original_patches(paths):
@@ -277,6 +374,7 @@ def parse_options():
     parser.add_argument('--device', default=pick_device(None))
     parser.add_argument('--batch_size', type=int, help='default: 96 on CUDA, 8 on the CPU')
     parser.add_argument('--repetitions', type=int, default=5)
+    parser.add_argument('--json', metavar='FILE', help='write the figures there too, every repetition of them')
     options = parser.parse_args()
     options.batch_size = options.batch_size or (96 if options.device.startswith('cuda') else 8)
     return options
