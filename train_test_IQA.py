@@ -20,8 +20,9 @@ from folders import OpenDatabase
 from util import distributed, run_folder
 from util.distributed import say
 from util.errors import InputError
+from util.files import write_table
 from util.labels import Settings
-from util.options import parse_options
+from util.options import is_plain_checkpoint, parse_options
 from util.splits import Split, draw_splits, read_split
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def run(config: argparse.Namespace) -> None:
     """
     database = open_database(config)
     database.warn_of_count()
-    others = {name: OpenDatabase(name, path) for name, path in config.test_on or []}
+    others = open_others(config)
     splits = draw_splits(config, database)
     parts = [names_of(split, database) for split in splits]
     facts = model_facts(config, database)
@@ -64,6 +65,8 @@ def run(config: argparse.Namespace) -> None:
             opened.open_frames(config.patch_size, config.cache)
     if distributed.rank() == 0:
         run_folder.open_run(config, facts, parts)
+        if database.left_out:
+            write_table(Path(config.output) / 'left_out.csv', ['image', 'row', 'reason'], database.left_out)
     distributed.wait()
     for number in config.rounds or range(1, config.train_test_num + 1):
         train_round(config, number - 1, splits[number - 1], database, others)
@@ -112,7 +115,7 @@ def train_round(
         if solver.best:
             if others:
                 checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
-            across = test_on_others(solver, others, database.higher_is_better)
+            across = test_on_others(solver, others, database.higher_is_better, folder.path)
             title = f'{database.entry.title}, round {round_index + 1}, epoch {solver.best["epoch"]}'
             folder.finish(solver.best, names.get('test', []), solver.test_data.scores, title, across)
     if distributed.rank() == 0:
@@ -120,13 +123,14 @@ def train_round(
 
 
 def test_on_others(
-    solver: 'HyperIQASolver', others: dict[str, OpenDatabase], higher_is_better: bool
+    solver: 'HyperIQASolver', others: dict[str, OpenDatabase], higher_is_better: bool, folder: Path | None = None
 ) -> dict[str, dict[str, float]]:
     """Test the solver's network on whole databases.
 
     Args:
         others: the open databases by name.
         higher_is_better: whether it is in the database that the network was trained on.
+        folder: of the round, for a predictions_<name>.csv of each database, or None to write nothing.
 
     Returns:
         SRCC, PLCC and KRCC by the database's name. A higher value always means more agreement: where one of the
@@ -138,7 +142,11 @@ def test_on_others(
     for name, database in others.items():
         data = solver.loader(database, range(len(database.samples)), istrain=False)
         sign = 1 if database.higher_is_better == higher_is_better else -1
-        metrics = all_metrics(solver.predict(data), data.scores)
+        predicted = solver.predict(data)
+        metrics = all_metrics(predicted, data.scores)
+        if folder and distributed.rank() == 0:
+            names = database.names(range(len(database.samples)))
+            run_folder.write_predictions(folder / f'predictions_{name}.csv', names, data.scores, predicted)
         results[name] = {metric: sign * metrics[metric] for metric in ('SRCC', 'PLCC', 'KRCC')}
     return results
 
@@ -148,11 +156,18 @@ def evaluate(config: argparse.Namespace) -> None:
     from HyerIQASolver import HyperIQASolver
 
     checkpoint = Path(os.path.abspath(config.evaluate))
-    facts = run_folder.read_record(checkpoint.parent.parent / 'config.json')['model']
-    round_index = run_folder.round_index_of(checkpoint.parent)
+    if is_plain_checkpoint(config):
+        entry = folders.DATABASES[config.dataset]
+        facts: dict[str, Any] = {'score_range': None, 'higher_is_better': entry.higher_is_better}
+        round_index = 0
+        direction = 'higher' if facts['higher_is_better'] else 'lower'
+        say(f'{checkpoint} lies in no run folder, so it predicts as --dataset {config.dataset} says: {direction} is better')
+    else:
+        facts = run_folder.read_record(checkpoint.parent.parent / 'config.json')['model']
+        round_index = run_folder.round_index_of(checkpoint.parent)
     check_weights(config.weights)
     if config.test_on:
-        others = {name: OpenDatabase(name, path) for name, path in config.test_on}
+        others = open_others(config)
         for database in others.values():
             database.open_frames(config.patch_size, config.cache)
         # a trainer without training data, for its network and its way to predict; its scores are in the training's unit
@@ -172,6 +187,15 @@ def evaluate(config: argparse.Namespace) -> None:
 
 def open_database(config: argparse.Namespace) -> OpenDatabase:
     return OpenDatabase(config.dataset, config.data_root, config.resize, Settings.of(config))
+
+
+def open_others(config: argparse.Namespace) -> dict[str, OpenDatabase]:
+    """The databases of --test_on by their names; what the user says of a table is of theirs unless there is a --csv."""
+    plainly = Settings(skip_missing=config.skip_missing)
+    as_said = plainly if config.csv else Settings.of(config)._replace(split_by=None)
+    return {
+        name: OpenDatabase(key, path, settings=as_said if key == 'csv' else plainly) for name, key, path in config.test_on or []
+    }
 
 
 def check_weights(source: str) -> None:
@@ -245,7 +269,8 @@ def print_round(result: dict[str, Any] | None, parts: dict[str, list[str]]) -> N
 def print_across(results: dict[str, dict[str, float]], word: str = '') -> None:
     for name, metrics in results.items():
         values = ', '.join(f'{word}{metric} {value:.4f}' for metric, value in metrics.items())
-        print(f'On {folders.DATABASES[name].title}: {values}', flush=True)
+        title = folders.DATABASES[name].title if name in folders.DATABASES else name
+        print(f'On {title}: {values}', flush=True)
 
 
 def print_medians(results: dict[str, Any]) -> None:

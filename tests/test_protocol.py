@@ -1,17 +1,20 @@
 """What a run trains and tests on: splits that travel, images of one's own, the scores' unit, other databases."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
 import databases
+import numpy as np
 import pytest
 import torch
 from helpers import PROJECT, QUICK, best_row, history
+from scipy.stats import spearmanr
 
 import demo
 import folders
-from util import files
+from util import files, run_folder
 from util.errors import InputError
 from util.metrics import all_metrics
 from util.options import parse_options
@@ -38,6 +41,7 @@ def split_config(dataset, root, **options):
             'val_ratio': 0,
             'train_test_num': 2,
             'train_on_all': False,
+            'columns': None,
             **options,
         }
     )
@@ -144,8 +148,57 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(pr
     again = program('--evaluate', folder / 'best.pth')
     assert again.stdout == f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n'
 
+    rows = files.read_table(folder / 'predictions_livec.csv')
+    assert [row['image'] for row in rows] == [f'Images/{k}.{"bmp" if k % 2 else "JPG"}' for k in range(3, 9)]
+    assert [float(row['score']) for row in rows] == [90, 100, 110, 120, 130, 140]
+    predicted = np.array([float(row['prediction']) for row in rows])
+    assert spearmanr(predicted, range(6)).statistic == pytest.approx(-across['SRCC'])
+    assert_plain_checkpoint_is_tested_on_tables(folder / 'best.pth', file, program)
+
     assert_demo_scores_in_the_labels_unit(folder / 'best.pth', tmp_path / 'mine' / '3.png', capsys)
     assert_sign(tmp_path / 'run', program, across)
+
+
+def assert_plain_checkpoint_is_tested_on_tables(checkpoint, file, program):
+    """Of two tables of the same images the second has its scores the other way around."""
+    elsewhere = checkpoint.parents[2] / 'downloaded.pth'
+    shutil.copy(checkpoint, elsewhere)
+    turned = file.with_name('turned.csv')
+    lines = file.read_text().splitlines()
+    turned.write_text('\n'.join(['name,mos', *(f'{k}.png,{100 - k}' for k in range(len(lines) - 1))]))
+    options = ('--test_patch_num', 2, '--device', 'cpu', '--cache', 'none')
+    done = program('--evaluate', elsewhere, '--test_on', f'csv={file}', f'csv={turned}', '--higher_is_better', *options)
+    assert done.returncode == 0, done.stderr
+    first, second = (float(re.search(r'SRCC (\S+),', line)[1]) for line in done.stdout.splitlines())
+    assert [line.split(':')[0] for line in done.stdout.splitlines()] == ['On labels', 'On turned']
+    assert first == -second != 0
+    assert 'downloaded.pth lies in no run folder, so it predicts as --dataset livec says: higher is better' in done.stderr
+
+
+def test_another_place_of_the_other_databases_does_not_matter_to_resume_and_another_name_does(tmp_path):
+    path = tmp_path / 'config.json'
+    record = {'options': {'test_on': [['livec', 'livec', 'here']]}, 'model': {}}
+    files.write_json(path, record)
+    run_folder.refuse_other_options(path, {**record, 'options': {'test_on': [['livec', 'livec', 'there']]}})
+    with pytest.raises(InputError, match=r"--test_on was \['livec'\], is \['mine'\]"):
+        run_folder.refuse_other_options(path, {**record, 'options': {'test_on': [['mine', 'csv', 'here/mine.csv']]}})
+
+
+def test_a_switch_of_the_run_can_be_left_when_it_is_evaluated(tmp_path):
+    options = vars(parse_options(['--amp', '--device', 'cpu']))
+    files.write_json(tmp_path / 'config.json', {'options': options, 'model': {}})
+    for extra, expected in (((), True), (('--no-amp',), False)):
+        evaluate = ['--evaluate', str(tmp_path / 'round_01' / 'best.pth'), '--device', 'cpu', *extra]
+        assert parse_options(evaluate).amp is expected
+
+
+def test_names_of_an_own_table_still_start_at_data_root_when_the_run_is_evaluated(tmp_path):
+    given = parse_options(
+        ['--dataset', 'csv', '--csv', 'a/b.csv', '--data_root', 'photos', '--columns', 'score=x', '--device', 'cpu']
+    )
+    files.write_json(tmp_path / 'config.json', {'options': vars(given), 'model': {}})
+    config = parse_options(['--evaluate', str(tmp_path / 'round_01' / 'best.pth'), '--device', 'cpu'])
+    assert (config.data_root, config.image_root, config.columns) == ('a/b.csv', 'photos', {'score': 'x'})
 
 
 def assert_sign(run, program, across):
@@ -196,7 +249,11 @@ def test_training_on_all_keeps_the_last_epoch(program, make_database, tmp_path):
         (('--train_on_all', '--patience', 3), '--train_on_all leaves nothing to choose'),
         (('--test_on', 'koniq'), 'koniq is not NAME=DIR'),
         (('--test_on', 'koniq2=x'), "there is no database 'koniq2'"),
-        (('--test_on', 'koniq=x', 'koniq-10k=y'), 'each database can be named once'),
+        (('--test_on', 'koniq=x', 'koniq-10k=y'), 'can be named once'),
+        (('--test_on', 'csv=x/a.csv', 'csv=y/a.csv'), 'can be named once'),
+        (('--columns', 'mos'), 'mos is not ROLE=NAME with a role of image, score, content, set'),
+        (('--lower_is_better',), 'are about the table of --csv FILE'),
+        (('--split', 'official', '--split_by', 'image'), '--split_by goes with --split random'),
         (('--rounds', '5-3'), '5-3 is no range'),
         (('--rounds', '9-11'), 'there are 10 rounds'),
         (('--val_ratio', 1), '1.0 is not in 0 ... 1'),
@@ -225,7 +282,7 @@ def test_the_readmes_table_of_databases_is_the_programs(program):
 
 def test_a_databases_protocol_is_in_the_options():
     config = parse_options(['--dataset', 'koniq', '--device', 'cpu', '--rounds', '3-5', '--test_on', 'livec=a', 'CSIQ=b'])
-    assert config.rounds == [3, 4, 5] and config.test_on == [['livec', 'a'], ['csiq', 'b']]
+    assert config.rounds == [3, 4, 5] and config.test_on == [['livec', 'livec', 'a'], ['csiq', 'csiq', 'b']]
     assert parse_options(['--train_on_all', '--device', 'cpu']).train_test_num == 1
 
 

@@ -341,7 +341,8 @@ def read_bytes(path: Path | str) -> bytes:
     """The content of a label file; what people have in its place is named as what it is."""
     try:
         if not os.path.isfile(path):
-            raise InputError(f'{path} is not a file; give the file itself')
+            reason = 'it is not a regular file' if os.path.exists(path) else 'there is no such file'
+            raise InputError(f'{path} cannot be read: {reason}')
         content = Path(path).read_bytes()
     except (OSError, MemoryError) as error:
         raise InputError(f'{path} cannot be read: {error}')

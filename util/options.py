@@ -27,16 +27,16 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.set_defaults(**folders.DATABASES[folders.database_key(config.dataset)].defaults)
     if config.train_on_all:
         parser.set_defaults(train_test_num=1)
-    if config.evaluate:
+    if config.evaluate and not is_plain_checkpoint(config):
         parser.set_defaults(**options_of_run(config.evaluate))
     config = parser.parse_args(argv)
     config.dataset = folders.database_key(config.dataset)
+    config.columns = dict(config.columns or {})
+    config.split = config.split[0] if len(config.split) == 1 and isinstance(config.split, list) else config.split
     refuse_contradictions(config)
     config.rounds = config.rounds and list(config.rounds)
     config.image_root = config.data_root if config.csv else None
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
-    config.columns = dict(config.columns or {})
-    config.split = config.split[0] if len(config.split) == 1 and isinstance(config.split, list) else config.split
     config.output = config.output or f'runs/{config.dataset}-seed{config.seed}'
     config.weights = config.evaluate or config.weights
     if not (config.list_datasets or config.summarize or config.check):
@@ -47,6 +47,11 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 def with_defaults(config: argparse.Namespace | SimpleNamespace) -> SimpleNamespace:
     """`config` with every option that it lacks at the default beside its flag."""
     return SimpleNamespace(**{**vars(make_parser().parse_args([])), **vars(config)})
+
+
+def is_plain_checkpoint(config: argparse.Namespace) -> bool:
+    """Whether --evaluate with --test_on names a file that is not in a run folder."""
+    return bool(config.test_on) and not (Path(os.path.abspath(config.evaluate)).parent.parent / 'config.json').exists()
 
 
 def options_of_run(checkpoint: Path | str) -> dict[str, Any]:
@@ -92,15 +97,20 @@ def refuse_contradictions(config: argparse.Namespace) -> None:
         raise InputError('--dataset csv and --csv FILE go together: the file lists your images and their scores')
     if config.val_ratio and config.split != 'random':
         raise InputError('--val_ratio goes with --split random; another split says itself what its validation part is')
+    own = config.csv or any(key == 'csv' for _, key, _ in config.test_on or [])
+    if not own and (set(config.columns) - {'set'} or config.lower_is_better is not None):
+        raise InputError('--columns, --lower_is_better and --higher_is_better are about the table of --csv FILE')
+    if config.split_by and config.split != 'random':
+        raise InputError('--split_by goes with --split random; another split says itself what its parts are')
     if config.train_on_all and (config.val_ratio or config.patience or config.split != 'random'):
         raise InputError(
             '--train_on_all leaves nothing to choose an epoch on: it goes without --val_ratio, --patience and --split'
         )
     if config.rounds and config.rounds[-1] > config.train_test_num:
         raise InputError(f'--rounds: there are {config.train_test_num} rounds; --train_test_num says how many')
-    names = [name for name, _ in config.test_on or []]
+    names = [name for name, _, _ in config.test_on or []]
     if len(set(names)) < len(names):
-        raise InputError('--test_on: each database can be named once')
+        raise InputError('--test_on: each database, and each name of a CSV file, can be named once')
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -197,7 +207,7 @@ def make_parser() -> argparse.ArgumentParser:
     add('--test_patch_num', 'random patches of each test image', 25, type=positive)
     add(
         '--test_on',
-        "test each round's best epoch on these whole databases too",
+        "test each round's best epoch on these whole databases, or --csv tables as csv=FILE, too",
         type=named_folder,
         nargs='+',
         metavar='NAME=DIR',
@@ -285,11 +295,12 @@ def role_column(text: str) -> tuple[str, str]:
 
 
 def named_folder(text: str) -> list[str]:
-    """'koniq=DIR' -> ['koniq', 'DIR']."""
+    """'koniq=DIR' -> ['koniq', 'koniq', 'DIR'], 'csv=DIR/mine.csv' -> ['mine', 'csv', 'DIR/mine.csv']: name, key and path."""
     name, mark, folder = text.partition('=')
     if not mark or not folder:
         raise argparse.ArgumentTypeError(f'{text} is not NAME=DIR, as in koniq=data/koniq')
     try:
-        return [folders.database_key(name), folder]
+        key = folders.database_key(name)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error))
+    return [Path(folder).stem if key == 'csv' else key, key, folder]

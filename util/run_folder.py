@@ -6,6 +6,8 @@
     round_01/best.pth      the best epoch's plain state_dict
     round_01/last.pth      everything that a resume needs
     round_01/predictions.csv, curves.png, scatter.png
+    round_01/predictions_<name>.csv    of each other database
+    left_out.csv           listed images that --skip_missing left out
     round_01/result.json   the metrics at the best epoch, on other databases too; written last: it marks the round as finished
     results.json           every round's result, and their median, mean and deviation
 
@@ -135,6 +137,8 @@ def round_index_of(folder: Path) -> int:
 
 def refuse_other_options(path: Path, record: dict[str, Any]) -> None:
     before, now = read_record(path), json.loads(json.dumps(record))
+    for options in (before['options'], now['options']):  # the other databases may have moved: their names count
+        options['test_on'] = [entry[0] for entry in options.get('test_on') or []]
     differ = [
         f'--{name} was {before["options"].get(name)}, is {now["options"].get(name)}'
         for name in sorted((before['options'].keys() | now['options'].keys()) - FREE_OPTIONS)
@@ -359,11 +363,7 @@ class RoundFolder:
         predicted = best['scores'].numpy()
         if names:
             write_whole(self.path / 'scatter.png', plots.scatter(predicted, subjective, title))
-        rows = [
-            {'image': name, 'score': float(score), 'prediction': float(prediction)}
-            for name, score, prediction in zip(names, subjective, predicted, strict=True)
-        ]
-        write_table(self.path / 'predictions.csv', ['image', 'score', 'prediction'], rows)
+        write_predictions(self.path / 'predictions.csv', names, subjective, predicted)
         result = {
             'epoch': best['epoch'],
             'epochs': self.epochs,
@@ -375,6 +375,14 @@ class RoundFolder:
 
 def is_best_last(state: dict[str, Any]) -> bool:
     return bool(state['best']) and state['best']['epoch'] == state['history'][-1]['epoch']
+
+
+def write_predictions(path: Path, names: list[str], subjective: np.ndarray, predicted: np.ndarray) -> None:
+    rows = [
+        {'image': name, 'score': float(score), 'prediction': float(prediction)}
+        for name, score, prediction in zip(names, subjective, predicted, strict=True)
+    ]
+    write_table(path, ['image', 'score', 'prediction'], rows)
 
 
 def summarise(run: Path | str) -> dict[str, Any]:
