@@ -580,12 +580,17 @@ def test_copies_further_down_are_not_taken_and_equally_near_ones_are_refused(mak
 
 
 def test_hidden_folders_and_a_macs_twin_folder_are_not_entered(make_database, tmp_path):
+    """Labels and images each in a folder of their own, as two zip files made on a Mac unpack."""
     outer = tmp_path / 'outer'
+    (outer / 'koniq10k_1024x768').mkdir(parents=True)
+    root = make_database('koniq')
+    (root / '1024x768').rename(outer / 'koniq10k_1024x768' / '1024x768')
+    root.rename(outer / 'koniq10k_scores_and_distributions')
+    expected = read('koniq', outer)
+    assert expected[0][0] == 'koniq10k_1024x768/1024x768/10004473376.jpg'
     for name in ('__MACOSX', '.Trash'):
-        databases.koniq(outer / name / 'inner')
-    make_database('koniq').rename(outer / 'zipped')
-    (outer / '__MACOSX' / '1024x768').mkdir()
-    assert read('koniq', outer)[0][0] == 'zipped/1024x768/10004473376.jpg'
+        databases.picture(outer / name / '1024x768' / '10004473376.jpg')
+        assert read('koniq', outer) == expected
 
 
 @pytest.mark.parametrize(
