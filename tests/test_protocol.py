@@ -20,6 +20,8 @@ from util.metrics import all_metrics
 from util.options import parse_options
 from util.splits import draw_splits
 
+MODEL = {'resize': None, 'exif_rotation': False, 'score_range': None, 'higher_is_better': True}
+
 
 def own_images(root, count=10, score='score', **columns):
     """`count` pictures with scores 10, 20 ... and further columns in root/mine/labels.csv."""
@@ -177,7 +179,7 @@ def assert_plain_checkpoint_is_tested_on_tables(checkpoint, file, program):
 
 def test_another_place_of_the_other_databases_does_not_matter_to_resume_and_another_name_does(tmp_path):
     path = tmp_path / 'config.json'
-    record = {'options': {'test_on': [['livec', 'livec', 'here']]}, 'model': {}}
+    record = {'options': {'test_on': [['livec', 'livec', 'here']]}, 'model': MODEL}
     files.write_json(path, record)
     run_folder.refuse_other_options(path, {**record, 'options': {'test_on': [['livec', 'livec', 'there']]}})
     with pytest.raises(InputError, match=r"--test_on was \['livec'\], is \['mine'\]"):
@@ -186,7 +188,7 @@ def test_another_place_of_the_other_databases_does_not_matter_to_resume_and_anot
 
 def test_a_switch_of_the_run_can_be_left_when_it_is_evaluated(tmp_path):
     options = vars(parse_options(['--amp', '--device', 'cpu']))
-    files.write_json(tmp_path / 'config.json', {'options': options, 'model': {}})
+    files.write_json(tmp_path / 'config.json', {'options': options, 'model': MODEL})
     for extra, expected in (((), True), (('--no-amp',), False)):
         evaluate = ['--evaluate', str(tmp_path / 'round_01' / 'best.pth'), '--device', 'cpu', *extra]
         assert parse_options(evaluate).amp is expected
@@ -196,7 +198,7 @@ def test_names_of_an_own_table_still_start_at_data_root_when_the_run_is_evaluate
     given = parse_options(
         ['--dataset', 'csv', '--csv', 'a/b.csv', '--data_root', 'photos', '--columns', 'score=x', '--device', 'cpu']
     )
-    files.write_json(tmp_path / 'config.json', {'options': vars(given), 'model': {}})
+    files.write_json(tmp_path / 'config.json', {'options': vars(given), 'model': MODEL})
     config = parse_options(['--evaluate', str(tmp_path / 'round_01' / 'best.pth'), '--device', 'cpu'])
     assert (config.data_root, config.image_root, config.columns) == ('a/b.csv', 'photos', {'score': 'x'})
 
