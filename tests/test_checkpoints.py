@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 
+import demo
 import models
 from util import checkpoints
 from util.errors import InputError
@@ -138,19 +139,21 @@ def pyiqa_name(name):
     return table[own] + name.removeprefix(own)
 
 
-def test_pyiqas_file_is_renamed(tmp_path, network, hyperiqa):
+def test_pyiqas_file_is_renamed_and_its_images_prepared_as_there(tmp_path, hyperiqa, capsys):
     theirs = {pyiqa_name(name): value for name, value in hyperiqa.items()}
     assert len(theirs) == 355 and 'lda_modules.0.0.weight' in theirs and 'fc_b_modules.4.2.bias' in theirs
     torch.save({'params': theirs}, tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
-    assert checkpoints.load_trained(network, tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
+    network, facts = demo.trained(tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
     assert_loaded(network, hyperiqa)
+    assert facts == {'resize': None, 'exif_rotation': False, 'score_range': (0, 100)}
+    assert 'c96c41b1.pth is of pyiqa: images are prepared as it does, without a resize' in capsys.readouterr().err
 
 
 def test_the_default_command_starts_from_the_published_weights(
     tmp_path, make_database, program, monkeypatch, network, published
 ):
     """No --weights: the file lies where torchvision downloads it to, and at a learning rate of 0 it is what the run saves."""
-    make_database('livec')
+    make_database('livec', images=10)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     cache = tmp_path / 'hub' / 'checkpoints'
     cache.mkdir(parents=True)

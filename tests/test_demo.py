@@ -15,6 +15,7 @@ from PIL import Image
 import demo
 import models
 from util.errors import InputError
+from util.files import read_json
 
 
 @pytest.fixture(scope='module')
@@ -64,6 +65,19 @@ def test_the_resize_is_that_of_the_training(tmp_path, in_process, checkpoint, fi
     assert 'small.png is 300x100: enlarged to 672x224' in done.stderr and len(scores(done)) == 1
     done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, 'small.png')
     assert 'resized to 512 high, 384 wide' in done.stderr and 'enlarged' not in done.stderr
+
+
+def test_a_checkpoint_finds_its_run_from_inside_the_folder_and_through_a_link(tmp_path, finished_run, monkeypatch):
+    round_folder = finished_run / 'run' / 'round_01'
+    expected = read_json(finished_run / 'run' / 'config.json')['model']
+    (tmp_path / 'latest.pth').symlink_to(round_folder / 'best.pth')
+    for folder, name in (
+        (round_folder, 'best.pth'),
+        (finished_run / 'run' / 'round_02', '../round_01/best.pth'),
+        (tmp_path, 'latest.pth'),
+    ):
+        monkeypatch.chdir(folder)
+        assert demo.trained(name)[1] == expected
 
 
 def test_no_images_or_checkpoint(tmp_path, in_process, checkpoint):
@@ -133,12 +147,12 @@ def test_folders_give_their_pictures_and_name_the_photos_that_cannot_be_read(tmp
 
 def test_an_interrupt_or_a_closed_pipe_keeps_the_scores_so_far(tmp_path, checkpoint):
     """Interrupted after the first line; nobody reads on after it."""
-    for k in range(40):
+    for k in range(20):
         databases.picture(tmp_path / f'{k}.png', seed=k, size=(500, 400))
-    options = ('--checkpoint', checkpoint, '--patches', 60, '--device', 'cpu', '--csv', 'scores.csv')
+    options = ('--checkpoint', checkpoint, '--patches', 51, '--device', 'cpu', '--csv', 'scores.csv')
     for closed in (False, True):
         process = subprocess.Popen(
-            command('demo.py', *options, *(f'{k}.png' for k in range(40))),
+            command('demo.py', *options, *(f'{k}.png' for k in range(20))),
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -152,7 +166,7 @@ def test_an_interrupt_or_a_closed_pipe_keeps_the_scores_so_far(tmp_path, checkpo
         assert process.wait() == (141 if closed else 130) and 'Traceback' not in errors
         with open(tmp_path / 'scores.csv', newline='') as file:
             kept = list(csv.DictReader(file))
-        assert 1 <= len(kept) < 40 and first == f'{kept[0]["image"]}\t{float(kept[0]["score"]):.4f}\n'
+        assert 1 <= len(kept) < 20 and first == f'{kept[0]["image"]}\t{float(kept[0]["score"]):.4f}\n'
         (tmp_path / 'scores.csv').unlink()
 
 

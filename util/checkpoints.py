@@ -261,8 +261,11 @@ def metadata_of(path: Path | str) -> dict[str, Any] | None:
         size, start = int.from_bytes(file.read(8), 'little'), file.read(2)
         if start != b'{"':
             return None
-        text = json.loads(start + file.read(size - 2)).get('__metadata__', {}).get('hyperiqa')
-    return json.loads(text) if text else None
+        text = json.loads(start + file.read(size - 2)).get('__metadata__', {}).get('hyperiqa', 'null')
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise InputError(f'{path}: what it says in `hyperiqa` about its images is damaged; export it again')
 
 
 def foreign_kind(head: bytes) -> str:
