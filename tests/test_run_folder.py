@@ -13,6 +13,7 @@ import subprocess
 import databases
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from helpers import TINY, assert_same_run, best_row, command, history, restore_interrupts, wait_until
 from PIL import Image
@@ -205,6 +206,85 @@ def test_refused_run_folders(workplace, copied_run, resume):
         done = resume(*options)
         assert done.returncode == 2 and reason in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
     assert fingerprint(copied_run) == before
+
+
+@pytest.mark.parametrize('kept', ['best.pth', 'history.csv', 'predictions.csv', 'result.json'])
+def test_whatever_was_earned_protects_a_folder(copied_run, resume, kept):
+    """Also where last.pth was deleted to save room."""
+    shutil.rmtree(copied_run / 'round_02')
+    for path in (copied_run / 'round_01').iterdir():
+        if path.name not in (kept, 'split.json'):
+            path.unlink()
+    before = fingerprint(copied_run)
+    done = resume('--lr', 1e-3)
+    assert done.returncode == 2 and 'the run folder run exists already' in done.stderr.splitlines()[-1]
+    done = resume('--lr', 1e-3, '--resume')
+    assert done.returncode == 2 and '--lr was 2e-05, is 0.001' in done.stderr.splitlines()[-1]
+    assert fingerprint(copied_run) == before
+
+
+def test_labels_that_were_edited_since_are_refused(workplace, finished_run, copied_run, resume):
+    before = fingerprint(copied_run)
+    (workplace / 'livec').unlink()
+    shutil.copytree(finished_run / 'livec', workplace / 'livec')
+    labels = workplace / 'livec' / 'Data' / 'AllMOS_release.mat'
+    scores = scipy.io.loadmat(labels)['AllMOS_release']
+    scores[0, -1] += 1
+    scipy.io.savemat(labels, {'AllMOS_release': scores})
+    done = resume('--resume')
+    assert done.returncode == 2 and 'the scores, contents or sets of the labels are others' in done.stderr.splitlines()[-1]
+    assert fingerprint(copied_run) == before
+
+
+def test_a_state_says_whose_it_is_and_best_weights_are_compared(finished_run, copied_run, resume):
+    """The last.pth of the other round; then a best.pth that is gone, and one of other weights."""
+    shutil.copy(copied_run / 'round_01' / 'last.pth', copied_run / 'round_02' / 'last.pth')
+    done = resume('--resume')
+    assert done.returncode == 2 and 'belongs to another round or run (round is 1, not 2' in done.stderr.splitlines()[-1]
+    shutil.copy(finished_run / 'run' / 'round_02' / 'last.pth', copied_run / 'round_02' / 'last.pth')
+    state = torch.load(copied_run / 'round_02' / 'last.pth', weights_only=True)
+    assert state['owner']['round'] == 2 and state['owner']['seed'] == 0
+    folder = run_folder.RoundFolder.__new__(run_folder.RoundFolder)
+    folder.path = copied_run / 'round_02'
+    shutil.copy(copied_run / 'round_01' / 'best.pth', folder.path / 'best.pth')
+    with pytest.raises(InputError, match='best.pth is of other weights'):
+        folder.check_best(state['best'])
+    (folder.path / 'best.pth').unlink()
+    with pytest.raises(InputError, match='there is no file .*best.pth'):
+        folder.check_best(state['best'])
+
+
+def test_stray_folders_do_not_count(copied_run, program):
+    expected = program('--summarize', 'run').stdout
+    for name in ('round_99', 'round_01.bak', 'round_1', 'round_xx', 'round_00'):
+        shutil.copytree(copied_run / 'round_01', copied_run / name, ignore=shutil.ignore_patterns('*.pth'))
+    (copied_run / 'round_03').touch()
+    done = program('--summarize', 'run')
+    assert (done.returncode, done.stdout) == (0, expected)
+
+
+def test_another_users_run_is_summarised_and_not_written(finished_run, as_nobody, capfd):
+    folder, run = as_nobody
+    shutil.copytree(finished_run / 'run', folder / 'run', ignore=shutil.ignore_patterns('*.pth', '*.png'))
+    before = fingerprint(folder)
+    expected = (finished_run / 'stdout.txt').read_text().splitlines()[-1]
+    printed = run(lambda: train_test_IQA.print_medians(run_folder.summarise('run')))
+    assert printed == '' and capfd.readouterr().out.splitlines()[-1] == expected
+    assert fingerprint(folder) == before
+
+
+def test_more_epochs_may_follow(workplace, finished_run, resume):
+    """An epoch does not depend on how many are asked for."""
+    done = resume('--epochs', 1, '--train_test_num', 1)
+    assert done.returncode == 0, done.stderr
+    done = resume('--epochs', 2, '--train_test_num', 1, '--resume')
+    assert done.returncode == 0, done.stderr
+    rows = [[{**row, 'seconds': ''} for row in history(run)] for run in (workplace / 'run', finished_run / 'run')]
+    assert rows[0] == rows[1]
+    result = json.loads((workplace / 'run' / 'round_01' / 'result.json').read_text())
+    assert result == json.loads((finished_run / 'run' / 'round_01' / 'result.json').read_text())
+    done = resume('--epochs', 1, '--train_test_num', 1, '--resume')
+    assert done.returncode == 2 and '--epochs was 2, is 1' in done.stderr
 
 
 def test_a_changed_database_is_refused(workplace, copied_run, resume):

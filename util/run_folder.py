@@ -166,8 +166,9 @@ def read_record(path: Path) -> dict[str, Any]:
     """The content of a config.json, whose `model` has the entries of `train_test_IQA.model_facts`."""
     record = read_json(path)
     model = record.get('model')
-    if not isinstance(record.get('options'), dict) or not isinstance(model, dict):
-        raise InputError(f'{path} holds no options; it is not the record of a run')
+    options = record.get('options')
+    if not isinstance(options, dict) or not isinstance(options.get('train_test_num', 1), int) or not isinstance(model, dict):
+        raise InputError(f'{path} does not hold the options of a run; put the file back as the run wrote it')
     pairs = [model.get(name) for name in ('resize', 'score_range')]
     flags = [model.get(name) for name in ('exif_rotation', 'higher_is_better')]
     if not all(pair is None or (is_numbers(pair) and len(pair) == 2) for pair in pairs) or not all(
@@ -359,6 +360,8 @@ class RoundFolder:
         from util import plots
         from util.metrics import all_metrics
 
+        if distributed.rank() > 0:
+            return
         self.check_best(best)
         predicted = best['scores'].numpy()
         if names:
@@ -397,7 +400,7 @@ def summarise(run: Path | str) -> dict[str, Any]:
     """
     run = Path(run)
     last = read_record(run / 'config.json')['options'].get('train_test_num', 0)
-    paths = {number: round_path(run, number) / 'result.json' for number in rounds_in(run) if number <= last}
+    paths = {number: round_path(run, number) / 'result.json' for number in rounds_in(run) if 1 <= number <= last}
     with locked(run / '.lock') if os.access(run, os.W_OK) else nullcontext():  # another user's run is only read
         rounds = {str(number): read_result(path) for number, path in paths.items() if path.exists()}
         results = {'rounds': rounds, **statistics(list(rounds.values()))}
@@ -425,7 +428,7 @@ def read_result(path: Path) -> dict[str, Any]:
     values = [result.get(name) for name in METRICS]
     for metrics in across.values() if whole else ():
         values += metrics.values() if isinstance(metrics, dict) else [None]
-    if not whole or not all(isinstance(value, float) or type(value) is int for value in values):
+    if not whole or not all(type(value) in (int, float) and not math.isinf(value) for value in values):
         raise InputError(f'{path} is not as a run writes it; remove it, and the run with --resume writes it again')
     return result
 
