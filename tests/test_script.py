@@ -157,10 +157,10 @@ def test_splits_take_80_percent_differ_by_round_and_never_cut_through_a_content(
     database = folders.OpenDatabase('demo', tmp_path / 'demo')
     samples, units = database.samples, database.units
     assert len(samples) == demo_database.IMAGES and len(units) == demo_database.SCENES
-    for val_ratio, sizes in ((0, [16, 0, 4]), (0.25, [12, 4, 4])):
+    for val_ratio, sizes in ((0, [32, 0, 8]), (0.25, [24, 8, 8])):
         split = draw_split(len(units), 0, 0, val_ratio)
         contents = [{samples[k].content for unit in split[part] for k in units[unit]} for part in ('train', 'val', 'test')]
-        assert [len(part) for part in contents] == sizes and len(set.union(*contents)) == 20
+        assert [len(part) for part in contents] == sizes and len(set.union(*contents)) == 40
     assert draw_split(20, 0, 0, 0) == draw_split(20, 0, 0, 0)
     assert draw_split(20, 0, 1, 0) != draw_split(20, 0, 0, 0) != draw_split(20, 1, 0, 0)
     assert draw_split(10073, 0, 0, 0)['train'][:4] == [5092, 3941, 4806, 8181]  # the same on every machine
