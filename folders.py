@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,10 @@ from PIL import Image
 from util import demo_database
 from util.distributed import say
 from util.errors import InputError
-from util.frames import CachedFrames, DirectFrames, folder_of, load_image, on_all_cores, open_frames
+from util.frames import CachedFrames, DirectFrames, folder_of, image_size, load_image, on_all_cores, open_frames
 from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, plain, table_text
+
+THUMBNAIL = 256  # pixels, at most
 
 
 def read_live(labels: Labels) -> None:
@@ -548,8 +551,8 @@ class OpenDatabase:
         if len(scores) > 1 and np.float32(min(scores)) == np.float32(max(scores)):  # the network sees no more digits
             raise InputError(f'{labels.file}: all {len(scores)} scores are {scores[0]:g}; give scores that differ')
         self.higher_is_better = self.entry.higher_is_better if labels.higher_is_better is None else labels.higher_is_better
-        by_content = {'content': True, 'image': False, None: self.entry.by_content}[settings.split_by]
-        self.units = split_units(self.samples, by_content)
+        self.by_content = {'content': True, 'image': False, None: self.entry.by_content}[settings.split_by]
+        self.units = split_units(self.samples, self.by_content)
 
     def leave_out(self, labels: Labels) -> None:
         """Leave out the images that are missing or unreadable, and say how many."""
@@ -589,10 +592,27 @@ class OpenDatabase:
     @cached_property
     def digest(self) -> str:
         """A hash of the samples' names, scores, contents and official sets."""
-        start = folder_of(self.path)
-        rows = zip(self.names(range(len(self.samples))), self.samples)
-        facts = [[name, sample.score, sample.content.removeprefix(f'{start}{os.sep}'), sample.part] for name, sample in rows]
+        rows = zip(self.all_names, self.samples)
+        facts = [[name, sample.score, self.plain_content(sample), sample.part] for name, sample in rows]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def plain_content(self, sample: Sample) -> str:
+        """The content of a sample, the same on every machine also where it is the image's own path."""
+        return sample.content.removeprefix(f'{folder_of(self.path)}{os.sep}')
+
+    def contents(self, positions: Iterable[int]) -> list[str]:
+        """What each image shows, where splits are by content: images of one are not independent. Otherwise its name."""
+        return [self.plain_content(self.samples[k]) if self.by_content else self.all_names[k] for k in positions]
+
+    def small_picture(self, position: int) -> Image.Image:
+        """A thumbnail of an image, in the proportions of its file even where the frame is squeezed."""
+        frame = Image.fromarray(np.asarray(self.frames[position]))
+        width, height = frame.size
+        if self.resize:
+            with suppress(InputError):  # the file may have gone since it was decoded
+                height, width = image_size(self.samples[position].path, self.entry.exif_rotation)
+        scale = min(1, THUMBNAIL / max(height, width))
+        return frame.resize((max(1, round(scale * width)), max(1, round(scale * height))))
 
     @property
     def score_range(self) -> tuple[float, float]:

@@ -96,6 +96,7 @@ def train_round(
     """Train and test one round, or what is left of it, and write its results."""
     from HyerIQASolver import HyperIQASolver
     from util import checkpoints
+    from util.metrics import Round
 
     names = names_of(split, database)
     folder = run_folder.RoundFolder(config, round_index, names)
@@ -117,7 +118,9 @@ def train_round(
                 checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
             across = test_on_others(solver, others, database.higher_is_better, folder.path)
             title = f'{database.entry.title}, round {round_index + 1}, epoch {solver.best["epoch"]}'
-            folder.finish(solver.best, names.get('test', []), solver.test_data.scores, title, across)
+            columns = database.names(split['test']), database.contents(split['test']), solver.test_data.scores
+            tested = Round(*columns, solver.best['scores'].numpy())
+            folder.finish(solver.best, tested, lambda k: database.small_picture(split['test'][k]), title, across)
     if distributed.rank() == 0:
         print_round(run_folder.summarise(config.output)['rounds'].get(str(round_index + 1)), names)
 
@@ -136,7 +139,7 @@ def test_on_others(
         SRCC, PLCC and KRCC by the database's name. A higher value always means more agreement: where one of the
         two databases has scores that fall with quality, the sign is turned.
     """
-    from util.metrics import all_metrics
+    from util.metrics import Round, all_metrics
 
     results = {}
     for name, database in others.items():
@@ -145,8 +148,9 @@ def test_on_others(
         predicted = solver.predict(data)
         metrics = all_metrics(predicted, data.scores)
         if folder and distributed.rank() == 0:
-            names = database.names(range(len(database.samples)))
-            run_folder.write_predictions(folder / f'predictions_{name}.csv', names, data.scores, predicted)
+            images = range(len(database.samples))
+            tested = Round(database.names(images), database.contents(images), data.scores, predicted)
+            run_folder.write_predictions(folder / f'predictions_{name}.csv', tested)
         results[name] = {metric: sign * metrics[metric] for metric in ('SRCC', 'PLCC', 'KRCC')}
     return results
 
@@ -262,8 +266,17 @@ def print_round(result: dict[str, Any] | None, parts: dict[str, list[str]]) -> N
         print(f'Trained on all {len(parts["train"])} images; the last epoch, {result["epoch"]}, is kept', flush=True)
     else:
         chosen = 'Best validation epoch: test' if 'val' in parts else 'Best test'
-        print(f'{chosen} SRCC {result["SRCC"]:.4f}, PLCC {result["PLCC"]:.4f} (epoch {result["epoch"]})', flush=True)
+        print(
+            f'{chosen} {with_interval(result, "SRCC")}, {with_interval(result, "PLCC")} (epoch {result["epoch"]})', flush=True
+        )
     print_across((result or {}).get('test_on', {}))
+
+
+def with_interval(result: dict[str, Any], metric: str) -> str:
+    """'SRCC 0.8797 [0.831, 0.916]': a metric, and its 95 % interval where there is one."""
+    low, high = result.get(f'{metric}_interval', (math.nan, math.nan))
+    interval = '' if math.isnan(low) else f' [{low:.3f}, {high:.3f}]'
+    return f'{metric} {result.get(metric, math.nan):.4f}{interval}'
 
 
 def print_across(results: dict[str, dict[str, float]], word: str = '') -> None:
@@ -276,7 +289,7 @@ def print_across(results: dict[str, dict[str, float]], word: str = '') -> None:
 def print_medians(results: dict[str, Any]) -> None:
     median = results['median']
     print(
-        f'Testing median SRCC {median.get("SRCC", math.nan):.4f}, median PLCC {median.get("PLCC", math.nan):.4f}'
+        f'Testing median {with_interval(median, "SRCC")}, median {with_interval(median, "PLCC")}'
         + (f' of {len(results["rounds"])} rounds' if len(results['rounds']) > 1 else ''),
         flush=True,
     )

@@ -12,6 +12,7 @@ nothing reads them a second time, so undoing repair 3 without repair 2 changes n
 distinct, the repaired loop and five others.
 """
 
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from unittest.mock import patch
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import compare
+import HyerIQASolver
 import train_test_IQA
-from HyerIQASolver import HyperIQASolver
+from util import program
 from util.options import parse_options
 
 ARMS = {
@@ -32,10 +35,11 @@ ARMS = {
     'without_2_3': (2, 3),
     'original': (1, 2, 3),
 }
+LATE = 8  # the first epoch after the first fall of the rates
 DEFAULTS = ('--dataset', 'demo', '--train_test_num', '3', '--output', 'runs/repairs')
 
 
-class UndoneSolver(HyperIQASolver):
+class UndoneSolver(HyerIQASolver.HyperIQASolver):
     """The solver with the repairs `undone` undone."""
 
     undone: tuple[int, ...] = ()
@@ -43,7 +47,7 @@ class UndoneSolver(HyperIQASolver):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if 3 in self.undone:
-            self.hypernet_params = filter(lambda p: True, self.hypernet_params)  # type: ignore[assignment]  # that is the point
+            self.hypernet_params = filter(lambda p: True, self.hypernet_params)  # type: ignore[assignment]
             self.solver = self.new_adam(self.lr * self.lrratio, self.lr)
 
     def new_adam(self, hypernet_lr: float, backbone_lr: float) -> torch.optim.Adam:
@@ -65,17 +69,45 @@ class UndoneSolver(HyperIQASolver):
         super().load_state_dict(state)
 
 
-def train(options: list[str]) -> None:
-    """Train what is left of every arm, round by round."""
-    config = parse_options(options)
+def main(argv: list[str]) -> None:
+    """Train what is left of every arm, round by round, and print the comparison."""
+    options = [*DEFAULTS, *argv]
+    with program.boundary():
+        config = parse_options(options)
+    output = Path(config.output)
     for number in config.rounds or range(1, config.train_test_num + 1):
         for arm, undone in ARMS.items():
             print(f'\n{arm}', flush=True)
-            solver = type('ArmSolver', (UndoneSolver,), {'undone': undone})
-            with patch.object(train_test_IQA, 'HyperIQASolver', solver):
-                folder = str(Path(config.output) / arm)
-                train_test_IQA.main([*options, '--output', folder, '--resume', '--rounds', str(number)])
+            with patch.object(HyerIQASolver, 'HyperIQASolver', type('ArmSolver', (UndoneSolver,), {'undone': undone})):
+                train_test_IQA.main([*options, '--output', str(output / arm), '--resume', '--rounds', str(number)])
+    with program.boundary():
+        report(output)
+
+
+def report(output: Path) -> None:
+    """Print the table of the arms and their comparisons with the repaired loop; draw comparison.png."""
+    repaired, *others = runs = compare.read_runs([output / arm for arm in ARMS])
+    print(f'\nTest SRCC; late: epochs {LATE} and after; mean over rounds, lowest and highest in brackets\n')
+    print('| loop | rounds | best epoch | last epoch | late mean | late deviation |\n|---|---|---|---|---|---|')
+    for run in runs:
+        cells = [spread(values) for values in zip(*map(figures, run.curves.values()))]
+        print(f'| {run.name} | {len(run.curves)} | {" | ".join(cells)} |')
+    comparisons = [compare.compare(repaired, other) for other in others]
+    for comparison in comparisons:
+        compare.print_comparison(comparison)
+    compare.write_picture(output / 'comparison.png', runs, comparisons)
+    print('\nUndoing repair 3 without repair 2 changes nothing, so two of the eight combinations are left out.', flush=True)
+
+
+def figures(curve: list[float]) -> tuple[float, float, float, float]:
+    """Best, last, late mean and late deviation of a round's test SRCC by epoch."""
+    late = curve[LATE - 1 :] or curve[-1:]
+    return max(curve), curve[-1], statistics.fmean(late), statistics.pstdev(late)
+
+
+def spread(values: tuple[float, ...]) -> str:
+    return f'{statistics.fmean(values):.3f} ({min(values):.3f}, {max(values):.3f})'
 
 
 if __name__ == '__main__':
-    train([*DEFAULTS, *sys.argv[1:]])
+    main(sys.argv[1:])

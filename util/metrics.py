@@ -14,15 +14,15 @@ RESAMPLED_AT_ONCE = 2_000_000  # images, which bounds the memory to some 100 MB
 
 
 class Round(NamedTuple):
-    """What a round says of its N test images: predictions (N,), subjective scores (N,), and the content of each image.
+    """The test images of a round, in columns of N: names, contents, subjective scores and predictions.
 
-    Images of one content are not independent, so an interval resamples contents; where every image shows something else,
-    its content is its name.
+    Images of one content are not independent, so intervals resample contents; an image that is one of its own has its name.
     """
 
-    predicted: ArrayLike
-    subjective: ArrayLike
+    images: Sequence[str]
     contents: Sequence[str]
+    subjective: np.ndarray
+    predicted: np.ndarray
 
 
 def srcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
@@ -93,60 +93,55 @@ def intervals(rounds: Sequence[Round]) -> dict[str, list[float]]:
 
     Each of 2,000 resamples from a fixed seed draws as many contents as all rounds have tested, with replacement, so an image
     that several rounds tested counts equally often in each; and as many rounds as there are, since training varies too.
-    So the interval is for other images and other rounds of the same kind. Nan where there are fewer than three contents.
+    So the interval is for other images and other rounds of the same kind. Nan where a round has fewer than three contents.
     """
-    values = resampled(rounds)  # (metrics, rounds, resamples)
-    picks = np.random.RandomState(1).randint(len(rounds), size=(RESAMPLES, len(rounds)))
-    medians = np.median(values[:, picks, np.arange(RESAMPLES)[:, None]], axis=-1)
-    return {f'{name}_interval': percentile_interval(median) for name, median in zip(('SRCC', 'PLCC'), medians)}
+    return {f'{name}_interval': median_interval(values) for name, values in zip(('SRCC', 'PLCC'), resampled(rounds))}
 
 
-def difference_interval(first: Round, second: Round) -> list[float]:
-    """95 % interval of the SRCC of `first` minus that of `second`, two rounds on the same images, from paired resamples."""
-    one, other = resampled([first, second])[0]
-    return percentile_interval(one - other)
+def median_interval(values: np.ndarray) -> list[float]:
+    """The middle 95 % of the median over rounds of `values` (rounds, RESAMPLES), each of which is of as many drawn rounds.
 
-
-def percentile_interval(values: np.ndarray) -> list[float]:
-    """The middle 95 % of resampled `values`; resamples in which the metric is undefined are left out."""
-    values = values[np.isfinite(values)]
-    return np.percentile(values, (2.5, 97.5)).tolist() if len(values) else [math.nan, math.nan]
+    Resamples in which the metric is undefined are left out.
+    """
+    drawn = np.random.RandomState(1).randint(len(values), size=(RESAMPLES, len(values)))
+    medians = np.median(values[drawn, np.arange(RESAMPLES)[:, None]], axis=1)
+    medians = medians[np.isfinite(medians)]
+    return np.percentile(medians, (2.5, 97.5)).tolist() if len(medians) else [math.nan, math.nan]
 
 
 def resampled(rounds: Sequence[Round]) -> np.ndarray:
     """(2, rounds, RESAMPLES): SRCC and PLCC of each round in every resample of the contents of all rounds."""
-    contents = sorted({content for _, _, contents in rounds for content in contents})
+    contents = sorted({content for tested in rounds for content in tested.contents})
     position = {content: k for k, content in enumerate(contents)}
-    columns = [[position[content] for content in contents] for _, _, contents in rounds]
+    columns = [[position[content] for content in tested.contents] for tested in rounds]
+    enough = [k for k, tested in enumerate(rounds) if len(set(tested.contents)) > 2]
     values = np.full((2, len(rounds), RESAMPLES), math.nan)
     done = 0
     for counts in drawn_counts(len(contents)):
-        for k, (predicted, subjective, _) in enumerate(rounds):
-            values[:, k, done : done + len(counts)] = weighted_correlations(predicted, subjective, counts[:, columns[k]])
+        for k in enough:
+            correlations = weighted_correlations(rounds[k].predicted, rounds[k].subjective, counts[:, columns[k]])
+            values[:, k, done : done + len(counts)] = correlations
         done += len(counts)
     return values
 
 
 def drawn_counts(units: int) -> Iterator[np.ndarray]:
-    """Yields (resamples, units) arrays, RESAMPLES rows in all: how often each unit is drawn; none for fewer than three."""
-    if units < 3:
-        return
+    """Yields (resamples, units) arrays, RESAMPLES rows in all: how often each unit was drawn."""
     rng = np.random.RandomState(0)
-    block = max(1, RESAMPLED_AT_ONCE // units)
+    block = max(1, RESAMPLED_AT_ONCE // max(1, units))
     for start in range(0, RESAMPLES, block):
         rows = np.arange(min(block, RESAMPLES - start))[:, None]
         drawn = rng.randint(units, size=(len(rows), units)) + units * rows
         yield np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
 
 
-def weighted_correlations(predicted: ArrayLike, subjective: ArrayLike, counts: np.ndarray) -> list[np.ndarray]:
+def weighted_correlations(predicted: np.ndarray, subjective: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
     """SRCC and PLCC, (B,) each, of B resamples of (N,) arrays, where resample b holds image n `counts[b, n]` times."""
-    predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
     if math.isnan(srcc(predicted, subjective)):
         return [np.full(len(counts), math.nan)] * 2
-    ranks = [resampled_ranks(scores, counts) for scores in (predicted, subjective)]
-    scores = [(scores - scores.mean()) / scores.std() for scores in (predicted, subjective)]
-    return [weighted_pearson(ranks[0], ranks[1], counts), weighted_pearson(scores[0], scores[1], counts)]
+    x, y = ((scores - scores.mean()) / scores.std() for scores in (predicted, subjective))
+    ranks = weighted_pearson(resampled_ranks(predicted, counts), resampled_ranks(subjective, counts), counts)
+    return [ranks, weighted_pearson(x, y, counts)]
 
 
 def resampled_ranks(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -164,4 +159,4 @@ def weighted_pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nda
     x, y = (z - (np.einsum('bn,bn->b', counts, np.broadcast_to(z, counts.shape)) / images)[:, None] for z in (x, y))
     xx, yy, xy = (np.einsum('bn,bn,bn->b', counts, a, b) for a, b in ((x, x), (y, y), (x, y)))
     defined = np.minimum(xx, yy) > 1e-9 * images
-    return np.divide(xy, np.sqrt(xx * yy), out=np.full(len(counts), math.nan), where=defined)
+    return np.clip(np.divide(xy, np.sqrt(xx * yy), out=np.full(len(counts), math.nan), where=defined), -1, 1)

@@ -5,14 +5,14 @@
     round_01/history.csv   a row an epoch
     round_01/best.pth      the best epoch's plain state_dict
     round_01/last.pth      everything that a resume needs
-    round_01/predictions.csv, curves.png, scatter.png
+    round_01/predictions.csv, curves.png, scatter.png, worst.png
     round_01/predictions_<name>.csv    of each other database
     left_out.csv           listed images that --skip_missing left out
-    round_01/result.json   the metrics at the best epoch, on other databases too; written last: it marks the round as finished
-    results.json           every round's result, and their median, mean and deviation
+    round_01/result.json   the metrics at the best epoch, with intervals; written last: it marks the round as finished
+    results.json           every round's result, and their median with intervals, mean and deviation
 
-Every file appears whole or not at all. `last.pth` is the truth: an epoch counts once it is renamed into place. torch and
-matplotlib are imported where they are used, since the results of a run are summarised without them.
+Every file appears whole or not at all. `last.pth` is the truth: an epoch counts once it is renamed into place. torch,
+matplotlib and scipy are imported where they are used, since `--help` and errors in the command line need none of them.
 """
 
 import argparse
@@ -27,13 +27,28 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from util import distributed
 from util.errors import InputError
-from util.files import locked, make_folder, read_json, remove_abandoned, try_lock, write_json, write_table, write_whole
+from util.files import (
+    locked,
+    make_folder,
+    read_json,
+    read_table,
+    remove_abandoned,
+    try_lock,
+    write_json,
+    write_table,
+    write_whole,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from util.metrics import Round
 
 # Options that a resumed run may change: where things are and how fast they go, not what is computed.
 FREE_OPTIONS = {
@@ -50,6 +65,7 @@ FREE_OPTIONS = {
 }
 # Options that say which weights a state leads to: a last.pth of others is refused.
 STATE_OPTIONS = ('dataset', 'seed', 'lr', 'lr_ratio', 'weight_decay', 'batch_size', 'train_patch_num', 'normalize_scores')
+PREDICTION_COLUMNS = ('image', 'content', 'score', 'prediction')
 METRICS = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic')
 Parts = dict[str, Any]
 
@@ -347,30 +363,37 @@ class RoundFolder:
         )
 
     def finish(
-        self, best: dict[str, Any], names: list[str], subjective: np.ndarray, title: str, across: dict[str, dict[str, float]]
+        self,
+        best: dict[str, Any],
+        tested: 'Round',
+        picture_of: 'Callable[[int], Image]',
+        title: str,
+        across: dict[str, dict[str, float]],
     ) -> None:
-        """Write the test images' scores at the best epoch and their picture, and last of all the round's result.
+        """Write the test images' scores at the best epoch and their pictures, and last of all the round's result.
 
         Args:
             best: the solver's best epoch.
-            names, subjective: of the test images, (N,) each.
-            title: of the picture.
+            tested: the test images with their predictions in it.
+            picture_of: a small picture of the image at a position in `tested`.
+            title: of the pictures.
             across: metrics on other databases, by the database's name.
         """
         from util import plots
-        from util.metrics import all_metrics
+        from util.metrics import all_metrics, intervals
 
         if distributed.rank() > 0:
             return
         self.check_best(best)
-        predicted = best['scores'].numpy()
-        if names:
-            write_whole(self.path / 'scatter.png', plots.scatter(predicted, subjective, title))
-        write_predictions(self.path / 'predictions.csv', names, subjective, predicted)
+        if tested.images:
+            write_whole(self.path / 'scatter.png', plots.scatter(tested.predicted, tested.subjective, title))
+            write_whole(self.path / 'worst.png', plots.worst(tested, picture_of, title))
+        write_predictions(self.path / 'predictions.csv', tested)
         result = {
             'epoch': best['epoch'],
             'epochs': self.epochs,
-            **all_metrics(predicted, subjective),
+            **all_metrics(tested.predicted, tested.subjective),
+            **intervals([tested]),
             **({'test_on': across} if across else {}),
         }
         write_json(self.path / 'result.json', without_nan(result))
@@ -380,20 +403,33 @@ def is_best_last(state: dict[str, Any]) -> bool:
     return bool(state['best']) and state['best']['epoch'] == state['history'][-1]['epoch']
 
 
-def write_predictions(path: Path, names: list[str], subjective: np.ndarray, predicted: np.ndarray) -> None:
-    rows = [
-        {'image': name, 'score': float(score), 'prediction': float(prediction)}
-        for name, score, prediction in zip(names, subjective, predicted, strict=True)
-    ]
-    write_table(path, ['image', 'score', 'prediction'], rows)
+def write_predictions(path: Path, tested: 'Round') -> None:
+    columns = (tested.images, tested.contents, tested.subjective.tolist(), tested.predicted.tolist())
+    write_table(path, PREDICTION_COLUMNS, [dict(zip(PREDICTION_COLUMNS, row)) for row in zip(*columns, strict=True)])
+
+
+def read_predictions(path: Path) -> 'Round':
+    """What `write_predictions` wrote.
+
+    Raises:
+        InputError: the file is something else.
+    """
+    from util.metrics import Round
+
+    rows = read_table(path)
+    try:
+        images, contents, scores, predictions = ([row[name] for row in rows] for name in PREDICTION_COLUMNS)
+        return Round(images, contents, np.array(scores, np.float64), np.array(predictions, np.float64))
+    except (KeyError, ValueError) as error:
+        raise InputError(f'{path} is not the table of a run: {error}')
 
 
 def summarise(run: Path | str) -> dict[str, Any]:
     """Gather the results of the rounds that are finished into results.json, one process at a time.
 
     Returns:
-        `rounds` maps the 1-based round to its metrics; `median`, `mean` and `std` are over them. Metrics on the
-        other databases are under `test_on`, by the database's name.
+        `rounds` maps the 1-based round to its metrics; `median`, `mean` and `std` are over them, and `median` has intervals
+        (see `metrics.intervals`). Metrics on the other databases are under `test_on`, by the database's name.
 
     Raises:
         InputError: `run` is no run folder.
@@ -402,12 +438,23 @@ def summarise(run: Path | str) -> dict[str, Any]:
     last = read_record(run / 'config.json')['options'].get('train_test_num', 0)
     paths = {number: round_path(run, number) / 'result.json' for number in rounds_in(run) if 1 <= number <= last}
     with locked(run / '.lock') if os.access(run, os.W_OK) else nullcontext():  # another user's run is only read
-        rounds = {str(number): read_result(path) for number, path in paths.items() if path.exists()}
+        finished = {number: path for number, path in paths.items() if path.exists()}
+        rounds = {str(number): read_result(path) for number, path in finished.items()}
         results = {'rounds': rounds, **statistics(list(rounds.values()))}
+        results['median'] |= intervals_over(list(finished.values()))
         if os.access(run, os.W_OK):
             remove_abandoned(run)
             write_json(run / 'results.json', without_nan(results))
     return results
+
+
+def intervals_over(results: list[Path]) -> dict[str, list[float]]:
+    """The intervals of the median over the rounds whose result.json these are; none where one named no contents yet."""
+    from util.metrics import intervals
+
+    if not results or not all('SRCC_interval' in read_json(path) for path in results):
+        return {}
+    return intervals([read_predictions(path.with_name('predictions.csv')) for path in results])
 
 
 def rounds_in(run: Path) -> list[int]:
@@ -426,6 +473,8 @@ def read_result(path: Path) -> dict[str, Any]:
     across = result.get('test_on', {})
     whole = all(isinstance(result.get(name), int) for name in ('epoch', 'epochs')) and isinstance(across, dict)
     values = [result.get(name) for name in METRICS]
+    for interval in (result.get(f'{name}_interval', [0, 0]) for name in METRICS[:2]):
+        values += interval if isinstance(interval, list) and len(interval) == 2 else [None]
     for metrics in across.values() if whole else ():
         values += metrics.values() if isinstance(metrics, dict) else [None]
     if not whole or not all(type(value) in (int, float) and not math.isinf(value) for value in values):
@@ -442,7 +491,7 @@ def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
             if isinstance(value, dict)
             else float(function([result[name] for result in results]))
             for name, value in results[0].items()
-            if name not in ('epoch', 'epochs') and all(name in result for result in results)
+            if name not in ('epoch', 'epochs') and not isinstance(value, list) and all(name in result for result in results)
         }
 
     return {
@@ -455,6 +504,8 @@ def without_nan(content: Any) -> Any:
     """`content` with null for nan, which JSON does not have."""
     if isinstance(content, dict):
         return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_nan(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content
 
 
@@ -462,4 +513,6 @@ def with_nan(content: Any) -> Any:
     """The content that `without_nan` was made from."""
     if isinstance(content, dict):
         return {key: with_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [with_nan(value) for value in content]
     return math.nan if content is None else content

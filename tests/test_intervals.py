@@ -1,0 +1,120 @@
+"""Bootstrap intervals agree with the definition, with scipy and with theory, and hold the truth as often as they say."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from train_test_IQA import with_interval
+from util import metrics
+from util.metrics import Round, intervals, plcc, srcc
+from util.run_folder import read_predictions
+
+
+def round_of(predicted, subjective, contents=None):
+    names = [f'{k}.jpg' for k in range(len(predicted))]
+    return Round(names, names if contents is None else contents, np.asarray(subjective, float), np.asarray(predicted, float))
+
+
+def normal(rng, images, correlation):
+    """Predictions and scores of a bivariate normal."""
+    x, noise = rng.standard_normal((2, images))
+    return x, correlation * x + math.sqrt(1 - correlation**2) * noise
+
+
+def test_a_resample_has_the_correlations_of_its_images_written_out():
+    rng = np.random.RandomState(0)
+    predicted, subjective = normal(rng, 25, 0.7)
+    subjective = subjective.round()  # with ties of its own
+    counts = next(metrics.drawn_counts(25))
+    got = metrics.weighted_correlations(predicted, subjective, counts)
+    assert counts.shape == (metrics.RESAMPLES, 25) and (counts.sum(1) == 25).all()
+    for b in range(40):
+        images = np.repeat(np.arange(25), counts[b])
+        assert got[0][b] == pytest.approx(srcc(predicted[images], subjective[images]), abs=1e-12)
+        assert got[1][b] == pytest.approx(plcc(predicted[images], subjective[images]), abs=1e-12)
+
+
+def test_intervals_agree_with_scipys_bootstrap():
+    data = normal(np.random.RandomState(1), 150, 0.8)
+    own = intervals([round_of(*data)])
+    for name, metric in (('SRCC', stats.spearmanr), ('PLCC', stats.pearsonr)):
+        scipys = stats.bootstrap(
+            data, lambda a, b, metric=metric: metric(a, b)[0], n_resamples=1000, vectorized=False, paired=True,
+            method='percentile', rng=2,
+        ).confidence_interval  # fmt: skip
+        assert own[f'{name}_interval'] == pytest.approx(list(scipys), abs=0.015)
+
+
+def test_the_interval_of_a_normal_plcc_is_fishers():
+    data = normal(np.random.RandomState(2), 2000, 0.6)
+    centre = math.atanh(plcc(*data))
+    fisher = [math.tanh(centre + sign * 1.96 / math.sqrt(1997)) for sign in (-1, 1)]
+    assert intervals([round_of(*data)])['PLCC_interval'] == pytest.approx(fisher, abs=0.006)
+
+
+@pytest.mark.parametrize('clustered', [False, True])
+def test_of_200_draws_90_to_99_percent_of_the_intervals_hold_the_truth(clustered):
+    """Clustered: 40 contents of two images; the errors of a content are alike, so that there are but 40 independent ones."""
+    rng = np.random.RandomState(3)
+    truths = {'SRCC_interval': 6 / math.pi * math.asin(0.7 / 2), 'PLCC_interval': 0.7}
+    held = dict.fromkeys(truths, 0)
+    for _ in range(200):
+        data = normal(rng, 40 if clustered else 60, 0.7)
+        contents = [f'scene{k // 2}' for k in range(80)] if clustered else None
+        values = intervals([round_of(*(np.repeat(column, 2) if clustered else column for column in data), contents)])
+        for name, truth in truths.items():
+            held[name] += values[name][0] <= truth <= values[name][1]
+    assert all(180 <= count <= 198 for count in held.values()), held
+
+
+def test_intervals_are_the_same_at_every_call_and_in_whatever_blocks_they_are_computed(monkeypatch):
+    rounds = [round_of(*normal(np.random.RandomState(k), 30, 0.7)) for k in range(3)]
+    before = intervals(rounds)
+    monkeypatch.setattr(metrics, 'RESAMPLED_AT_ONCE', 30 * 7)
+    assert intervals(rounds) == before
+
+
+def test_the_interval_over_rounds_counts_the_images_once_and_the_rounds_too():
+    rng = np.random.RandomState(4)
+    one = round_of(*normal(rng, 40, 0.7))
+    assert intervals([one] * 5) == intervals([one])  # five looks at the same images and predictions tell nothing new
+    others = [one._replace(predicted=one.predicted + spread * rng.standard_normal(40)) for spread in (0.1, 0.5, 1, 1.5, 2)]
+    both = [intervals(rounds)['SRCC_interval'] for rounds in ([one] * 5, others)]
+    assert both[1][1] - both[1][0] > both[0][1] - both[0][0]
+
+
+@pytest.mark.parametrize(
+    'predicted, subjective, contents',
+    [
+        ([], [], None),
+        ([1], [1], None),
+        ([1, 2], [1, 2], None),
+        ([1, 1, 1, 1], [1, 2, 3, 4], None),
+        ([1, 2, 3, math.nan], [1, 2, 3, 4], None),
+        ([1, 2, 3, 4], [1, 2, 3, 5], ['a', 'a', 'b', 'b']),
+    ],
+)
+def test_where_nothing_can_be_said_the_interval_is_nan(predicted, subjective, contents):
+    values = intervals([round_of(predicted, subjective, contents)])
+    assert all(math.isnan(end) for interval in values.values() for end in interval)
+
+
+def test_a_resample_of_one_image_alone_is_left_out():
+    values = intervals([round_of([0.1, 0.7, 0.3], [1.1, 2.3, 1.9])])
+    assert all(-1 <= end <= 1 for interval in values.values() for end in interval)
+
+
+def test_a_run_tells_its_intervals(finished_run):
+    results = json.loads((finished_run / 'run' / 'results.json').read_text())
+    for number in (1, 2):
+        folder = finished_run / 'run' / f'round_0{number}'
+        tested = read_predictions(folder / 'predictions.csv')
+        assert list(tested.contents) == list(tested.images) and len(tested.images) == 2  # too few for an interval
+        assert results['rounds'][str(number)] == json.loads((folder / 'result.json').read_text())
+        assert results['rounds'][str(number)]['SRCC_interval'] == [None, None]
+    assert results['median']['SRCC_interval'] == [None, None] and 'SRCC_interval' not in results['mean']
+    assert 'nan' not in (finished_run / 'stdout.txt').read_text().splitlines()[-1]
+    assert with_interval({'SRCC': 0.87971, 'SRCC_interval': [0.83061, 0.9158]}, 'SRCC') == 'SRCC 0.8797 [0.831, 0.916]'

@@ -1,0 +1,117 @@
+"""The arms of benchmarks/repairs.py behave as the original does, seen on real steps of their optimizers."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import PROJECT, QUICK, files, history
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+sys.path.insert(0, str(PROJECT / 'benchmarks'))
+import repairs
+
+from HyerIQASolver import HyperIQASolver, learning_rates
+
+LR, RATIO = 1e-4, 10
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    import databases
+
+    folder = tmp_path_factory.mktemp('livec')
+    databases.livec(folder)
+    return folder
+
+
+@pytest.fixture
+def steps():
+    """(optimizer, rates, whether it has moments) at each step of an optimizer."""
+    seen = []
+
+    def record(optimizer, args, kwargs):
+        seen.append((optimizer, [group['lr'] for group in optimizer.param_groups], bool(optimizer.state)))
+
+    hook = register_optimizer_step_pre_hook(record)
+    yield seen
+    hook.remove()
+
+
+def make_solver(root, undone):
+    arm = type('Arm', (repairs.UndoneSolver,), {'undone': undone})
+    config = SimpleNamespace(
+        dataset='livec', weights='none', train_patch_num=1, test_patch_num=1, device='cpu', lr=LR, lr_ratio=RATIO
+    )
+    return arm(config, root, [0, 1], [2])
+
+
+def values(solver):
+    return {name: parameter.detach().clone() for name, parameter in solver.model_hyper.named_parameters()}
+
+
+def test_the_arms_are_all_that_are_distinct():
+    """Without a second Adam, nothing reads the hypernetwork's parameters again."""
+    combinations = [tuple(k + 1 for k in range(3) if bits >> k & 1) for bits in range(8)]
+    assert {undone if 2 in undone else tuple(k for k in undone if k != 3) for undone in combinations} == set(
+        repairs.ARMS.values()
+    )
+
+
+@pytest.mark.parametrize('undone', [*repairs.ARMS.values(), (3,)])
+def test_an_epoch_after_the_rates_fell(root, steps, undone):
+    """Epoch 0 at the first rates; then those of epoch 7 (0-based), and again after a restart in between."""
+    solver = make_solver(root, undone)
+    solver.train_epoch(0)
+    solver.set_learning_rates(*learning_rates(6, LR, RATIO))
+    state, before = solver.state_dict(), values(solver)
+    restored = make_solver(root, undone)
+    restored.load_state_dict(state)
+    for continued in (solver, restored):
+        continued.train_epoch(1)
+    first, *later = steps
+    assert first[1] == pytest.approx([LR * RATIO, LR]) and not first[2]
+    for optimizer, rates, has_moments in later:
+        assert rates == pytest.approx([LR, LR if 1 in undone else LR / 10])
+        assert has_moments == (2 not in undone)
+        assert len(optimizer.param_groups[0]['params']) == (0 if {2, 3} <= set(undone) else 26)
+    assert (later[0][0] is first[0]) == (2 not in undone)
+    still = {name for name, value in values(solver).items() if torch.equal(value, before[name])}
+    hypernet = {name for name in before if not name.startswith('res.')}
+    assert still == (hypernet if {2, 3} <= set(undone) else set())
+
+
+def test_nothing_undone_is_the_product(root):
+    ours = make_solver(root, ())
+    config = SimpleNamespace(**vars(ours.config))
+    product = HyperIQASolver(config, root, [0, 1], [2])
+    for solver in (ours, product):
+        solver.config.epochs = 2
+        solver.train()
+    assert [{**row, 'seconds': 0} for row in ours.history] == [{**row, 'seconds': 0} for row in product.history]
+
+
+@pytest.mark.slow
+def test_the_command_trains_every_arm_alike_reports_them_and_continues(root, tmp_path, capsys):
+    options = ['--dataset', 'livec', '--data_root', root, *QUICK, '--epochs', 1, '--output', tmp_path / 'arms']
+    options = [str(option) for option in options]
+    repairs.main(options)
+    printed = capsys.readouterr().out
+    assert len([line for line in printed.splitlines() if line.startswith('| ')]) == 1 + len(repairs.ARMS)
+    assert printed.count('less') == len(repairs.ARMS) - 1 and (tmp_path / 'arms' / 'comparison.png').exists()
+    runs = [tmp_path / 'arms' / arm for arm in repairs.ARMS]
+    firsts = [history(run)[0] for run in runs]  # nothing is undone before the end of the first epoch
+    assert all({**row, 'seconds': 0} == {**firsts[0], 'seconds': 0} for row in firsts)
+    assert len({files.read_text(run / 'round_01' / 'split.json') for run in runs}) == 1
+
+    last = runs[-1] / 'round_01' / 'last.pth'
+    (runs[-1] / 'round_01' / 'result.json').unlink()
+    before = last.stat().st_mtime_ns
+    repairs.main(options)
+    assert last.stat().st_mtime_ns == before and (runs[-1] / 'round_01' / 'result.json').exists()
+
+
+def test_figures_of_a_curve():
+    curve = [0.5, 0.9, 0.7, 0.7, 0.7, 0.7, 0.7, 0.8, 0.6]
+    assert repairs.figures(curve) == pytest.approx((0.9, 0.6, 0.7, 0.1))
+    assert repairs.figures([0.3, 0.2]) == (0.3, 0.2, 0.2, 0)
