@@ -12,6 +12,7 @@ nothing reads them a second time, so undoing repair 3 without repair 2 changes n
 distinct, the repaired loop and five others.
 """
 
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -102,7 +103,8 @@ def report(output: Path) -> None:
 def figures(curve: list[float]) -> tuple[float, float, float, float]:
     """Best, last, late mean and late deviation of a round's test SRCC by epoch."""
     late = curve[LATE - 1 :] or curve[-1:]
-    return max(curve), curve[-1], statistics.fmean(late), statistics.pstdev(late)
+    best = max((value for value in curve if not math.isnan(value)), default=math.nan)
+    return best, curve[-1], statistics.fmean(late), statistics.pstdev(late)
 
 
 def spread(values: tuple[float, ...]) -> str:
