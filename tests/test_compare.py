@@ -18,7 +18,8 @@ IMAGES, ROUNDS = 40, 3
 def make_run(folder, noise=0.5, rounds=ROUNDS, seed=0, scores=lambda k, y: y, names='{}.jpg'):
     """A run folder with predictions of `rounds` rounds whose errors have the deviation `noise`."""
     files.make_folder(folder)
-    files.write_json(folder / 'config.json', {'options': {}, 'model': {}})
+    model = {'resize': None, 'exif_rotation': False, 'score_range': None, 'higher_is_better': True}
+    files.write_json(folder / 'config.json', {'options': {'train_test_num': rounds}, 'model': model})
     for k in range(1, rounds + 1):
         path = folder / f'round_0{k}'
         files.make_folder(path)
@@ -106,7 +107,7 @@ def test_a_folder_that_cannot_be_compared_is_told_in_one_line(in_process, tmp_pa
         (run, 'a run is given twice'),
         (tmp_path / 'empty', 'config.json cannot be read'),
         (unfinished, 'holds no finished round with test images; its command with --resume'),
-        (broken, "predictions.csv is not the table of a run: 'prediction'"),
+        (broken, "predictions.csv is not the table of a run: 'content'"),
     ):
         done = in_process(compare.main, run, other)
         assert done.returncode == 2 and reason in done.stderr and done.stderr.count('\n') == 1

@@ -312,6 +312,7 @@ def test_the_files_of_a_finished_run(finished_run):
                 'result.json',
                 'scatter.png',
                 'split.json',
+                'worst.png',
             )
         ]
     )
@@ -423,5 +424,5 @@ def test_logistic_metrics_on_a_known_curve():
 def test_curves_and_predictions_can_be_read_by_a_spreadsheet(finished_run):
     with open(finished_run / 'run' / 'round_01' / 'predictions.csv', newline='') as file:
         rows = list(csv.DictReader(file))
-    assert [set(row) for row in rows] == [{'image', 'score', 'prediction'}] * 2
+    assert [set(row) for row in rows] == [{'image', 'content', 'score', 'prediction'}] * 2
     assert rows[0]['image'].startswith('Images/')
