@@ -149,6 +149,7 @@ def test_pyiqas_file_is_renamed_and_its_images_prepared_as_there(tmp_path, hyper
     assert 'c96c41b1.pth is of pyiqa: images are prepared as it does, without a resize' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_default_command_starts_from_the_published_weights(
     tmp_path, make_database, program, monkeypatch, network, published
 ):

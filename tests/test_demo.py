@@ -145,6 +145,7 @@ def test_folders_give_their_pictures_and_name_the_photos_that_cannot_be_read(tmp
         assert [row['image'] for row in csv.DictReader(file)] == [name for name, _ in scores(done)]
 
 
+@pytest.mark.slow
 def test_an_interrupt_or_a_closed_pipe_keeps_the_scores_so_far(tmp_path, checkpoint):
     """Interrupted after the first line; nobody reads on after it."""
     for k in range(20):

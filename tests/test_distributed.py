@@ -36,6 +36,7 @@ def numbers(arguments):
     return np.array([line.split() for line in done.stdout.splitlines()], float)
 
 
+@pytest.mark.slow
 def test_two_and_three_processes_train_as_one(make_database):
     root = make_database('livec', images=10)
     alone = numbers([sys.executable, WORKER, PROJECT, root])
@@ -70,6 +71,7 @@ def workers(launcher):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='needs the /proc of Linux')
 def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(tmp_path, finished_run):
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
@@ -104,6 +106,7 @@ def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(tmp
     ).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('place', ['step', 'wait', 'patiently'])
 def test_a_rank_that_hangs_ends_the_others_at_every_place(place):
     """The ranks are started without torchrun, which kills what is left 30 seconds after the first one that ends."""
@@ -141,6 +144,7 @@ def test_a_part_of_the_variables_of_torchrun_is_told_in_one_line(monkeypatch, pr
     assert not distributed.launched() and distributed.rank() == 0
 
 
+@pytest.mark.slow
 def test_rounds_side_by_side_give_the_run_of_one_process(tmp_path, finished_run, program):
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
     jobs = [

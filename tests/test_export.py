@@ -45,6 +45,7 @@ def facts_of(metadata):
     return {name: json.loads(metadata)[name] for name in FACTS}
 
 
+@pytest.mark.slow
 def test_onnx_runs_in_onnxruntime_on_any_number_of_patches(tmp_path, run, patches, expected):
     export.export(run / 'best.pth', tmp_path / 'network.onnx')
     session = onnxruntime.InferenceSession(tmp_path / 'network.onnx')
@@ -55,6 +56,7 @@ def test_onnx_runs_in_onnxruntime_on_any_number_of_patches(tmp_path, run, patche
     assert [path.name for path in tmp_path.iterdir()] == ['network.onnx']
 
 
+@pytest.mark.slow
 def test_pt2_runs_where_nothing_of_the_project_is(tmp_path, run, patches, expected):
     export.export(run / 'best.pth', tmp_path / 'network.pt2')
     np.save(tmp_path / 'patches.npy', patches)

@@ -115,6 +115,7 @@ def test_contents_of_ones_own_stay_together_and_sets_fix_the_split(tmp_path):
         drawn('csv', file, val_ratio=0.2)
 
 
+@pytest.mark.slow
 def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(program, make_database, tmp_path, capsys):
     """The scores are a DMOS, so agreement with LIVE Challenge, where higher is better, has the other sign."""
     file = own_images(tmp_path, score='dmos')
@@ -227,6 +228,7 @@ def assert_demo_scores_in_the_labels_unit(checkpoint, picture, capsys):
     (checkpoint.parent / 'config.json').unlink()
 
 
+@pytest.mark.slow
 def test_training_on_all_keeps_the_last_epoch(program, make_database, tmp_path):
     make_database('livec')
     done = program('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_on_all', '--output', 'run')

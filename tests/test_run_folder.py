@@ -51,6 +51,7 @@ def kill_when(condition, folder, *options):
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finished_run):
     """Each of the four epochs is trained and tested with another combination of cache and workers."""
     run = workplace / 'run'
@@ -78,6 +79,7 @@ def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finish
     assert printed.splitlines()[-5:] == lines[-5:]  # the last round's table and the median
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_cleanly_and_says_how_to_resume(workplace, finished_run, number, code):
     process = start(workplace)
@@ -170,6 +172,7 @@ def test_a_pickle_payload_is_refused_unrun_by_every_program(workplace, in_proces
     assert not (workplace / 'payload-ran').exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_gives_one_line_and_the_previous_checkpoint_still_loads(workplace, finished_run, resume):
     """The limit on the size of a file stands in for the disk: the checkpoint's write fails halfway."""
     kill_when((workplace / 'run' / 'round_01' / 'history.csv').exists, workplace)
@@ -273,6 +276,7 @@ def test_another_users_run_is_summarised_and_not_written(finished_run, as_nobody
     assert fingerprint(folder) == before
 
 
+@pytest.mark.slow
 def test_more_epochs_may_follow(workplace, finished_run, resume):
     """An epoch does not depend on how many are asked for."""
     done = resume('--epochs', 1, '--train_test_num', 1)
@@ -371,6 +375,7 @@ def test_evaluating_outside_a_run_folder_is_refused(program, tmp_path):
     assert done.returncode == 2 and 'config.json cannot be read' in done.stderr and 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 def test_patience_stops_a_round_and_says_which_epoch_was_best(workplace, resume):
     done = resume('--patience', 2, '--epochs', 9, '--train_test_num', 1)
     assert done.returncode == 0
@@ -380,6 +385,7 @@ def test_patience_stops_a_round_and_says_which_epoch_was_best(workplace, resume)
     assert f'2 epochs without a better test_srcc, so this round stops here; epoch {best} was best' in done.stderr
 
 
+@pytest.mark.slow
 def test_a_validation_part_chooses_the_epoch(workplace, resume):
     done = resume('--val_ratio', 0.4, '--epochs', 2, '--train_test_num', 1)
     assert done.returncode == 0, done.stderr

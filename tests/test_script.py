@@ -49,6 +49,7 @@ def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
     assert re.search(r'epoch \d: the training loss is (nan|inf), so this round stops here', done.stderr)
 
 
+@pytest.mark.slow
 def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database, program, tmp_path):
     make_database('livec')
     torch.save({name: torch.zeros_like(value) for name, value in models.hyperiqa().state_dict().items()}, tmp_path / 'zero.pth')

@@ -23,7 +23,7 @@ def make_solver(make_database):
     """make_solver(**options): a solver on four small training and two test images, one step an epoch."""
     root = make_database('livec')
 
-    def make(**options):
+    def make(train=(0, 1, 2, 3), test=(4, 5), **options):
         config = SimpleNamespace(
             **{
                 'dataset': 'livec',
@@ -35,7 +35,7 @@ def make_solver(make_database):
                 **options,
             }
         )
-        return HyperIQASolver(config, root, [0, 1, 2, 3], [4, 5])
+        return HyperIQASolver(config, root, list(train), list(test))
 
     return make
 
@@ -63,7 +63,7 @@ def steps():
 
 @pytest.mark.parametrize('lr, lr_ratio', [(2e-5, 10), (3e-4, 4)])
 def test_repair_1_both_learning_rates_follow_the_table(make_solver, steps, lr, lr_ratio):
-    make_solver(epochs=16, lr=lr, lr_ratio=lr_ratio).train()
+    make_solver((0, 1), (2,), epochs=16, lr=lr, lr_ratio=lr_ratio).train()
     table = (
         [(lr * lr_ratio, lr)] * 7 + [(lr * lr_ratio / 10, lr / 10)] * 3 + [(lr / 10, lr / 10)] * 3 + [(lr / 100, lr / 100)] * 3
     )
@@ -176,6 +176,7 @@ def test_deterministic_runs_on_cuda_give_the_same_bytes(make_database, script, t
     assert tensors(tmp_path / 'first' / 'round_01' / 'last.pth') == tensors(tmp_path / 'second' / 'round_01' / 'last.pth')
 
 
+@pytest.mark.slow
 def test_deterministic_changes_no_byte_on_the_cpu_and_is_kept_by_evaluate(make_database, program, tmp_path, monkeypatch):
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', '')
     make_database('livec', images=8)
