@@ -121,6 +121,7 @@ def train_round(
             columns = database.names(split['test']), database.contents(split['test']), solver.test_data.scores
             tested = Round(*columns, solver.best['scores'].numpy())
             folder.finish(solver.best, tested, lambda k: database.small_picture(split['test'][k]), title, across)
+    folder.close()
     if distributed.rank() == 0:
         print_round(run_folder.summarise(config.output)['rounds'].get(str(round_index + 1)), names)
 

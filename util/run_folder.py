@@ -266,6 +266,7 @@ class RoundFolder:
         self.epochs = config.epochs
         self.owner = {'round': round_index + 1, **{name: getattr(config, name) for name in STATE_OPTIONS}}
         self.owner['split'] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        self.lock = None
         if distributed.rank() == 0:
             make_folder(self.path)
             self.lock = try_lock(self.path / '.lock')
@@ -283,6 +284,11 @@ class RoundFolder:
         """Whether the round's result is there, of as many epochs as are asked for now."""
         path = self.path / 'result.json'
         return path.exists() and read_result(path)['epochs'] >= self.epochs
+
+    def close(self) -> None:
+        """Let another process, or this one again, run the round."""
+        if self.lock:
+            self.lock.close()
 
     def restore(self, load_state_dict: Callable[[dict[str, Any]], None]) -> None:
         """Give the state that the last finished epoch left, if there is one, to `load_state_dict`.
