@@ -173,8 +173,9 @@ def evaluate(config: argparse.Namespace) -> None:
     check_weights(config.weights)
     if config.test_on:
         others = open_others(config)
-        for database in others.values():
-            database.open_frames(config.patch_size, config.cache)
+        with distributed.patiently():
+            for database in others.values():
+                database.open_frames(config.patch_size, config.cache)
         # a trainer without training data, for its network and its way to predict; its scores are in the training's unit
         solver = HyperIQASolver(config, config.data_root, [], [], round_index=round_index, opened=next(iter(others.values())))
         solver.score_range = facts['score_range'] or (0, 1)
@@ -184,7 +185,8 @@ def evaluate(config: argparse.Namespace) -> None:
     split = read_split(checkpoint.with_name('split.json'), database)
     if not split['test']:
         raise InputError(f'{checkpoint} was trained without a test part; --test_on NAME=DIR tests it on a database')
-    database.open_frames(config.patch_size, config.cache)
+    with distributed.patiently():
+        database.open_frames(config.patch_size, config.cache)
     solver = HyperIQASolver(config, config.data_root, [], split['test'], round_index=round_index, opened=database)
     test_srcc, test_plcc = solver.test(solver.test_data)
     print(f'test_srcc {test_srcc}\ntest_plcc {test_plcc}')

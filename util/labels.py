@@ -2,9 +2,12 @@
 
 import csv
 import io
+import json
 import math
 import os
 import re
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +19,15 @@ import scipy.io
 from util.errors import InputError
 
 PARTS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
+SHEET_SECONDS = 60
+# In a process of its own: a damaged .xls can keep the reader in an endless loop, or make it ask for all memory.
+SHEET_READER = """
+import json, sys
+from python_calamine import CalamineWorkbook
+book = CalamineWorkbook.from_filelike(open(sys.argv[1], 'rb'))
+sheet = book.get_sheet_by_name(sys.argv[2]) if sys.argv[2] else book.get_sheet_by_index(0)
+json.dump(sheet.to_python(skip_empty_area=False), sys.stdout, default=str)
+"""
 HEADER_ROWS = 10  # of an Excel sheet, in which its header is looked for
 FOREIGN = {  # how files start that people have in place of label files, in lower case
     b'version https://git-lfs': 'a Git LFS pointer and not the file itself, which `git lfs pull` fetches',
@@ -382,15 +394,16 @@ def read_sheet(path: Path | str, name: str = '') -> list[list[Any]]:
 
     An empty cell, and one with an error such as #N/A, is ''.
     """
-    from python_calamine import CalamineWorkbook
-
-    content = read_bytes(path)
+    read_bytes(path)  # for what it says of files that are no sheets at all
     try:
-        book = CalamineWorkbook.from_filelike(io.BytesIO(content))
-        sheet = book.get_sheet_by_name(name) if name else book.get_sheet_by_index(0)
-        return sheet.to_python(skip_empty_area=False)
-    except Exception as error:  # the reader has many kinds, of zip, XML and its own
-        raise InputError(f'{path} cannot be read as an Excel sheet: {error}; download it again')
+        command = [sys.executable, '-c', SHEET_READER, os.path.abspath(path), name]
+        done = subprocess.run(command, capture_output=True, timeout=SHEET_SECONDS)
+        return json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        reason = f'it has no end after {SHEET_SECONDS} s'
+    except ValueError:
+        reason = (done.stderr.decode(errors='replace').strip() or 'its reader ended').splitlines()[-1]
+    raise InputError(f'{path} cannot be read as an Excel sheet: {reason}; download it again')
 
 
 def unwrap(cell: Any) -> Any:
