@@ -116,18 +116,14 @@ def compare(first: Run, second: Run) -> Comparison:
     pairs = [same_images(number, first, second) for number in numbers]
     values = resampled([tested for pair in pairs for tested in pair])[0]
     differences = values[::2] - values[1::2]
-    rows = []
+    rows: list[list[Any]] = []
     for number, pair, resamples in zip(numbers, pairs, differences):
         one, other = (srcc(tested.predicted, tested.subjective) for tested in pair)
-        rows.append(row_of(first, second, str(number), one, other, one - other, median_interval(resamples[None])))
-    one, other, difference = (float(np.median([row[name] for row in rows])) for name in COLUMNS[3:6])
-    rows.append(row_of(first, second, 'median', one, other, difference, median_interval(differences)))
-    return Comparison(first, second, rows, signed_rank_p([row['difference'] for row in rows[:-1]]))
-
-
-def row_of(first: Run, second: Run, number: str, *values: Any) -> dict[str, Any]:
-    *values, interval = values
-    return dict(zip(COLUMNS, (first.name, second.name, number, *values, *interval)))
+        rows.append([first.name, second.name, str(number), one, other, one - other, *median_interval(resamples[None])])
+    medians = np.median([row[3:6] for row in rows], axis=0).tolist()
+    p = signed_rank_p([row[5] for row in rows])
+    rows.append([first.name, second.name, 'median', *medians, *median_interval(differences)])
+    return Comparison(first, second, [dict(zip(COLUMNS, row)) for row in rows], p)
 
 
 def same_images(number: int, first: Run, second: Run) -> tuple[Round, Round]:

@@ -79,15 +79,13 @@ def run(config: argparse.Namespace) -> None:
 def refuse_no_result(config: argparse.Namespace, rounds: dict[str, dict[str, Any]]) -> None:
     """End with 3 if a round of this run has no result: none of its epochs had a finite loss and test SRCC."""
     asked = [str(number) for number in config.rounds or range(1, config.train_test_num + 1)]
-    without = [number for number in asked if number not in rounds or (has_nan(rounds[number]) and not config.train_on_all)]
+    without = [
+        number for number in asked if number not in rounds or (math.isnan(rounds[number]['SRCC']) and not config.train_on_all)
+    ]
     if without:
         say(f'no result: in round {", ".join(without[:5])} no epoch has a finite loss and test SRCC; a lower --lr may help')
         distributed.stop()
         sys.exit(program.NO_RESULT)
-
-
-def has_nan(result: dict[str, Any]) -> bool:
-    return math.isnan(result['SRCC'])
 
 
 def train_round(
