@@ -30,11 +30,11 @@ from util.options import parse_options
 
 ARMS = {
     'repaired': (),
+    'original': (1, 2, 3),
     'without_1': (1,),
     'without_2': (2,),
     'without_1_2': (1, 2),
     'without_2_3': (2, 3),
-    'original': (1, 2, 3),
 }
 LATE = 8  # the first epoch after the first fall of the rates
 DEFAULTS = ('--dataset', 'demo', '--train_test_num', '3', '--output', 'runs/repairs')

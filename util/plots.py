@@ -117,6 +117,9 @@ def comparison(
         values, x = np.array([values[:epochs] for values in rounds]), np.arange(1, epochs + 1)
         (line,) = by_epoch.plot(x, values.mean(0), marker='o', markersize=3, label=f'{name} (n = {len(rounds)})')
         by_epoch.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.12, linewidth=0)
+    late = [value for rounds in curves.values() for values in rounds for value in values[len(values) // 2 :]]
+    if np.isfinite(late).all():
+        by_epoch.set_ylim(bottom=3 * min(late) - 2 * max(late) - 0.01)  # the first epochs would take the whole axis
     by_epoch.xaxis.get_major_locator().set_params(integer=True)
     by_epoch.set_xlabel('epoch')
     by_epoch.set_ylabel('test SRCC: mean and range of the rounds')
@@ -128,8 +131,8 @@ def comparison(
             by_pair.plot([row['difference']], [k + offset], marker='o', markersize=4, color=style['color'])
     by_pair.axvline(0, color=GREY, linewidth=1)
     by_pair.set_yticks(range(len(differences)), list(differences), fontsize=8)
-    by_pair.invert_yaxis()
-    by_pair.set_xlabel('difference of SRCC, 95 % intervals: rounds (blue), their median (orange)')
+    by_pair.set_ylim(len(differences) - 0.5, -0.5)
+    by_pair.set_xlabel('difference of SRCC: rounds, and their median in orange')
     for axis in (by_epoch, by_pair):
         axis.grid(alpha=0.3)
     return png(figure)
