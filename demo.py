@@ -123,7 +123,9 @@ class Scorer:
 def as_picture(image: Any) -> Image.Image:
     """An RGB `PIL.Image` of a `PIL.Image` of any mode, or of an (H, W, 3) uint8 array."""
     if isinstance(image, Image.Image):
-        return frames.as_rgb(image, 'the image')[0]
+        with frames.told_as_image('the image'):
+            image.load()
+            return frames.as_rgb(image, 'the image')[0]
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         found = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
         raise InputError(f'an image is a path, a PIL image or an (H, W, 3) uint8 RGB array, not {found}')

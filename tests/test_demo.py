@@ -130,6 +130,13 @@ def test_what_is_no_image_is_refused_from_python(scorer, image):
         scorer([image])
 
 
+def test_a_cut_picture_is_refused_from_python(scorer, tmp_path):
+    path = databases.picture(tmp_path / 'cut.png', size=(500, 400))
+    path.write_bytes(path.read_bytes()[:2000])
+    with Image.open(path) as image, pytest.raises(InputError, match='the image cannot be read as an image: .*replace the file'):
+        scorer(image)
+
+
 def test_folders_give_their_pictures_and_name_the_photos_that_cannot_be_read(tmp_path, in_process, checkpoint):
     folder = tmp_path / 'folder'
     odd = os.fsdecode(b'caf\xe9.png')

@@ -257,6 +257,44 @@ def test_a_state_says_whose_it_is_and_best_weights_are_compared(finished_run, co
         folder.check_best(state['best'])
 
 
+def test_best_weights_that_are_lost_end_the_run_with_one_line(copied_run, finished_run, resume):
+    state = torch.load(copied_run / 'round_02' / 'last.pth', weights_only=True)
+    state['best']['epoch'] = 1  # as if the second epoch had not been better
+    torch.save(state, copied_run / 'round_02' / 'last.pth')
+    for make in (lambda path: None, lambda path: path.mkdir(), lambda path: path.write_bytes(b'PK\3\4')):
+        best = copied_run / 'round_02' / 'best.pth'
+        best.unlink(missing_ok=True)
+        make(best)
+        done = resume('--resume')
+        assert done.returncode == 2 and 'Traceback' not in done.stderr
+        assert 'the weights of the best epoch, 1, are lost (' in done.stderr.splitlines()[-1]
+        if best.is_dir():
+            best.rmdir()
+    assert not (copied_run / 'round_02' / 'result.json').exists()
+
+
+@pytest.mark.parametrize('part, column', [('history', 'train_loss'), ('best', 'scores')])
+def test_a_state_that_lacks_numbers_is_refused(copied_run, resume, part, column):
+    path = copied_run / 'round_02' / 'last.pth'
+    state = torch.load(path, weights_only=True)
+    del (state['history'][0] if part == 'history' else state['best'])[column]
+    torch.save(state, path)
+    done = resume('--resume')
+    assert done.returncode == 2 and 'is not the checkpoint of this round (' in done.stderr.splitlines()[-1]
+    assert 'Traceback' not in done.stderr
+
+
+def test_a_resume_on_other_threads_is_said(copied_run, resume):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        done = resume('--resume')
+    finally:
+        torch.set_num_threads(before)
+    assert done.returncode == 0
+    assert f'this run was made on {before} threads and goes on on {before + 1} threads' in done.stderr
+
+
 def test_stray_folders_do_not_count(copied_run, program):
     expected = program('--summarize', 'run').stdout
     for name in ('round_99', 'round_01.bak', 'round_1', 'round_xx', 'round_00'):

@@ -66,20 +66,27 @@ Result = TypeVar('Result')
 
 
 @contextmanager
-def opened_image(path: Path | str) -> Iterator[Image.Image]:
-    """The image file, open. A decoder raises anything at a damaged file, so all that goes wrong here is told in one line."""
+def told_as_image(name: Path | str) -> Iterator[None]:
+    """Tell in one line what goes wrong in the body, whatever it is: a decoder raises anything at a damaged picture."""
     try:
+        yield
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(f'{name} has more than {LARGEST // 10**6} million pixels; make it smaller')
+    except Exception as error:
+        reason = 'it does not fit into memory' if isinstance(error, MemoryError) else ' '.join(str(error).split())
+        raise InputError(f'{name} cannot be read as an image: {reason or type(error).__name__}; replace the file')
+
+
+@contextmanager
+def opened_image(path: Path | str) -> Iterator[Image.Image]:
+    """The image file, open, with its errors told as those of an image."""
+    with told_as_image(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError('it is no regular file')  # to open a FIFO would be to wait
         with Image.open(path) as image:
             yield image
-    except InputError:
-        raise
-    except Image.DecompressionBombError:
-        raise InputError(f'{path} has more than {LARGEST // 10**6} million pixels; make it smaller')
-    except Exception as error:
-        reason = 'it does not fit into memory' if isinstance(error, MemoryError) else ' '.join(str(error).split())
-        raise InputError(f'{path} cannot be read as an image: {reason or type(error).__name__}; replace the file')
 
 
 def decode_image(path: Path | str) -> tuple[Image.Image, Image.Transpose | None, list[str]]:

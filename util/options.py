@@ -126,35 +126,16 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group('database')
     add('--dataset', ', '.join(folders.DATABASES), 'livec')
-    add(
-        '--data_root',
-        "the database's folder (default: data/<dataset>); with --csv, where its names start (default: the file's folder)",
-        metavar='DIR',
-    )
+    add('--data_root', "the database's folder (default: data/<dataset>), or where the names in --csv start", metavar='DIR')
     add('--csv', 'with --dataset csv: a table of your images and scores', metavar='FILE')
-    add(
-        '--columns',
-        'columns of the --csv table whose names do not say it, as in image=path score=mos content=ref set=fold',
-        type=role_column,
-        nargs='+',
-        metavar='ROLE=NAME',
-    )
+    columns = 'columns of the --csv table whose names do not say it, as in image=path score=mos content=ref set=fold'
+    add('--columns', columns, type=role_column, nargs='+', metavar='ROLE=NAME')
     add('--lower_is_better', 'a lower score in the --csv table is a better image', action='store_const', const=True)
-    add(
-        '--higher_is_better',
-        'a higher score is, also in a column named dmos',
-        action='store_const',
-        const=False,
-        dest='lower_is_better',
-    )
+    direction = {'action': 'store_const', 'const': False, 'dest': 'lower_is_better'}
+    add('--higher_is_better', 'a higher score is, also in a column named dmos', **direction)
     add('--skip_missing', 'leave out listed images that are missing or unreadable; they are listed', action='store_true')
-    add(
-        '--resize',
-        "resize every image to this height and width before the crop (default: as the database's protocol says)",
-        type=positive,
-        nargs=2,
-        metavar=('H', 'W'),
-    )
+    resize = "resize every image to this height and width before the crop (default: as the database's protocol says)"
+    add('--resize', resize, type=positive, nargs=2, metavar=('H', 'W'))
 
     group = parser.add_argument_group('training')
     add('--train_patch_num', 'random patches of each training image an epoch', 25, type=positive)
@@ -166,52 +147,27 @@ def make_parser() -> argparse.ArgumentParser:
     add('--patience', 'stop a round after N epochs without a better epoch; 0: never', 0, type=count, metavar='N')
     add('--patch_size', 'the network takes no other', 224, type=int)
     add('--seed', 'what the splits, initial weights and patches depend on', 0, type=count)
-    add(
-        '--weights',
-        'initial weights: imagenet, none, or the file of a torchvision ResNet-50 or HyperIQA state_dict',
-        'imagenet',
-        metavar='SOURCE',
-    )
+    sources = 'initial weights: imagenet, none, or the file of a torchvision ResNet-50 or HyperIQA state_dict'
+    add('--weights', sources, 'imagenet', metavar='SOURCE')
     add('--normalize_scores', 'train on scores mapped to 0..1; reports stay in their own unit', action='store_true')
 
     group = parser.add_argument_group('splits and tests')
     add('--train_test_num', f'rounds: train-test splits, at most {MOST_ROUNDS}', 10, type=round_count)
-    add(
-        '--rounds',
-        'run only these rounds (1-based), beside other processes in the same run folder',
-        type=round_numbers,
-        metavar='A-B',
-    )
-    add(
-        '--split',
+    beside = 'run only these rounds (1-based), beside other processes in the same run folder'
+    add('--rounds', beside, type=round_numbers, metavar='A-B')
+    splits = (
         'random; official: the sets that the labels name; or files: a split.json, a table with a set column, a folder of '
-        'lists, or train=FILE test=FILE [val=FILE]; {round} in a path stands for the round',
-        'random',
-        nargs='+',
-        metavar='SPLIT',
+        'lists, or train=FILE test=FILE [val=FILE]; {round} in a path stands for the round'
     )
-    add(
-        '--split_by',
-        'what a random split keeps together: image or content (default: as the database says)',
-        choices=('image', 'content'),
-    )
-    add(
-        '--val_ratio',
-        'share of the training images (or contents) that choose the best epoch; '
-        '0: the test part chooses it, as in the original',
-        0,
-        type=share,
-        metavar='R',
-    )
+    add('--split', splits, 'random', nargs='+', metavar='SPLIT')
+    together = 'what a random split keeps together: image or content (default: as the database says)'
+    add('--split_by', together, choices=('image', 'content'))
+    chosen_on = 'share of the training images that choose the best epoch; 0: the test part chooses it, as in the original'
+    add('--val_ratio', chosen_on, 0, type=share, metavar='R')
     add('--train_on_all', 'train on the whole database and keep the last epoch', action='store_true')
     add('--test_patch_num', 'random patches of each test image', 25, type=positive)
-    add(
-        '--test_on',
-        "test each round's best epoch on these whole databases, or --csv tables as csv=FILE, too",
-        type=named_folder,
-        nargs='+',
-        metavar='NAME=DIR',
-    )
+    others = "test each round's best epoch on these whole databases, or --csv tables as csv=FILE, too"
+    add('--test_on', others, type=named_folder, nargs='+', metavar='NAME=DIR')
 
     group = parser.add_argument_group('run folder')
     add('--output', 'the run folder (default: runs/<dataset>-seed<seed>)', metavar='DIR')
@@ -221,23 +177,15 @@ def make_parser() -> argparse.ArgumentParser:
     add('--device', 'cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)')
     add('--amp', 'bfloat16 autocast: faster on a GPU, the numbers differ slightly', action=argparse.BooleanOptionalAction)
     add('--compile', 'torch.compile: a slow start, then faster on a GPU', action=argparse.BooleanOptionalAction)
-    add(
-        '--cache',
-        "folder of the decoded images (default: .hyperiqa_cache in the database's folder); "
-        'none decodes each image again in every epoch',
-        metavar='DIR',
-    )
+    cache = "folder of the decoded images (default: .hyperiqa_cache in the database's folder); none: decode in every epoch"
+    add('--cache', cache, metavar='DIR')
     add('--num_workers', 'threads that gather patches; the numbers do not depend on it', 2, type=count)
     add('--test_batch_size', 'patches a batch when testing', 96, type=positive)
     add('--deterministic', 'a command gives the same bytes each time on CUDA too, where it is slower', action='store_true')
 
     group = parser.add_argument_group('instead of training')
-    add(
-        '--evaluate',
-        'only repeat the test of the round that this best.pth or last.pth is of; '
-        'with --test_on only test it on those databases',
-        metavar='CHECKPOINT',
-    )
+    tested = 'only repeat the test of the round that this best.pth or last.pth is of, or with --test_on only test it on those'
+    add('--evaluate', tested, metavar='CHECKPOINT')
     add('--check', 'only check the database: labels, images, sizes, duplicates', action='store_true')
     add('--list_datasets', 'only print what is known of every database', action='store_true')
     add('--summarize', 'only compute the results of the finished rounds in this run folder', metavar='RUN')

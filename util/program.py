@@ -18,6 +18,10 @@ from typing import NoReturn
 from util.errors import InputError
 
 NO_RESULT = 3
+OUTSIDE = {  # signs of the RuntimeErrors of PyTorch that no mistake of the program raises, and what to tell
+    'memory': 'the memory does not suffice',
+    **dict.fromkeys(('gloo', 'NCCL', 'Dist'), 'another rank has ended or does not answer; the finished epochs are kept'),
+}
 
 
 def tell(text: str) -> None:
@@ -47,13 +51,13 @@ def boundary(hint: str = '') -> Iterator[None]:
         fail(str(error))
     except OSError as error:  # of stdout, since files tell of their own, or of something that no reader foresaw
         fail(f'{error.filename or "the output"}: {error.strerror or error}')
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and 'memory' not in str(
-            error
-        ):  # PyTorch has no error of its own for the CPU's memory
+    except MemoryError as error:
+        fail(f'the memory does not suffice: {str(error) or "a smaller batch or image needs less"}')
+    except RuntimeError as error:
+        told = next((text for sign, text in OUTSIDE.items() if sign in f'{type(error).__name__}: {error}'), None)
+        if told is None:
             raise
-        reason = str(error) or 'a smaller batch or image needs less'
-        fail(f'the memory does not suffice: {reason.splitlines()[0]}')
+        fail(f'{told}: {str(error).splitlines()[0]}')
     finally:
         drain()
 

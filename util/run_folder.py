@@ -65,6 +65,7 @@ FREE_OPTIONS = {
 }
 # Options that say which weights a state leads to: a last.pth of others is refused.
 STATE_OPTIONS = ('dataset', 'seed', 'lr', 'lr_ratio', 'weight_decay', 'batch_size', 'train_patch_num', 'normalize_scores')
+HISTORY_COLUMNS = {'epoch', 'train_loss', 'train_srcc', 'test_srcc', 'test_plcc', 'hypernet_lr', 'backbone_lr', 'seconds'}
 PREDICTION_COLUMNS = ('image', 'content', 'score', 'prediction')
 METRICS = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic')
 Parts = dict[str, Any]
@@ -313,9 +314,7 @@ class RoundFolder:
             raise InputError(f'{path} belongs to another round or run ({"; ".join(other)[:300]}); {self.remedy}')
         try:
             load_state_dict(state)
-            epochs = [row['epoch'] for row in state['history']]
-            if epochs != list(range(1, len(epochs) + 1)) or (state['best'] and state['best']['epoch'] not in epochs):
-                raise ValueError('its epochs are not in order')
+            check_history(state['history'], state['best'])
         except Exception as error:  # an edited state can raise anything where it does not fit
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise InputError(f'{path} is not the checkpoint of this round ({reason[0]}); {self.remedy}')
@@ -403,6 +402,17 @@ class RoundFolder:
             **({'test_on': across} if across else {}),
         }
         write_json(self.path / 'result.json', without_nan(result))
+
+
+def check_history(history: list[dict[str, float]], best: dict[str, Any] | None) -> None:
+    """Raise ValueError unless these are the epochs 1, 2 ... of a round, each with the same columns, and the best of them."""
+    columns = HISTORY_COLUMNS | history[0].keys()
+    if [row['epoch'] for row in history] != list(range(1, len(history) + 1)):
+        raise ValueError('its epochs are not in order')
+    if any(row.keys() != columns or not is_numbers(list(row.values())) for row in history):
+        raise ValueError('its epochs lack numbers')
+    if best and not (best['epoch'] in range(1, len(history) + 1) and best.keys() >= columns and best['scores'].ndim == 1):
+        raise ValueError('its best epoch is none of them')
 
 
 def is_best_last(state: dict[str, Any]) -> bool:
@@ -508,11 +518,7 @@ def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def without_nan(content: Any) -> Any:
     """`content` with null for nan, which JSON does not have."""
-    if isinstance(content, dict):
-        return {key: without_nan(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [without_nan(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
+    return json.loads(json.dumps(content), parse_constant=lambda constant: None)
 
 
 def with_nan(content: Any) -> Any:
