@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,29 +98,21 @@ def train_round(
     from util.metrics import Round
 
     names = names_of(split, database)
-    folder = run_folder.RoundFolder(config, round_index, names)
-    print(f'Round {round_index + 1}', flush=True)
-    if not folder.finished:
-        solver = HyperIQASolver(
-            config,
-            config.data_root,
-            split['train'],
-            split['test'],
-            val_idx=split['val'],
-            round_index=round_index,
-            opened=database,
-        )
-        folder.restore(solver.load_state_dict)
-        solver.train(folder.save)
-        if solver.best:
-            if others:
-                checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
-            across = test_on_others(solver, others, database.higher_is_better, folder.path)
-            title = f'{database.entry.title}, round {round_index + 1}, epoch {solver.best["epoch"]}'
-            columns = database.names(split['test']), database.contents(split['test']), solver.test_data.scores
-            tested = Round(*columns, solver.best['scores'].numpy())
-            folder.finish(solver.best, tested, lambda k: database.small_picture(split['test'][k]), title, across)
-    folder.close()
+    with closing(run_folder.RoundFolder(config, round_index, names)) as folder:
+        print(f'Round {round_index + 1}', flush=True)
+        if not folder.finished:
+            parts = {'train_idx': split['train'], 'test_idx': split['test'], 'val_idx': split['val']}
+            solver = HyperIQASolver(config, config.data_root, **parts, round_index=round_index, opened=database)
+            folder.restore(solver.load_state_dict)
+            solver.train(folder.save)
+            if solver.best:
+                if others:
+                    checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
+                across = test_on_others(solver, others, database.higher_is_better, folder.path)
+                title = f'{database.entry.title}, round {round_index + 1}, epoch {solver.best["epoch"]}'
+                columns = database.names(split['test']), database.contents(split['test']), solver.test_data.scores
+                tested = Round(*columns, solver.best['scores'].numpy())
+                folder.finish(solver.best, tested, lambda k: database.small_picture(split['test'][k]), title, across)
     if distributed.rank() == 0:
         print_round(run_folder.summarise(config.output)['rounds'].get(str(round_index + 1)), names)
 

@@ -155,7 +155,10 @@ def start(root, options):
 def child(program, *arguments):
     """What `program`, run by a Python of its own in the project's folder, prints."""
     command = [sys.executable, '-c', program, *map(str, arguments)]
-    return subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f'error: a child process of the benchmark failed: {done.stderr}')
+    return done.stdout
 
 
 def make_csv(folder, count):

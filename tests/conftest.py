@@ -12,6 +12,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import databases
 import pytest
 import torch
+from filelock import FileLock
 from helpers import TINY, command
 
 import train_test_IQA
@@ -106,10 +107,17 @@ def program(in_process):
 
 @pytest.fixture(scope='session')
 def finished_run(tmp_path_factory):
-    """The folder in which TINY was run to its end, without an interruption: livec/, run/, stdout.txt and stderr.txt."""
-    folder = tmp_path_factory.mktemp('finished')
-    (folder / 'livec').mkdir()
-    databases.livec(folder / 'livec', images=8)
-    with open(folder / 'stdout.txt', 'w') as out, open(folder / 'stderr.txt', 'w') as err:
-        subprocess.run(command('train_test_IQA.py', *TINY, '--output', 'run'), cwd=folder, stdout=out, stderr=err, check=True)
+    """The folder in which TINY was run to its end, once for all workers: livec/, run/, stdout.txt and stderr.txt."""
+    shared = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:  # its parent is the folder of all workers
+        shared = shared.parent
+    folder = shared / 'finished'
+    with FileLock(shared / 'finished.lock'):
+        if not (folder / 'whole').exists():
+            (folder / 'livec').mkdir(parents=True)
+            databases.livec(folder / 'livec', images=8)
+            run = command('train_test_IQA.py', *TINY, '--output', 'run')
+            with open(folder / 'stdout.txt', 'w') as out, open(folder / 'stderr.txt', 'w') as err:
+                subprocess.run(run, cwd=folder, stdout=out, stderr=err, check=True)
+            (folder / 'whole').touch()
     return folder

@@ -89,7 +89,7 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize('name', LABELS)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name == 'bid_xls')) for name in LABELS])
 def test_mutated_label_files(make_database, name, monkeypatch):
     monkeypatch.setattr('util.labels.SHEET_SECONDS', 1)
     root = make_database(name)

@@ -57,6 +57,7 @@ def test_the_arms_are_all_that_are_distinct():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('undone', [*repairs.ARMS.values(), (3,)])
 def test_an_epoch_after_the_rates_fell(root, steps, undone):
     """Epoch 0 at the first rates; then those of epoch 7 (0-based), and again after a restart in between."""

@@ -22,6 +22,7 @@ def rows(output):
     return [line.split() for line in output.splitlines() if re.match(r' +\d', line)]
 
 
+@pytest.mark.slow
 def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(finished_run, program):
     printed, errors = ((finished_run / name).read_text() for name in ('stdout.txt', 'stderr.txt'))
     lines = printed.splitlines()

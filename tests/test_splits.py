@@ -237,6 +237,7 @@ def test_a_split_of_the_large_koniq_fits_the_small_one(make_database):
     assert read_split(file, database) == {'train': [1], 'val': [], 'test': [0]}
 
 
+@pytest.mark.slow
 def test_images_that_are_left_out_are_listed_in_the_run_folder(in_process, make_database, tmp_path):
     import train_test_IQA
 
