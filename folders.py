@@ -454,10 +454,13 @@ def database_key(name: str) -> str:
     return key
 
 
-def advice(key: str, path: Path | str) -> str:
+def advice(key: str, path: Path | str, settings: Settings) -> str:
     """What to do where files of the database `key` are missing in `path`."""
     if key == 'csv':
-        return f'Each line names an image and its score; a relative name starts at {Path(path).parent}{os.sep}'
+        start = settings.images or f'{Path(path).parent}{os.sep}'
+        return (
+            f'Each line names an image and its score; a relative name starts at {start} or at --data_root DIR.'
+        )
     return (
         f'Get the database from {DATABASES[key].source} and unpack it so that the folder holds '
         f'{DATABASES[key].layout}; --data_root DIR names another place.'
@@ -484,7 +487,7 @@ def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENT
     if key == 'demo':
         demo_database.generate(path)
     database = DATABASES[key]
-    labels = Labels(path, database.title, advice(key, path), settings)
+    labels = Labels(path, database.title, advice(key, path, settings), settings)
     database.read(labels)
     if not labels.samples:
         raise InputError(f'{labels.file} lists no image. {labels.advice}')

@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from util import distributed, run_folder
 from util.distributed import say
 from util.errors import InputError
 from util.files import write_table
-from util.labels import Settings
+from util.labels import Sample, Settings
 from util.options import is_plain_checkpoint, parse_options
 from util.splits import Split, draw_splits, read_split
 
@@ -56,6 +57,7 @@ def run(config: argparse.Namespace) -> None:
     database = open_database(config)
     database.warn_of_count()
     others = open_others(config)
+    warn_of_trained(config, others, database.samples)
     splits = draw_splits(config, database)
     parts = [names_of(split, database) for split in splits]
     facts = model_facts(config, database)
@@ -164,6 +166,7 @@ def evaluate(config: argparse.Namespace) -> None:
     check_weights(config.weights)
     if config.test_on:
         others = open_others(config)
+        warn_of_trained(config, others)
         with distributed.patiently():
             for database in others.values():
                 database.open_frames(config.patch_size, config.cache)
@@ -194,6 +197,16 @@ def open_others(config: argparse.Namespace) -> dict[str, OpenDatabase]:
     return {
         name: OpenDatabase(key, path, settings=as_said if key == 'csv' else plainly) for name, key, path in config.test_on or []
     }
+
+
+def warn_of_trained(config: argparse.Namespace, others: dict[str, OpenDatabase], samples: Sequence[Sample] = ()) -> None:
+    """Say on stderr which of the databases of --test_on the network is trained on, as a whole or with some of its images."""
+    trained = {os.path.realpath(sample.path) for sample in samples}
+    for name, database in others.items():
+        shared = sum(os.path.realpath(sample.path) in trained for sample in database.samples)
+        if shared or database.key == config.dataset != 'csv':
+            of_all = f'{shared or "some"} of its {len(database.samples)} images'
+            say(f'warning: --test_on {name}: {of_all} are of the training database, so the result is no test on other images')
 
 
 def check_weights(source: str) -> None:

@@ -91,8 +91,9 @@ def test_an_interrupt_during_the_imports_is_one_line(tmp_path, name, option):
     assert (out, err.count('\n'), process.returncode) == ('', 1, 130) and err.startswith('interrupted')
 
 
-def test_a_notebooks_backend_does_not_keep_pictures_from_being_drawn():
+@pytest.mark.parametrize('backend', ['module://matplotlib_inline.backend_inline', 'module://of_the_notebook_alone', 'odd'])
+def test_a_notebooks_backend_does_not_keep_pictures_from_being_drawn(backend):
     code = 'from util import plots; print(len(plots.scatter([1, 2, 3], [1, 2, 3], "")))'
-    environment = {**os.environ, 'MPLBACKEND': 'module://a_module_of_the_notebook_alone'}
+    environment = {**os.environ, 'MPLBACKEND': backend}
     done = subprocess.run([sys.executable, '-c', code], cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr

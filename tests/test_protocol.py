@@ -292,3 +292,13 @@ def test_a_databases_protocol_is_in_the_options():
 
 def test_metrics_of_no_images_are_nan():
     assert all(value != value for value in all_metrics([], []).values())
+
+
+def test_test_on_what_is_trained_on_is_a_warning(make_database, program, tmp_path):
+    make_database('livec')
+    (tmp_path / 'mine.csv').write_text('image,score\nlivec/Images/3.bmp,1\nlivec/Images/5.bmp,2\n')
+    options = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--weights', 'gone.pth')  # ends before any training
+    done = program(*options, '--test_on', 'livec=livec', 'csv=mine.csv')
+    assert done.returncode == 2 and done.stderr.splitlines()[-1] == 'error: there is no file gone.pth'
+    for start in ('livec: 6 of its 6', 'mine: 2 of its 2'):
+        assert f'warning: --test_on {start} images are of the training database' in done.stderr

@@ -209,7 +209,7 @@ def test_a_name_that_fits_several_images_is_refused(make_database, tmp_path):
 
 def test_a_split_reads_no_pickle(database, tmp_path):
     (tmp_path / 'split.pkl').write_bytes(b'\x80\x04cos\nsystem\n(Vtouch ' + bytes(tmp_path / 'ran') + b'\ntR.')
-    with pytest.raises(InputError, match=r'split.pkl'):
+    with pytest.raises(InputError, match=r'split.pkl is a pickle, which is never read'):
         drawn(database, '--split', tmp_path / 'split.pkl')
     with pytest.raises(InputError, match=r'split.npy'):
         (tmp_path / 'split.pkl').rename(tmp_path / 'split.npy')

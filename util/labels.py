@@ -33,6 +33,7 @@ FOREIGN = {  # how files start that people have in place of label files, in lowe
     b'version https://git-lfs': 'a Git LFS pointer and not the file itself, which `git lfs pull` fetches',
     b'<!doctype': 'a web page and not the file itself; download it again',
     b'<html': 'a web page and not the file itself; download it again',
+    b'\x80': 'a pickle, which is never read, since reading it could run anything; have it written as CSV or JSON',
 }
 
 

@@ -1,18 +1,26 @@
 """The pictures of a run folder, as the bytes of PNG files."""
 
+# ruff: noqa: E402
+
 import io
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-try:
-    import matplotlib
-except ValueError:  # a notebook's MPLBACKEND, of a module that need not be installed here; a file needs no backend
-    del os.environ['MPLBACKEND']
-    import matplotlib  # noqa: F401
+# matplotlib does not come up with a notebook's MPLBACKEND that is not installed here; a file needs none, so it is set after.
+backend, first = os.environ.pop('MPLBACKEND', ''), 'matplotlib' not in sys.modules
+import matplotlib
+
+if backend:
+    os.environ['MPLBACKEND'] = backend
+if backend and first:
+    with suppress(ValueError):
+        matplotlib.rcParams['backend'] = backend
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike

@@ -49,9 +49,9 @@ def draw_splits(config: Namespace | SimpleNamespace, database: OpenDatabase) -> 
     else:
         what = f'--split {config.split if isinstance(config.split, str) else " ".join(config.split)}'
         splits = [read_split(config.split, database, k + 1, (config.columns or {}).get('set', '')) for k in rounds]
-    for split in splits:
+    for number, split in enumerate(splits, start=1):
         if not split['train'] or not split['test']:
-            raise InputError(f'{what}: there must be images to train on and to test on')
+            raise InputError(f'{what}: there must be images to train on and to test on, in round {number} too')
     if len(splits) > 1 and all(split == splits[0] for split in splits):
         say(f'{what}: one split for all {len(splits)} rounds, which differ in initial weights and patches alone')
     warn_of_shared_contents(splits[0], database)
