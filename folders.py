@@ -458,9 +458,7 @@ def advice(key: str, path: Path | str, settings: Settings) -> str:
     """What to do where files of the database `key` are missing in `path`."""
     if key == 'csv':
         start = settings.images or f'{Path(path).parent}{os.sep}'
-        return (
-            f'Each line names an image and its score; a relative name starts at {start} or at --data_root DIR.'
-        )
+        return f'Each line names an image and its score; a relative name starts at {start} or at --data_root DIR.'
     return (
         f'Get the database from {DATABASES[key].source} and unpack it so that the folder holds '
         f'{DATABASES[key].layout}; --data_root DIR names another place.'

@@ -43,6 +43,7 @@ def run_of_other_images(root, finished_run):
         (run_of_other_images, (), 'the run folder run exists already'),
         (run_of_other_images, ('--resume', '--lr', 1), '--lr was 2e-05, is 1'),
         (None, ('--output', 'livec/Images'), 'it is not a run folder'),
+        (None, ('--output', 'livec/Images/3.bmp/run/x'), 'Images/3.bmp cannot be written; --output DIR names another place'),
     ],
 )
 def test_an_error_that_needs_no_pixel_comes_before_the_first_decoded_image(

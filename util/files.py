@@ -186,6 +186,13 @@ def make_folder(folder: Path | str) -> None:
         raise InputError(f'the folder {folder} cannot be made: {error.strerror}; --output DIR names another place')
 
 
+def refuse_unmakeable(folder: Path | str) -> None:
+    """Try, without making it, whether files can be written into `folder`; errors as of `make_folder`."""
+    existing = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if os.path.exists(place))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f'the folder {folder} cannot be made: {existing} cannot be written; --output DIR names another place')
+
+
 @contextmanager
 def locked(path: Path | str) -> Iterator[bool]:
     """Hold the lock file `path`, waiting for it if need be; whether there is a lock to hold, see `try_lock`."""

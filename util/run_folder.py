@@ -38,6 +38,7 @@ from util.files import (
     make_folder,
     read_json,
     read_table,
+    refuse_unmakeable,
     remove_abandoned,
     try_lock,
     write_json,
@@ -85,6 +86,7 @@ def check_run(config: argparse.Namespace, model: dict[str, Any], parts: list[Par
     path = folder / 'config.json'
     if folder.exists() and not folder.is_dir():
         raise InputError(f'{folder} is a file, not a run folder; --output DIR names another one')
+    refuse_unmakeable(folder)
     if is_earned(folder):
         if not config.resume and not is_joined(folder, config):
             raise InputError(f'the run folder {folder} exists already; --resume continues it, --output DIR names another one')
