@@ -1,6 +1,7 @@
 """Each database is read from a small copy in its authors' format; what is wrong with one is said in one line."""
 
 import os
+import sys
 from pathlib import Path
 
 import databases
@@ -748,3 +749,15 @@ def test_agiqa3k_by_prompt(make_database):
     file.write_bytes(file.read_bytes().replace(b'statue of a man', b'"two lines\r\nof text"'))
     assert folders.OpenDatabase('agiqa3k', root).units == [[0], [1], [2]]
     assert folders.OpenDatabase('agiqa3k', root, settings=Settings(split_by='content')).units == [[1], [0, 2]]
+
+
+def test_folders_that_may_not_be_entered_are_passed_over(as_nobody):
+    """As lost+found, which every file system of its own holds."""
+    folder, run = as_nobody
+    for name, key, inner in (('livec', 'livec', 'Images'), ('csiq_folders', 'csiq', 'dst_imgs')):
+        (folder / name).mkdir()
+        getattr(databases, name)(folder / name)
+        for place in (folder / name, folder / name / inner):
+            (place / 'lost+found').mkdir(mode=0o700)
+        printed = run(lambda key=key, name=name: print(len(folders.read_samples(key, name)), file=sys.stderr))
+        assert printed == {'livec': '6\n', 'csiq': '24\n'}[key]
