@@ -66,7 +66,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('runs', nargs='+', metavar='RUN', help='two run folders or more')
     parser.add_argument('--csv', metavar='FILE', help='write every difference as a table too')
     parser.add_argument('--plot', metavar='FILE', help='draw the test SRCC by epoch and the differences as a PNG')
-    options = parser.parse_args(argv)
+    options = program.parse(parser, argv)
     if len(options.runs) < 2:
         parser.error('give two run folders or more')
     return options

@@ -253,7 +253,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--spread', action='store_true', help='print the standard deviation over the patches too')
     parser.add_argument('--csv', metavar='FILE', help='write the scores to FILE too')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)')
-    return parser.parse_args(argv)
+    return program.parse(parser, argv)
 
 
 if __name__ == '__main__':

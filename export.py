@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('checkpoint', help="a run's best.pth, or the authors' or pyiqa's KonIQ model")
     parser.add_argument('out', help='a file that ends in .pt2, .onnx or .safetensors')
     with program.boundary():
-        export(**vars(parser.parse_args(argv)))
+        export(**vars(program.parse(parser, argv)))
 
 
 def export(checkpoint: Path | str, out: Path | str) -> None:

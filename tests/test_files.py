@@ -77,11 +77,20 @@ def test_an_output_is_tried_first_and_is_never_the_input(tmp_path):
     ):
         with pytest.raises(InputError, match=reason):
             files.refuse_unwritable(path, tmp_path / 'labels.csv')
+    run = tmp_path / 'run' / 'round_01'
+    run.mkdir(parents=True)
+    for path in (run.parent / 'config.json', run / 'predictions.csv', run / 'predictions_livec.csv', run / 'scores.csv'):
+        path.touch()
+        if path.name == 'scores.csv':  # the user's own
+            files.refuse_unwritable(path)
+        else:
+            with pytest.raises(InputError, match=f'{path.name} is a file of a run'):
+                files.refuse_unwritable(path)
     long = tmp_path / ('x' * 255)
     files.refuse_unwritable(long)
     files.write_whole(long, b'content')
     assert long.read_bytes() == b'content' and (tmp_path / 'labels.csv').read_text() == 'image,score\n'
-    assert len(os.listdir(tmp_path)) == 3
+    assert len(os.listdir(tmp_path)) == 4
 
 
 def test_what_a_kill_left_beside_an_output_is_removed_by_the_next_try(tmp_path):

@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 from helpers import PROJECT, command, restore_interrupts, wait_until
 
+import compare
+import demo
+import export
+import train_test_IQA
+
 
 @pytest.fixture
 def small_program(tmp_path):
@@ -89,6 +94,23 @@ def test_an_interrupt_during_the_imports_is_one_line(tmp_path, name, option):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert (out, err.count('\n'), process.returncode) == ('', 1, 130) and err.startswith('interrupted')
+
+
+@pytest.mark.parametrize(
+    'main, options, name',
+    [
+        (train_test_IQA.main, ('--evaluate', ''), '--evaluate'),
+        (train_test_IQA.main, ('--split', ''), '--split'),
+        (train_test_IQA.main, ('--device', ''), '--device'),
+        (demo.main, ('--checkpoint', 'best.pth', ''), 'images'),
+        (demo.main, ('--checkpoint', 'best.pth', '--csv', '', 'photo.jpg'), '--csv'),
+        (compare.main, ('a', ''), 'RUN'),
+        (export.main, ('', 'x.onnx'), 'checkpoint'),
+    ],
+)
+def test_an_empty_value_is_a_variable_that_is_not_set(in_process, main, options, name):
+    done = in_process(main, *options)
+    assert (done.returncode, done.stderr) == (2, f'error: {name} is empty; give it a value or leave it out\n')
 
 
 @pytest.mark.parametrize('backend', ['module://matplotlib_inline.backend_inline', 'module://of_the_notebook_alone', 'odd'])

@@ -17,6 +17,11 @@ from filelock import FileLock, Timeout  # PyTorch brings it; it works where ther
 from util.errors import InputError
 from util.program import tell
 
+RUN_FILES = {
+    *('config.json', 'results.json', 'left_out.csv', 'split.json', 'history.csv', 'best.pth', 'last.pth', 'predictions.csv'),
+    *('curves.png', 'scatter.png', 'worst.png', 'result.json', '.lock'),
+}
+
 
 def write_whole(path: Path | str, content: bytes | memoryview) -> None:
     """Write the bytes `content` to `path`, which holds either its old or its new content whatever happens meanwhile.
@@ -66,7 +71,7 @@ def refuse_unwritable(path: Path | str, *inputs: Path | str) -> None:
     """Try an output before the hours of work that it is for, and remove what an earlier try left.
 
     Raises:
-        InputError: `path` cannot be written, or it is one of the `inputs`.
+        InputError: `path` cannot be written, or it is one of the `inputs` or a file that a run wrote.
     """
     try:
         for source in inputs:
@@ -75,12 +80,20 @@ def refuse_unwritable(path: Path | str, *inputs: Path | str) -> None:
         if is_special(path):
             return
         target = replaceable(path)
+        if target.exists() and is_of_a_run(target):
+            raise InputError(f'{path} is a file of a run, and what a run earned is not replaced; name another file')
         remove_abandoned(target.parent, target.name)
         beside = temporary(target)
         os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         beside.unlink()
     except OSError as error:
         raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether `path` is in a run folder or in a round's, under a name that a run writes."""
+    in_run = any((folder / 'config.json').exists() for folder in path.parents[:2])
+    return in_run and (path.name in RUN_FILES or path.name.startswith('predictions_'))
 
 
 def is_special(path: Path | str) -> bool:

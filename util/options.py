@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import folders
 from util import distributed, run_folder
 from util.errors import InputError
+from util.program import parse
 
 MOST_ROUNDS = 1000
 Number = TypeVar('Number', int, float)
@@ -22,8 +23,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     over the defaults beside the flags.
     """
     parser = make_parser()
-    config = parser.parse_args(argv)
-    refuse_empty(config)
+    config = parse(parser, argv)
     parser.set_defaults(**folders.DATABASES[folders.database_key(config.dataset)].defaults)
     if config.train_on_all:
         parser.set_defaults(train_test_num=1)
@@ -79,13 +79,6 @@ def fits(action: argparse.Action, value: Any) -> bool:
         return all(action.type(str(one)) == one if callable(action.type) else isinstance(one, str) for one in values)
     except (ValueError, argparse.ArgumentTypeError):
         return False
-
-
-def refuse_empty(config: argparse.Namespace) -> None:
-    """An empty value is most often a variable of the shell that is not set."""
-    for name, value in vars(config).items():
-        if value == '':
-            raise InputError(f'--{name} is empty; give it a value or leave it out')
 
 
 def refuse_contradictions(config: argparse.Namespace) -> None:

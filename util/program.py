@@ -5,6 +5,7 @@ shows the traceback of what is otherwise told in one line; a programming error s
 this module before any other: from then on Ctrl-C ends them quietly, also while PyTorch is imported.
 """
 
+import argparse
 import os
 import signal
 import sys
@@ -60,6 +61,17 @@ def boundary(hint: str = '') -> Iterator[None]:
         fail(f'{told}: {str(error).splitlines()[0]}')
     finally:
         drain()
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The options in `argv`, of which none is empty: that is most often a variable of the shell that is not set."""
+    options = parser.parse_args(argv)
+    for action in parser._actions:
+        value = getattr(options, action.dest, None)
+        if value == '' or (isinstance(value, list) and '' in value):
+            name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
+            raise InputError(f'{name} is empty; give it a value or leave it out')
+    return options
 
 
 def fail(reason: str) -> NoReturn:

@@ -65,7 +65,10 @@ FREE_OPTIONS = {
     'test_batch_size',
 }
 # Options that say which weights a state leads to: a last.pth of others is refused.
-STATE_OPTIONS = ('dataset', 'seed', 'lr', 'lr_ratio', 'weight_decay', 'batch_size', 'train_patch_num', 'normalize_scores')
+STATE_OPTIONS = (
+    *('dataset', 'seed', 'weights', 'lr', 'lr_ratio', 'weight_decay', 'batch_size', 'train_patch_num', 'test_patch_num'),
+    *('resize', 'normalize_scores', 'amp'),
+)
 HISTORY_COLUMNS = {'epoch', 'train_loss', 'train_srcc', 'test_srcc', 'test_plcc', 'hypernet_lr', 'backbone_lr', 'seconds'}
 PREDICTION_COLUMNS = ('image', 'content', 'score', 'prediction')
 METRICS = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic')
