@@ -34,6 +34,7 @@ from util.distributed import pick_device, say
 from util.errors import InputError
 from util.files import refuse_unwritable, write_table
 from util.options import positive
+from util.program import one_line
 
 BATCH_SIZE = 100
 FORMATS = {'AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PCX', 'PNG', 'PPM', 'SGI', 'TGA', 'TIFF', 'WEBP'}
@@ -166,9 +167,9 @@ def score_all(options: argparse.Namespace) -> bool:
             for path in batch:
                 try:
                     crops.append(scorer.crops(path))
-                    names.append(shown(path))
+                    names.append(one_line(path))
                 except InputError as error:
-                    say(f'skipped: {shown(error)}')
+                    say(f'skipped: {error}')
                     unread += 1
             for name, (score, spread) in zip(names, scorer.scores(crops)):
                 rows.append({'image': name, 'score': score, 'spread': spread})
@@ -180,11 +181,6 @@ def score_all(options: argparse.Namespace) -> bool:
     if unread:
         say(f'{unread} of {len(paths)} images could not be read')
     return not unread
-
-
-def shown(text: Any) -> str:
-    """One line that every terminal and every reader of CSV takes: what is not printable is escaped as Python does."""
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text))
 
 
 def trained(checkpoint: Path | str) -> tuple[models.HyperNet, dict[str, Any]]:
@@ -224,7 +220,7 @@ def list_images(arguments: list[str]) -> tuple[list[Path], int]:
             raise InputError(f'there are no images in the folder {argument}')
         for path in found:
             if argument.is_dir() and path.suffix.lower() not in endings:
-                say(f'skipped: {shown(path)} is of a kind that Pillow does not read; convert it, to PNG for example')
+                say(f'skipped: {path} is of a kind that Pillow does not read; convert it, to PNG for example')
                 unread += 1
             else:
                 paths.append(path)

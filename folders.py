@@ -234,7 +234,8 @@ def read_csv(labels: Labels) -> None:
     labels.file = labels.root
     table = read_layout(labels.file, labels.settings.columns)
     start = labels.settings.images or os.path.dirname(labels.file)
-    rows = labels.csv_rows(*table.columns.values(), header=None if table.named else table.header, **dialect(table))
+    header = None if table.named else table.header
+    rows = labels.csv_rows(*table.columns.values(), header=header, delimiter=table.delimiter, strict=True)
     if table.delimiter == ' ':
         rows = labels.spaced_rows()
     ignored = [name for name in table.header if name.strip() and name not in table.columns.values()]
@@ -254,10 +255,6 @@ def read_csv(labels: Labels) -> None:
     tell_layout(labels, table, ignored)
     if 'content' not in table.columns:
         warn_of_references(labels, seen)
-
-
-def dialect(table: Table) -> dict[str, Any]:
-    return {'delimiter': table.delimiter, 'strict': True}
 
 
 def tell_layout(labels: Labels, table: Table, ignored: list[str]) -> None:

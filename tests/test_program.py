@@ -54,6 +54,7 @@ PRINT_MUCH = 'for k in range(100000): print(k, flush=True)'
         ('tell("x"); print(1); tell("y")', 'exec "$@" 2>&-', 0, '1\n', ''),
         ('print(1); tell("y")', 'exec "$@" >&-', 0, '', 'y\n'),
         ('raise InputError("no")', 'exec "$@" <&- >&- 2>&-', 2, '', ''),
+        (r'raise InputError("a\nb\t")', 'exec "$@"', 2, '', 'error: a\\nb\\t\n'),
         (r'print("\udcff")', 'exec "$@"', 0, '\\udcff\n', ''),
         ('os.kill(os.getpid(), signal.SIGUSR1)', 'exec "$@"', 138, '', 'interrupted; go on\n'),
         ('os.kill(os.getpid(), signal.SIGTERM)', 'exec "$@"', 143, '', 'interrupted; go on\n'),

@@ -70,6 +70,7 @@ def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database
         (('--device', 'gpu'), '--device gpu: '),
         (('--weights', 'absent.pth'), 'there is no file absent.pth'),
         (('--train_patch_num', 0), '--train_patch_num'),
+        (('--train_patch_num', 10**19), '--train_patch_num: 10000000000000000000 is more than 1000000'),
         (('--epochs', 'many'), '--epochs'),
         (('--lr', -1), '--lr'),
         (('--num_workers', -1), '--num_workers'),

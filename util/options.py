@@ -12,7 +12,7 @@ from util import distributed, run_folder
 from util.errors import InputError
 from util.program import parse
 
-MOST_ROUNDS = 1000
+MOST, MOST_ROUNDS = 1_000_000, 1000
 Number = TypeVar('Number', int, float)
 
 
@@ -186,13 +186,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def positive(text: str) -> int:
-    return at_least(1, int(text))
+    return at_most(MOST, at_least(1, int(text)))
 
 
 def round_count(text: str) -> int:
-    if int(text) > MOST_ROUNDS:
-        raise argparse.ArgumentTypeError(f'{text} is more than {MOST_ROUNDS}')
-    return positive(text)
+    return at_most(MOST_ROUNDS, positive(text))
 
 
 def count(text: str) -> int:
@@ -218,10 +216,16 @@ def at_least(bound: int, value: Number) -> Number:
     return value
 
 
+def at_most(bound: int, value: int) -> int:
+    if value > bound:
+        raise argparse.ArgumentTypeError(f'{value} is more than {bound}')
+    return value
+
+
 def round_numbers(text: str) -> range:
     """'3-5' -> 3, 4, 5; '3' -> 3."""
     first, _, last = text.partition('-')
-    numbers = range(positive(first), positive(last or first) + 1)
+    numbers = range(positive(first), at_least(1, int(last or first)) + 1)
     if not numbers:
         raise argparse.ArgumentTypeError(f'{text} is no range; the first round comes first, as in 3-5')
     return numbers

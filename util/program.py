@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from util.errors import InputError
 
@@ -26,9 +26,14 @@ OUTSIDE = {  # signs of the RuntimeErrors of PyTorch that no mistake of the prog
 
 
 def tell(text: str) -> None:
-    """Print to stderr, which may be closed or full: a message that nobody can read is no reason to end."""
+    """Print one line to stderr, which may be closed or full: a message that nobody can read is no reason to end."""
     with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        print(one_line(text), file=sys.stderr, flush=True)
+
+
+def one_line(text: Any) -> str:
+    """What every terminal and every reader of CSV takes as one line: characters that do not print are escaped as in Python."""
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text))
 
 
 @contextmanager
