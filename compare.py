@@ -48,8 +48,9 @@ class Comparison(NamedTuple):
 def main(argv: list[str] | None = None) -> None:
     with program.boundary():
         options = parse_options(argv)
-        for path in filter(None, (options.csv, options.plot)):
-            refuse_unwritable(path)
+        for path, start in ((options.csv, ','.join(COLUMNS).encode()), (options.plot, b'\x89PNG')):
+            if path:
+                refuse_unwritable(path, start=start)
         runs = read_runs(options.runs)
         print_runs(runs)
         comparisons = [compare(first, second) for first, second in itertools.combinations(runs, 2)]

@@ -158,7 +158,7 @@ def score_all(options: argparse.Namespace) -> bool:
     """Print, and write to `options.csv`, the score of every image; whether all of them could be read."""
     paths, unread = list_images(options.images)
     if options.csv:
-        refuse_unwritable(options.csv, options.checkpoint, *paths)
+        refuse_unwritable(options.csv, options.checkpoint, *paths, start=b'image,score')
     scorer = Scorer(options.checkpoint, options.device, options.patches)
     rows: list[dict[str, Any]] = []
     try:

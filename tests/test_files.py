@@ -43,13 +43,18 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
 
 
 def test_devices_and_fifos_are_written_to_and_not_replaced(tmp_path):
-    fifo, read = tmp_path / 'fifo', []
+    fifo, content, read = tmp_path / 'fifo', os.urandom(200_000), []  # more than a pipe holds
     os.mkfifo(fifo)
-    reader = threading.Thread(target=lambda: read.append(fifo.read_bytes()))
-    reader.start()
-    files.write_whole(fifo, b'content')
-    reader.join()
-    assert read == [b'content'] and stat.S_ISFIFO(fifo.stat().st_mode)
+    with pytest.raises(InputError, match='fifo cannot be written: No such device or address'):  # nobody reads it
+        files.write_whole(fifo, content)
+    with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), 'rb') as reading:
+        os.set_blocking(reading.fileno(), True)
+        writer = threading.Thread(target=files.write_whole, args=(fifo, content))
+        writer.start()
+        while len(b''.join(read)) < len(content):
+            read.append(reading.read1())
+        writer.join()
+    assert b''.join(read) == content and stat.S_ISFIFO(fifo.stat().st_mode)
     files.write_whole('/dev/null', b'content')
     assert stat.S_ISCHR(os.stat('/dev/null').st_mode)
     with pytest.raises(InputError, match='/dev/full cannot be written: No space left on device'):
@@ -86,11 +91,16 @@ def test_an_output_is_tried_first_and_is_never_the_input(tmp_path):
         else:
             with pytest.raises(InputError, match=f'{path.name} is a file of a run'):
                 files.refuse_unwritable(path)
+    (tmp_path / 'photo.jpg').write_bytes(b'\xff\xd8')
+    with pytest.raises(InputError, match='photo.jpg exists and is of another kind than this output'):
+        files.refuse_unwritable(tmp_path / 'photo.jpg', start=b'image,score')
+    (tmp_path / 'photo.jpg').write_text('image,score\n')
+    files.refuse_unwritable(tmp_path / 'photo.jpg', start=b'image,score')
     long = tmp_path / ('x' * 255)
     files.refuse_unwritable(long)
     files.write_whole(long, b'content')
     assert long.read_bytes() == b'content' and (tmp_path / 'labels.csv').read_text() == 'image,score\n'
-    assert len(os.listdir(tmp_path)) == 4
+    assert len(os.listdir(tmp_path)) == 5
 
 
 def test_what_a_kill_left_beside_an_output_is_removed_by_the_next_try(tmp_path):

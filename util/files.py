@@ -67,11 +67,14 @@ def remove_abandoned(folder: Path, name: str = '') -> None:
                 path.unlink()
 
 
-def refuse_unwritable(path: Path | str, *inputs: Path | str) -> None:
+def refuse_unwritable(path: Path | str, *inputs: Path | str, start: bytes = b'') -> None:
     """Try an output before the hours of work that it is for, and remove what an earlier try left.
 
+    Args:
+        start: how a file of this output begins; one that begins otherwise is not replaced, as a picture behind `--csv`.
+
     Raises:
-        InputError: `path` cannot be written, or it is one of the `inputs` or a file that a run wrote.
+        InputError: `path` cannot be written, or it is one of the `inputs`, a file that a run wrote, or of another kind.
     """
     try:
         for source in inputs:
@@ -82,6 +85,8 @@ def refuse_unwritable(path: Path | str, *inputs: Path | str) -> None:
         target = replaceable(path)
         if target.exists() and is_of_a_run(target):
             raise InputError(f'{path} is a file of a run, and what a run earned is not replaced; name another file')
+        if target.exists() and not (target.stat().st_size == 0 or target.read_bytes().startswith(start)):
+            raise InputError(f'{path} exists and is of another kind than this output; remove it, or name another file')
         remove_abandoned(target.parent, target.name)
         beside = temporary(target)
         os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -114,7 +119,11 @@ def own_stream(path: Path) -> int | None:
 def write_to_special(path: Path | str, content: bytes | memoryview) -> None:
     sys.stdout.flush()
     number = own_stream(Path(path))
-    with open(os.dup(number) if number else os.open(path, os.O_WRONLY), 'wb') as file:
+    # a FIFO that nobody reads is an error with O_NONBLOCK; without it, opening one would wait for a reader for ever
+    descriptor = os.dup(number) if number else os.open(path, os.O_WRONLY | getattr(os, 'O_NONBLOCK', 0))
+    with open(descriptor, 'wb') as file:
+        if hasattr(os, 'O_NONBLOCK'):
+            os.set_blocking(descriptor, True)
         file.write(content)
 
 
