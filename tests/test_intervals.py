@@ -107,6 +107,13 @@ def test_a_resample_of_one_image_alone_is_left_out():
     assert all(-1 <= end <= 1 for interval in values.values() for end in interval)
 
 
+@pytest.mark.filterwarnings('error')
+def test_a_resample_without_any_image_of_a_round_is_left_out():
+    rounds = [round_of([0.1, 0.7, 0.3, 0.5], [1.1, 2.3, 1.9, 1.7], [f'{k}{n}' for n in range(4)]) for k in range(5)]
+    values = metrics.resampled(rounds)
+    assert np.isnan(values[0, 0]).any() and np.isfinite(intervals(rounds)['SRCC_interval']).all()
+
+
 def test_a_run_tells_its_intervals(finished_run):
     results = json.loads((finished_run / 'run' / 'results.json').read_text())
     for number in (1, 2):

@@ -155,7 +155,7 @@ def resampled_ranks(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def weighted_pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(B,): Pearson's correlation of each resample; nan where one of `x`, `y`, (N,) or (B, N), is constant in it."""
-    images = counts.sum(1)
+    images = np.maximum(counts.sum(1), 1)  # a resample of the contents of all rounds may hold none of this one
     x, y = (z - (np.einsum('bn,bn->b', counts, np.broadcast_to(z, counts.shape)) / images)[:, None] for z in (x, y))
     xx, yy, xy = (np.einsum('bn,bn,bn->b', counts, a, b) for a, b in ((x, x), (y, y), (x, y)))
     defined = np.minimum(xx, yy) > 1e-9 * images
