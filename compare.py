@@ -159,10 +159,11 @@ def print_runs(runs: list[Run]) -> None:
     print(f'{"":{width}s}  rounds  median SRCC              median PLCC')
     for run in runs:
         rounds = list(run.rounds.values())
+        ranges = intervals(rounds)
         cells = []
         for name, metric in (('SRCC', srcc), ('PLCC', plcc)):
             median = float(np.median([metric(tested.predicted, tested.subjective) for tested in rounds]))
-            cells.append(f'{median:.4f} {shown(intervals(rounds)[f"{name}_interval"], ".3f"):16s}')
+            cells.append(f'{median:.4f} {shown(ranges[f"{name}_interval"], ".3f"):16s}')
         print(f'{run.name:{width}s}  {len(rounds):6d}  {"  ".join(cells)}'.rstrip())
 
 

@@ -37,6 +37,7 @@ from util.options import positive
 from util.program import one_line
 
 BATCH_SIZE = 100
+COLUMNS = ('image', 'score', 'spread')  # of --csv; the last only with --spread
 FORMATS = {'AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PCX', 'PNG', 'PPM', 'SGI', 'TGA', 'TIFF', 'WEBP'}
 PHOTO_ENDINGS = {  # of photos, whether or not Pillow reads them
     *('.avif', '.heic', '.heif', '.hif', '.jxl'),
@@ -158,7 +159,7 @@ def score_all(options: argparse.Namespace) -> bool:
     """Print, and write to `options.csv`, the score of every image; whether all of them could be read."""
     paths, unread = list_images(options.images)
     if options.csv:
-        refuse_unwritable(options.csv, options.checkpoint, *paths, start=b'image,score')
+        refuse_unwritable(options.csv, options.checkpoint, *paths, start=','.join(COLUMNS[:2]).encode())
     scorer = Scorer(options.checkpoint, options.device, options.patches)
     rows: list[dict[str, Any]] = []
     try:
@@ -176,7 +177,7 @@ def score_all(options: argparse.Namespace) -> bool:
                 print(f'{name}\t{score:.4f}' + (f'\t{spread:.4f}' if options.spread else ''), flush=True)
     finally:  # after an interrupt too
         if options.csv:
-            columns = ['image', 'score', 'spread'][: 2 + options.spread]
+            columns = COLUMNS[: 2 + options.spread]
             write_table(options.csv, columns, [{column: row[column] for column in columns} for row in rows])
     if unread:
         say(f'{unread} of {len(paths)} images could not be read')

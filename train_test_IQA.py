@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import folders
 from folders import OpenDatabase
@@ -27,8 +27,12 @@ from util.labels import Sample, Settings
 from util.options import is_plain_checkpoint, parse_options
 from util.splits import Split, draw_splits, read_split
 
-if TYPE_CHECKING:
-    from HyerIQASolver import HyperIQASolver  # imported for real by the functions that train: torch takes seconds to import
+if TYPE_CHECKING:  # imported for real by the functions that train: torch takes seconds to import
+    import numpy as np
+
+    from data_loader import DataLoader
+    from HyerIQASolver import HyperIQASolver
+    from util.metrics import Round
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -63,9 +67,7 @@ def run(config: argparse.Namespace) -> None:
     facts = model_facts(config, database)
     run_folder.check_run(config, facts, parts)
     check_weights(config.weights)
-    with distributed.patiently():
-        for opened in (database, *others.values()):
-            opened.open_frames(config.patch_size, config.cache)
+    open_all_frames(config, database, *others.values())
     if distributed.rank() == 0:
         run_folder.open_run(config, facts, parts)
         if database.left_out:
@@ -96,27 +98,47 @@ def train_round(
 ) -> None:
     """Train and test one round, or what is left of it, and write its results."""
     from HyerIQASolver import HyperIQASolver
-    from util import checkpoints
-    from util.metrics import Round
 
+    train, val, test = (split[part] for part in ('train', 'val', 'test'))
     names = names_of(split, database)
     with closing(run_folder.RoundFolder(config, round_index, names)) as folder:
         print(f'Round {round_index + 1}', flush=True)
         if not folder.finished:
-            parts = {'train_idx': split['train'], 'test_idx': split['test'], 'val_idx': split['val']}
-            solver = HyperIQASolver(config, config.data_root, **parts, round_index=round_index, opened=database)
+            solver = HyperIQASolver(
+                config, config.data_root, train, test, val_idx=val, round_index=round_index, opened=database
+            )
             folder.restore(solver.load_state_dict)
             solver.train(folder.save)
             if solver.best:
-                if others:
-                    checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
-                across = test_on_others(solver, others, database.higher_is_better, folder.path)
-                title = f'{database.entry.title}, round {round_index + 1}, epoch {solver.best["epoch"]}'
-                columns = database.names(split['test']), database.contents(split['test']), solver.test_data.scores
-                tested = Round(*columns, solver.best['scores'].numpy())
-                folder.finish(solver.best, tested, lambda k: database.small_picture(split['test'][k]), title, across)
+                finish_round(folder, solver, test, database, others)
     if distributed.rank() == 0:
         print_round(run_folder.summarise(config.output)['rounds'].get(str(round_index + 1)), names)
+
+
+def finish_round(
+    folder: run_folder.RoundFolder,
+    solver: 'HyperIQASolver',
+    test: list[int],
+    database: OpenDatabase,
+    others: dict[str, OpenDatabase],
+) -> None:
+    """Test the best epoch on the other databases too, and write the round's results; `test` are its test images."""
+    from util import checkpoints
+
+    best = cast(dict[str, Any], solver.best)
+    if others:
+        checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
+    across = test_on_others(solver, others, database.higher_is_better, folder.path)
+    title = f'{database.entry.title}, round {solver.round_index + 1}, epoch {best["epoch"]}'
+    tested = tested_images(database, test, solver.test_data, best['scores'].numpy())
+    folder.finish(best, tested, lambda k: database.small_picture(test[k]), title, across)
+
+
+def tested_images(database: OpenDatabase, images: Sequence[int], data: 'DataLoader', predicted: 'np.ndarray') -> 'Round':
+    """The images at these positions, which `data` delivers, beside their predictions."""
+    from util.metrics import Round
+
+    return Round(database.names(images), database.contents(images), data.scores, predicted)
 
 
 def test_on_others(
@@ -133,17 +155,17 @@ def test_on_others(
         SRCC, PLCC and KRCC by the database's name. A higher value always means more agreement: where one of the
         two databases has scores that fall with quality, the sign is turned.
     """
-    from util.metrics import Round, all_metrics
+    from util.metrics import all_metrics
 
     results = {}
     for name, database in others.items():
-        data = solver.loader(database, range(len(database.samples)), istrain=False)
+        images = range(len(database.samples))
+        data = solver.loader(database, images, istrain=False)
         sign = 1 if database.higher_is_better == higher_is_better else -1
         predicted = solver.predict(data)
         metrics = all_metrics(predicted, data.scores)
         if folder and distributed.rank() == 0:
-            images = range(len(database.samples))
-            tested = Round(database.names(images), database.contents(images), data.scores, predicted)
+            tested = tested_images(database, images, data, predicted)
             run_folder.write_predictions(folder / f'predictions_{name}.csv', tested)
         results[name] = {metric: sign * metrics[metric] for metric in ('SRCC', 'PLCC', 'KRCC')}
     return results
@@ -167,9 +189,7 @@ def evaluate(config: argparse.Namespace) -> None:
     if config.test_on:
         others = open_others(config)
         warn_of_trained(config, others)
-        with distributed.patiently():
-            for database in others.values():
-                database.open_frames(config.patch_size, config.cache)
+        open_all_frames(config, *others.values())
         # a trainer without training data, for its network and its way to predict; its scores are in the training's unit
         solver = HyperIQASolver(config, config.data_root, [], [], round_index=round_index, opened=next(iter(others.values())))
         solver.score_range = facts['score_range'] or (0, 1)
@@ -179,8 +199,7 @@ def evaluate(config: argparse.Namespace) -> None:
     split = read_split(checkpoint.with_name('split.json'), database)
     if not split['test']:
         raise InputError(f'{checkpoint} was trained without a test part; --test_on NAME=DIR tests it on a database')
-    with distributed.patiently():
-        database.open_frames(config.patch_size, config.cache)
+    open_all_frames(config, database)
     solver = HyperIQASolver(config, config.data_root, [], split['test'], round_index=round_index, opened=database)
     test_srcc, test_plcc = solver.test(solver.test_data)
     print(f'test_srcc {test_srcc}\ntest_plcc {test_plcc}')
@@ -199,9 +218,15 @@ def open_others(config: argparse.Namespace) -> dict[str, OpenDatabase]:
     }
 
 
+def open_all_frames(config: argparse.Namespace, *databases: OpenDatabase) -> None:
+    with distributed.patiently():
+        for database in databases:
+            database.open_frames(config.patch_size, config.cache)
+
+
 def warn_of_trained(config: argparse.Namespace, others: dict[str, OpenDatabase], samples: Sequence[Sample] = ()) -> None:
     """Say on stderr which of the databases of --test_on the network is trained on, as a whole or with some of its images."""
-    trained = {os.path.realpath(sample.path) for sample in samples}
+    trained = {os.path.realpath(sample.path) for sample in samples if others}
     for name, database in others.items():
         shared = sum(os.path.realpath(sample.path) in trained for sample in database.samples)
         if shared or database.key == config.dataset != 'csv':

@@ -362,6 +362,7 @@ def test_the_files_of_a_finished_run(finished_run):
             )
         ]
     )
+    assert all(files.is_of_a_run(path) for path in run.rglob('*') if path.is_file())  # which no output replaces
     config = json.loads((run / 'config.json').read_text())
     assert config['options']['lr'] == 2e-5 and config['versions']['torch'] == torch.__version__
     assert list(history(run)[0]) == [

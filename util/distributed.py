@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from util.errors import InputError
-from util.program import tell
+from util.program import first_line, tell
 
 if TYPE_CHECKING:
     import torch  # imported for real where it is used, since `say` and `rank` serve commands that answer without it
@@ -77,8 +77,7 @@ def pick_device(name: str | None, deterministic: bool = False) -> str:
     try:
         torch.ones(1, device=name).add(1).item()  # some devices can be named and allocated on, but do not compute
     except Exception as error:  # each backend that is not there fails in its own way
-        reason = str(error).strip() or type(error).__name__
-        raise InputError(f'--device {name}: {reason.splitlines()[0]}')
+        raise InputError(f'--device {name}: {first_line(error)}')
     return name
 
 
@@ -155,7 +154,7 @@ def patiently() -> Iterator[None]:
                 everyone.fill_(left.is_set())
                 dist.all_reduce(everyone, dist.ReduceOp.MIN, cpu_group)
         except RuntimeError as error:
-            tell(f'rank {rank()}: another rank does not answer ({str(error).splitlines()[0]})')
+            tell(f'rank {rank()}: another rank does not answer ({first_line(error)})')
             os.kill(os.getpid(), signal.SIGTERM)
 
     listener = threading.Thread(target=listen, daemon=True)

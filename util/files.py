@@ -83,10 +83,12 @@ def refuse_unwritable(path: Path | str, *inputs: Path | str, start: bytes = b'')
         if is_special(path):
             return
         target = replaceable(path)
-        if target.exists() and is_of_a_run(target):
-            raise InputError(f'{path} is a file of a run, and what a run earned is not replaced; name another file')
-        if target.exists() and not (target.stat().st_size == 0 or target.read_bytes().startswith(start)):
-            raise InputError(f'{path} exists and is of another kind than this output; remove it, or name another file')
+        if target.exists():
+            if is_of_a_run(target):
+                raise InputError(f'{path} is a file of a run, and what a run earned is not replaced; name another file')
+            with open(target, 'rb') as file:
+                if file.read(len(start)) not in (b'', start):
+                    raise InputError(f'{path} exists and is of another kind than this output; remove it, or name another file')
         remove_abandoned(target.parent, target.name)
         beside = temporary(target)
         os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -210,7 +212,8 @@ def make_folder(folder: Path | str) -> None:
 
 def refuse_unmakeable(folder: Path | str) -> None:
     """Try, without making it, whether files can be written into `folder`; errors as of `make_folder`."""
-    existing = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if os.path.exists(place))
+    place = Path(folder).absolute()
+    existing = next(place for place in (place, *place.parents) if os.path.exists(place))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f'the folder {folder} cannot be made: {existing} cannot be written; --output DIR names another place')
 

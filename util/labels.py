@@ -22,10 +22,10 @@ PARTS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'v
 SHEET_SECONDS = 60
 # In a process of its own: a damaged .xls can keep the reader in an endless loop, or make it ask for all memory.
 SHEET_READER = """
-import json, sys
+import io, json, sys
 from python_calamine import CalamineWorkbook
-book = CalamineWorkbook.from_filelike(open(sys.argv[1], 'rb'))
-sheet = book.get_sheet_by_name(sys.argv[2]) if sys.argv[2] else book.get_sheet_by_index(0)
+book = CalamineWorkbook.from_filelike(io.BytesIO(sys.stdin.buffer.read()))
+sheet = book.get_sheet_by_name(sys.argv[1]) if sys.argv[1] else book.get_sheet_by_index(0)
 json.dump(sheet.to_python(skip_empty_area=False), sys.stdout, default=str)
 """
 HEADER_ROWS = 10  # of an Excel sheet, in which its header is looked for
@@ -395,10 +395,10 @@ def read_sheet(path: Path | str, name: str = '') -> list[list[Any]]:
 
     An empty cell, and one with an error such as #N/A, is ''.
     """
-    read_bytes(path)  # for what it says of files that are no sheets at all
+    content = read_bytes(path)
     try:
-        command = [sys.executable, '-c', SHEET_READER, os.path.abspath(path), name]
-        done = subprocess.run(command, capture_output=True, timeout=SHEET_SECONDS)
+        command = [sys.executable, '-c', SHEET_READER, name]
+        done = subprocess.run(command, input=content, capture_output=True, timeout=SHEET_SECONDS)
         return json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         reason = f'it has no end after {SHEET_SECONDS} s'

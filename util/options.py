@@ -124,8 +124,13 @@ def make_parser() -> argparse.ArgumentParser:
     columns = 'columns of the --csv table whose names do not say it, as in image=path score=mos content=ref set=fold'
     add('--columns', columns, type=role_column, nargs='+', metavar='ROLE=NAME')
     add('--lower_is_better', 'a lower score in the --csv table is a better image', action='store_const', const=True)
-    direction = {'action': 'store_const', 'const': False, 'dest': 'lower_is_better'}
-    add('--higher_is_better', 'a higher score is, also in a column named dmos', **direction)
+    add(
+        '--higher_is_better',
+        'a higher score is, also in a column named dmos',
+        action='store_const',
+        const=False,
+        dest='lower_is_better',
+    )
     add('--skip_missing', 'leave out listed images that are missing or unreadable; they are listed', action='store_true')
     resize = "resize every image to this height and width before the crop (default: as the database's protocol says)"
     add('--resize', resize, type=positive, nargs=2, metavar=('H', 'W'))

@@ -63,9 +63,14 @@ def boundary(hint: str = '') -> Iterator[None]:
         told = next((text for sign, text in OUTSIDE.items() if sign in f'{type(error).__name__}: {error}'), None)
         if told is None:
             raise
-        fail(f'{told}: {str(error).splitlines()[0]}')
+        fail(f'{told}: {first_line(error)}')
     finally:
         drain()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:

@@ -45,6 +45,7 @@ from util.files import (
     write_table,
     write_whole,
 )
+from util.program import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -321,8 +322,7 @@ class RoundFolder:
             load_state_dict(state)
             check_history(state['history'], state['best'])
         except Exception as error:  # an edited state can raise anything where it does not fit
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(f'{path} is not the checkpoint of this round ({reason[0]}); {self.remedy}')
+            raise InputError(f'{path} is not the checkpoint of this round ({first_line(error)}); {self.remedy}')
         if distributed.rank() == 0:
             self.write_derived(state)
 
@@ -455,27 +455,25 @@ def summarise(run: Path | str) -> dict[str, Any]:
     Raises:
         InputError: `run` is no run folder.
     """
+    from util.metrics import intervals
+
     run = Path(run)
     last = read_record(run / 'config.json')['options'].get('train_test_num', 0)
     paths = {number: round_path(run, number) / 'result.json' for number in rounds_in(run) if 1 <= number <= last}
-    with locked(run / '.lock') if os.access(run, os.W_OK) else nullcontext():  # another user's run is only read
+    writable = os.access(run, os.W_OK)  # another user's run is only read
+    with locked(run / '.lock') if writable else nullcontext():
         finished = {number: path for number, path in paths.items() if path.exists()}
         rounds = {str(number): read_result(path) for number, path in finished.items()}
         results = {'rounds': rounds, **statistics(list(rounds.values()))}
-        results['median'] |= intervals_over(list(finished.values()))
-        if os.access(run, os.W_OK):
+        if rounds and all(
+            'SRCC_interval' in result for result in rounds.values()
+        ):  # versions before this one named no contents
+            predictions = [read_predictions(path.with_name('predictions.csv')) for path in finished.values()]
+            results['median'] |= intervals(predictions)
+        if writable:
             remove_abandoned(run)
             write_json(run / 'results.json', without_nan(results))
     return results
-
-
-def intervals_over(results: list[Path]) -> dict[str, list[float]]:
-    """The intervals of the median over the rounds whose result.json these are; none where one named no contents yet."""
-    from util.metrics import intervals
-
-    if not results or not all('SRCC_interval' in read_json(path) for path in results):
-        return {}
-    return intervals([read_predictions(path.with_name('predictions.csv')) for path in results])
 
 
 def rounds_in(run: Path) -> list[int]:
