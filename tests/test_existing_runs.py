@@ -1,0 +1,107 @@
+"""What the run folders of earlier versions rely on stays as it was, byte for byte; `runs/81d2473` was written by that commit."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import QUICK, history
+from parity import fill
+
+import folders
+import models
+from train_test_IQA import names_of
+from util import checkpoints
+from util.labels import Settings
+from util.options import parse_options
+from util.run_folder import RoundFolder
+from util.splits import draw_splits
+
+OLD = Path(__file__).parent / 'runs' / '81d2473'
+PINNED = json.loads((OLD / 'pinned.json').read_text())
+OWN = 'image,score,content\na.png,3.5,x\nb.png,1.25,y\ndeep/c.png,2,x\nd.png,4,z\ne.png,5,w\n'
+FEW_CONTENTS = ('csiq', 'csiq_sheet', 'csiq_folders', 'tid2013')  # which are split by image here
+
+
+def open_form(form, make_database, tmp_path, split_by):
+    """The key and the path of a small database in one of its forms."""
+    if form == 'own':
+        root = make_database('own', text=OWN, images=('a.png', 'b.png', 'deep/c.png', 'd.png', 'e.png'))
+        return folders.OpenDatabase('csv', root / 'mine.csv')
+    path = tmp_path / 'demo' if form == 'demo' else make_database(form)
+    return folders.OpenDatabase(form.split('_')[0], path, settings=Settings(split_by=split_by))
+
+
+@pytest.mark.parametrize('form', PINNED)
+def test_digests_splits_and_owners_stay(form, make_database, tmp_path):
+    split_by = 'image' if form in FEW_CONTENTS else None
+    database = open_form(form, make_database, tmp_path, split_by)
+    options = [
+        '--dataset',
+        database.key,
+        '--device',
+        'cpu',
+        '--train_test_num',
+        '2',
+        '--seed',
+        '3',
+        '--output',
+        tmp_path / 'run',
+    ]
+    options += ['--csv', database.path] if database.key == 'csv' else []
+    options += ['--split_by', split_by] if split_by else []
+    config = parse_options([*map(str, options)])
+    pinned = PINNED[form]
+    assert database.digest == pinned['digest']
+    parts = names_of(draw_splits(config, database)[1], database)
+    for part, names in pinned['split'].items():  # long lists are pinned by their hash
+        assert names in (parts[part], hashlib.sha256(json.dumps(parts[part]).encode()).hexdigest())
+    assert parts.keys() == pinned['split'].keys()
+    folder = RoundFolder(config, 1, parts)
+    folder.close()
+    assert folder.owner == pinned['owner']
+    assert hashlib.sha256((folder.path / 'split.json').read_bytes()).hexdigest() == pinned['split.json']
+
+
+def last_checkpoint():
+    """The last.pth of that run, with the weights and moments of parity/fill.py in the place of its own."""
+    facts = json.loads((OLD / 'round_01' / 'last.json').read_text())
+    groups = [{**group, 'params': list(range(*group['params']))} for group in facts['param_groups']]
+    model = models.hyperiqa()
+    hypernet = [p for name, p in model.named_parameters() if not name.startswith('res.')]
+    parameters = [*hypernet, *model.res.parameters()]
+    state = {
+        k: {'step': torch.tensor(2.0), 'exp_avg': torch.zeros_like(p), 'exp_avg_sq': torch.zeros_like(p)}
+        for k, p in enumerate(parameters)
+    }
+    weights = fill.fill(model.state_dict())
+    scores = torch.tensor(facts['best']['scores'], dtype=torch.float64)
+    values = {
+        'model': weights,
+        'optimizer': {'state': state, 'param_groups': groups},
+        'history': facts['history'],
+        'best': {**facts['best'], 'scores': scores, 'weights': checkpoints.digest(weights)},
+        'rng': torch.get_rng_state(),
+        'cuda_rng': [],
+        'owner': facts['owner'],
+    }
+    assert list(values) == facts['keys']
+    return values
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_of_that_version_is_continued(finished_run, tmp_path, program):
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    run = tmp_path / 'run'
+    shutil.copytree(OLD, run, ignore=shutil.ignore_patterns('pinned.json', 'last.json'))
+    torch.save(last_checkpoint(), run / 'round_01' / 'last.pth')
+    before = {name: (run / name).read_bytes() for name in ('config.json', 'round_01/split.json', 'round_01/history.csv')}
+    options = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_test_num', 2, '--rounds', 1, '--output', 'run')
+    done = program(*options, '--resume')
+    assert done.returncode == 0, done.stderr
+    assert all((run / name).read_bytes() == before[name] for name in ('config.json', 'round_01/split.json'))
+    first, second = history(run)
+    assert (run / 'round_01' / 'history.csv').read_bytes().startswith(before['round_01/history.csv'])
+    assert (first['epoch'], second['epoch']) == ('1', '2') and (run / 'round_01' / 'result.json').exists()
