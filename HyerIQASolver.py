@@ -6,12 +6,11 @@
 """
 
 import math
+import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,18 +18,21 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import folders
 import models
 from data_loader import DataLoader
 from folders import OpenDatabase
-from util import checkpoints, distributed
-from util.distributed import say
-from util.errors import InputError
+from util import checkpoints, distributed, run_folder
+from util.errors import MEMORY, NO_RESULT, PERHAPS_MEMORY, InputError, first_line, log, machine_fault, rank
+from util.files import write_table
 from util.labels import Settings
-from util.metrics import plcc, srcc
-from util.options import with_defaults
+from util.metrics import TestedImages, all_metrics, plcc, srcc
+from util.options import is_plain_checkpoint, with_defaults
+from util.round_folder import RoundFolder, surroundings
+from util.splits import PARTS, Job, split_record
 
-# PyTorch has no error of its own for the CPU's memory, nor oneDNN and cuBLAS for theirs
-OUT_OF_MEMORY = ('out of memory', 'allocate memory', 'create a memory object', 'create a primitive', 'ALLOC_FAILED')
+HEADER = 'Epoch  Train_Loss  Train_SRCC  Test_SRCC  Test_PLCC'
+COLUMNS = {'epoch': '5d', 'train_loss': '12.3f', 'train_srcc': '12.4f', 'test_srcc': '11.4f', 'test_plcc': '11.4f'}
 
 
 def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float]:
@@ -58,12 +60,11 @@ class HyperIQASolver:
         score_range: (low, high) that the network's 0..1 stands for with `config.normalize_scores`, else (0, 1).
         history: a dict for each finished epoch, with the columns of history.csv.
         best: the best epoch's row and its test images' `scores`, or None.
-        data_wait: the share of its time that the latest pass over data waited for a batch.
     """
 
     def __init__(
         self,
-        config: Namespace | SimpleNamespace,
+        config: Any,
         path: Path | str,
         train_idx: Sequence[int],
         test_idx: Sequence[int],
@@ -73,11 +74,8 @@ class HyperIQASolver:
         opened: OpenDatabase | None = None,
     ) -> None:
         self.config = config = with_defaults(config)
-        config.device = distributed.pick_device(config.device, config.deterministic)
-        self.device = torch.device(config.device)
-        self.lr = config.lr
-        self.lrratio = config.lr_ratio
-        self.weight_decay = config.weight_decay
+        self.device = torch.device(distributed.pick_device(config.device, config.deterministic))
+        self.lr, self.lrratio, self.weight_decay = config.lr, config.lr_ratio, config.weight_decay
         self.round_index = round_index
         if opened is None:
             opened = OpenDatabase(config.dataset, path, config.resize, Settings.of(config))
@@ -91,11 +89,12 @@ class HyperIQASolver:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
 
-        # a seed of its own for every round, so that a round's weights do not depend on which rounds ran before it
+        # A seed of its own for every round, so that a round's weights do not depend on which rounds ran before it.
         torch.manual_seed((1000 * config.seed + round_index) % 2**64)
         self.model_hyper = models.hyperiqa()
         checkpoints.load_weights(self.model_hyper, config.weights)
-        # convolutions of the CPU and of tensor cores are fastest on channels-last memory; the numbers are the same
+        # Convolutions of the CPU and of tensor cores are fastest on channels-last memory. The numbers are not the same: in
+        # fp32 training on a CPU, batch norm's variance at batch 96 is off by 7e-4 there, by 1.7e-7 in the plain layout.
         self.model_hyper.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
         if config.compile:
             self.model_hyper.compile()
@@ -103,32 +102,25 @@ class HyperIQASolver:
 
         backbone_params = list(self.model_hyper.res.parameters())
         backbone_ids = set(map(id, backbone_params))
-        # Repair 3: a list. The original's `filter` is empty once an optimizer has read it, so from the second epoch on
-        # the hypernetwork stood still.
+        # Repair 3: a list. The original's `filter` object is empty once the first optimizer has read it, so that from the
+        # second epoch on the hypernetwork was in no optimizer and did not train.
         self.hypernet_params = [p for p in self.model_hyper.parameters() if id(p) not in backbone_ids]
-        # Repair 2: the only place that makes an Adam. The original made one after every epoch and lost the moments.
+        # Repair 2: the only place that makes an Adam. The original made a new one after every epoch and lost the moments,
+        # so that each epoch began with steps of the full learning rate in the direction of single gradients.
         self.solver = torch.optim.Adam(
             [{'params': self.hypernet_params, 'lr': self.lr * self.lrratio}, {'params': backbone_params, 'lr': self.lr}],
             weight_decay=self.weight_decay,
-            fused=True,  # one pass over all parameters, several times faster than a loop over 355 tensors
+            fused=True,  # one pass over all parameters, several times faster than a loop over the 196 tensors
         )
 
     def loader(self, database: OpenDatabase, images: Iterable[int], istrain: bool) -> DataLoader:
         """The patches of the `images` (positions) of an open database, as many and in such batches as the options say."""
-        return DataLoader(
-            database.key,
-            database.path,
-            images,
-            self.config.patch_size,
-            self.config.train_patch_num if istrain else self.config.test_patch_num,
-            self.config.batch_size if istrain else self.config.test_batch_size,
-            istrain,
-            seed=self.config.seed,
-            round_index=self.round_index,
-            device=self.device,
-            num_workers=self.config.num_workers,
-            opened=database,
-        )
+        config = self.config
+        number, size = ('train_patch_num', 'batch_size') if istrain else ('test_patch_num', 'test_batch_size')
+        options: dict[str, Any] = {'seed': config.seed, 'round_index': self.round_index, 'num_workers': config.num_workers}
+        sizes = getattr(config, number), getattr(config, size)
+        options |= {'istrain': istrain, 'device': self.device, 'opened': database}
+        return DataLoader(database.key, database.path, images, config.patch_size, *sizes, **options)
 
     def train(self, save: Callable[[dict[str, Any]], None] | None = None) -> tuple[float, float]:
         """Train the epochs that are not in `history` yet, printing a table row for each.
@@ -139,17 +131,19 @@ class HyperIQASolver:
         Returns:
             SRCC and PLCC on the test part in the best epoch; nan without one.
         """
-        print(''.join(title.rjust(width) for title, width, _, _ in self.columns), flush=True)
+        print(HEADER + '  Val_SRCC' * (self.val_data is not None), flush=True)
         for row in self.history:
             self.print_row(row)
         for epoch in range(len(self.history), self.config.epochs):
-            if self.out_of_patience(epoch):
+            best = self.best['epoch'] if self.best else 0
+            stale = epoch - best
+            if 0 < self.config.patience <= stale:
+                log(f'{stale} epochs without a better {self.selected_on}; epoch {best} was best: this round stops here')
                 break
             row, test_scores = self.run_epoch(epoch)
             if not math.isfinite(row['train_loss']) or not self.is_finite():
-                loss = row['train_loss']
-                reason = 'weights are not finite' if math.isfinite(loss) else f'the training loss is {loss}'
-                say(f'epoch {epoch + 1}: {reason}, so this round stops here; a lower --lr may help')
+                fault = f'the training loss ({row["train_loss"]:.4g}) or a weight is not finite'
+                log(f'epoch {epoch + 1}: {fault}, so this round stops here; a lower --lr may help')
                 break
             if self.is_best(row):
                 self.best = {**row, 'scores': torch.from_numpy(test_scores)}
@@ -159,15 +153,6 @@ class HyperIQASolver:
             if save:
                 save(self.state_dict())
         return (self.best['test_srcc'], self.best['test_plcc']) if self.best else (math.nan, math.nan)
-
-    def out_of_patience(self, epoch: int) -> bool:
-        """Whether `config.patience` epochs before the 0-based `epoch` brought no better one; says so."""
-        best_epoch = self.best['epoch'] if self.best else 0
-        if not self.config.patience or epoch - best_epoch < self.config.patience:
-            return False
-        which = f'epoch {best_epoch} was best' if self.best else 'no epoch had one'
-        say(f'{self.config.patience} epochs without a better {self.selected_on}, so this round stops here; {which}')
-        return True
 
     def run_epoch(self, epoch: int) -> tuple[dict[str, float], np.ndarray]:
         """Train and test the 0-based `epoch`: its row of the history, and the test images' scores (images,)."""
@@ -188,24 +173,12 @@ class HyperIQASolver:
         return all(bool(value.isfinite().all()) for value in self.model_hyper.parameters())
 
     def is_best(self, row: dict[str, float]) -> bool:
-        if self.selected_on is None:
-            return True
-        return is_better(row[self.selected_on], self.best[self.selected_on] if self.best else math.nan)
-
-    @property
-    def columns(self) -> list[tuple[str, int, str, str]]:
-        """Title, width, format and history column of the printed table."""
-        columns = [
-            ('Epoch', 5, 'd', 'epoch'),
-            ('Train_Loss', 12, '.3f', 'train_loss'),
-            ('Train_SRCC', 12, '.4f', 'train_srcc'),
-            ('Test_SRCC', 11, '.4f', 'test_srcc'),
-            ('Test_PLCC', 11, '.4f', 'test_plcc'),
-        ]
-        return columns + ([('Val_SRCC', 10, '.4f', 'val_srcc')] if self.val_data is not None else [])
+        column = self.selected_on
+        return column is None or is_better(row[column], self.best[column] if self.best else math.nan)
 
     def print_row(self, row: dict[str, float]) -> None:
-        print(''.join(format(row[column], form).rjust(width) for _, width, form, column in self.columns), flush=True)
+        columns = COLUMNS if self.val_data is None else {**COLUMNS, 'val_srcc': '10.4f'}
+        print(''.join(format(row.get(column, math.nan), form) for column, form in columns.items()), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, as tensors and plain types."""
@@ -276,43 +249,36 @@ class HyperIQASolver:
 
     @contextmanager
     def memory_for(self, work: str, option: str, remedy: str) -> Iterator[None]:
-        """Tell in one line that the memory does not suffice for the body, and which `option` decides how much it needs."""
+        """Name the `option` that decides how much memory the body needs, in one line, where it does not suffice."""
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+            meaning = machine_fault(error)
+            if meaning not in (MEMORY, PERHAPS_MEMORY):
                 raise
+            reason = f' ({first_line(error)})' if meaning == PERHAPS_MEMORY else ''
             kept = '' if self.config.evaluate else '; finished epochs are kept, and --resume continues after the last one'
-            raise InputError(
-                f'out of memory while {work} with --{option} {getattr(self.config, option)}: {remedy}, or free memory{kept}'
-            )
+            size = getattr(self.config, option)
+            raise InputError(f'{meaning}{reason} while {work} with --{option} {size}: {remedy}, or free memory{kept}')
 
     def forward(self, model: torch.nn.Module, patches: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
             return models.predict_scores(model, patches)
 
     def set_learning_rates(self, hypernet_lr: float, backbone_lr: float) -> None:
-        # Repair 1: both rates are set, the backbone's too, which the original left at its first value for the whole run;
-        # in place, so that Adam and its moments stay.
+        # Repair 1: both rates are set, the backbone's too, which the original left at its first value for the whole run.
+        # In place, so that Adam and its moments stay (repair 2).
         self.solver.param_groups[0]['lr'] = hypernet_lr
         self.solver.param_groups[1]['lr'] = backbone_lr
 
     def progress(self, data: DataLoader, title: str) -> Iterator[tuple[slice, int, torch.Tensor, torch.Tensor]]:
         """Yields (rows of this rank's patches, size of the whole batch, patches, scores) for each batch of `data`.
 
-        A progress bar on stderr, if that is a terminal, shows images/s and the share of the time that data was waited for.
+        A progress bar on stderr, if that is a terminal, shows patches/s.
         """
-        started, waited = time.monotonic(), 0.0
-        batches = iter(data)
-        with tqdm(
-            total=len(data.patches.image), desc=title, unit='img', leave=False, disable=True if distributed.rank() else None
-        ) as bar:
-            for rows, count in data.batches:
-                asked = time.monotonic()
-                patches, scores = next(batches)
-                waited += time.monotonic() - asked
-                self.data_wait = waited / (time.monotonic() - started)
-                bar.set_postfix_str(f'data wait {self.data_wait:.0%}', refresh=False)
+        hidden = True if rank() else None  # None: hidden where stderr is no terminal
+        with tqdm(total=len(data.patches.image), desc=title, unit='patch', leave=False, disable=hidden) as bar:
+            for (rows, count), (patches, scores) in zip(data.batches, data):
                 yield rows, count, patches, scores
                 bar.update(count)
 
@@ -320,3 +286,132 @@ class HyperIQASolver:
 def is_better(value: float, best: float) -> bool:
     """Whether `value` is higher than `best`; nan is never better, and anything is better than nan."""
     return value > best or (math.isnan(best) and not math.isnan(value))
+
+
+def run(config: Any, job: Job) -> None:
+    """Train and test the rounds into the run folder and print their medians."""
+    device = start(config)
+    check_weights(config.weights)
+    open_frames(config, job.database, *job.others.values())
+    if rank() == 0:
+        run_folder.open_run(
+            config, job.model, [split_record(split, job.database) for split in job.splits], surroundings(device)
+        )
+        if job.database.left_out:
+            write_table(Path(config.output) / 'left_out.csv', ['image', 'row', 'reason'], job.database.left_out)
+    distributed.wait()
+    rounds = config.rounds or range(1, config.train_test_num + 1)
+    for number in rounds:
+        results = train_round(config, job, number - 1)
+    if rank() == 0:
+        run_folder.print_medians(results)
+    distributed.stop()
+    finished = {int(number): result['SRCC'] for number, result in results['rounds'].items()}
+    without = [k for k in rounds if k not in finished or (math.isnan(finished[k]) and not config.train_on_all)]
+    if without and rank() == 0:
+        numbers = ', '.join(map(str, without[:5]))
+        log(f'no result: in round {numbers} no epoch has a finite loss and test SRCC; a lower --lr may help')
+        sys.exit(NO_RESULT)
+
+
+def start(config: Any) -> str:
+    """Meet the other ranks and log what a reader of the numbers must know; the device."""
+    device = distributed.pick_device(config.device, config.deterministic)
+    distributed.start(device)
+    own = folders.DATABASES[config.dataset].defaults
+    if own:
+        log(f'{config.dataset} has its own defaults, here: {" ".join(f"--{name} {getattr(config, name)}" for name in own)}')
+    log(f'Device: {device} ({distributed.device_name(device)}); seed: {config.seed}; initial weights: {config.weights}')
+    if config.amp and not distributed.has_bfloat16(device):
+        log('--amp: this CPU has no bfloat16 instructions, so training is many times slower with it than without')
+    return device
+
+
+def check_weights(source: str) -> None:
+    """Read the initial weights for the sake of the errors, before hours of work."""
+    if source != 'none':
+        with torch.device('meta'):  # names and shapes are all that is asked of this network
+            model = models.hyperiqa()
+        checkpoints.initial_weights(model, source)
+
+
+def open_frames(config: Any, *databases: OpenDatabase) -> None:
+    """Decode the images into the cache, where they are not yet; the other ranks wait for the one that does it."""
+    for database in databases:
+        database.open_frames(config.patch_size, config.cache)
+    distributed.wait()
+
+
+def train_round(config: Any, job: Job, round_index: int) -> dict[str, Any]:
+    """Train and test one round, or what is left of it, and write its results; those of all rounds that are finished."""
+    split = job.splits[round_index]
+    record = split_record(split, job.database)
+    with closing(RoundFolder(config, round_index, record)) as folder:
+        print(f'Round {round_index + 1}', flush=True)
+        if not folder.finished:
+            train, val, test = (split[part] for part in PARTS)
+            solver = HyperIQASolver(config, '', train, test, val_idx=val, round_index=round_index, opened=job.database)
+            folder.restore(solver.load_state_dict)
+            solver.train(folder.save)
+            if solver.best:
+                finish_round(folder, solver, solver.best, job)
+    results = run_folder.summarise(config.output) if rank() == 0 else {'rounds': {}}
+    run_folder.print_round(results['rounds'].get(str(round_index + 1)), record)
+    return results
+
+
+def finish_round(folder: RoundFolder, solver: HyperIQASolver, best: dict[str, Any], job: Job) -> None:
+    """Test the best epoch on the other databases too, and write the round's results."""
+    if job.others:
+        checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
+    on_others = test_on_others(solver, job, folder.path)
+    test = job.splits[solver.round_index]['test']
+    title = f'{job.database.entry.title}, round {solver.round_index + 1}, epoch {best["epoch"]}'
+    tested = tested_images(job.database, test, solver.test_data, best['scores'].numpy())
+    folder.finish(best, tested, lambda k: job.database.thumbnail(test[k]), title, on_others)
+
+
+def tested_images(database: OpenDatabase, images: Sequence[int], data: DataLoader, predicted: np.ndarray) -> TestedImages:
+    """The images at these positions, which `data` delivers, beside their predictions."""
+    return TestedImages(database.names(images), database.contents(images), data.scores, predicted)
+
+
+def test_on_others(solver: HyperIQASolver, job: Job, folder: Path | None = None) -> dict[str, dict[str, float]]:
+    """Test the solver's network on the whole other databases of a job.
+
+    Args:
+        folder: of the round, for a predictions_<name>.csv of each database, or None to write nothing.
+
+    Returns:
+        SRCC, PLCC and KRCC by the database's name. A higher value always means more agreement: where one of the
+        two databases has scores that fall with quality, the sign is turned.
+    """
+    results = {}
+    for name, database in job.others.items():
+        images = range(len(database.samples))
+        data = solver.loader(database, images, istrain=False)
+        sign = 1 if database.higher_is_better == job.model['higher_is_better'] else -1
+        predicted = solver.predict(data)
+        metrics = all_metrics(predicted, data.scores)
+        if folder and rank() == 0:
+            run_folder.write_predictions(folder / f'predictions_{name}.csv', tested_images(database, images, data, predicted))
+        results[name] = {metric: sign * metrics[metric] for metric in ('SRCC', 'PLCC', 'KRCC')}
+    return results
+
+
+def evaluate(config: Any, job: Job) -> None:
+    """Repeat the test of the round that a checkpoint is of, or test the checkpoint on the other databases of a job."""
+    start(config)
+    check_weights(config.weights)
+    open_frames(config, *(job.others.values() or [job.database]))
+    round_index = 0 if is_plain_checkpoint(config) else run_folder.round_index_of(Path(config.evaluate).absolute().parent)
+    # with --test_on a solver without images, for its network and its way to predict
+    test = [] if job.others else job.splits[0]['test']
+    solver = HyperIQASolver(config, config.data_root, [], test, round_index=round_index, opened=job.database)
+    if job.others:
+        solver.score_range = job.model['score_range'] or (0, 1)  # the network's scores are in the unit that it was trained in
+        run_folder.print_on_others(test_on_others(solver, job))
+    else:
+        test_srcc, test_plcc = solver.test(solver.test_data)
+        print(f'test_srcc {test_srcc}\ntest_plcc {test_plcc}')
+    distributed.stop()

@@ -1,17 +1,14 @@
 """Compare what runs have left behind, image by image.
 
-    python compare.py runs/koniq-seed0 runs/koniq-mine [RUN ...] [--csv FILE] [--plot FILE]
+    python compare.py runs/koniq-seed0 runs/koniq-mine [--csv FILE] [--plot FILE]
+    python compare.py runs/*
 
-Prints each run's SRCC and PLCC, and for each pair of runs the difference of their SRCC: in every round on the same test
-images, with its interval, and over the rounds. An interval of a difference is narrower than those of the two values, since
-both runs see the same easy and difficult images.
+Prints each run's SRCC and PLCC, and for two runs the difference of their SRCC: in every round on the same test images, with its
+interval, and over the rounds. An interval of a difference is narrower than those of the two values, since both runs see the
+same easy and difficult images.
 """
 
-from util import program  # before the others, see there
-
-# isort: split
 import argparse
-import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from util.errors import InputError
-from util.files import read_table, refuse_unwritable, write_table, write_whole
-from util.metrics import Round, intervals, median_interval, plcc, resampled, srcc
-from util.run_folder import read_predictions, read_record, round_path, rounds_in
+from util import plots
+from util.errors import InputError, boundary
+from util.files import check_output, named, write_table, write_whole
+from util.metrics import TestedImages, intervals, median_interval, plcc, resampled, srcc
+from util.options import parse, read_record
+from util.run_folder import read_columns, read_predictions, round_path, rounds_in
 
 COLUMNS = ('first', 'second', 'round', 'first_srcc', 'second_srcc', 'difference', 'low', 'high')
 
@@ -32,7 +31,7 @@ class Run(NamedTuple):
     """The finished rounds of a run by their 1-based number: test images, and the test SRCC of every epoch."""
 
     name: str
-    rounds: dict[int, Round]
+    rounds: dict[int, TestedImages]
     curves: dict[int, list[float]]
 
 
@@ -46,20 +45,22 @@ class Comparison(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> None:
-    with program.boundary():
+    with boundary():
         options = parse_options(argv)
-        for path, start in ((options.csv, ','.join(COLUMNS).encode()), (options.plot, b'\x89PNG')):
-            if path:
-                refuse_unwritable(path, start=start)
+        if options.csv:
+            check_output(options.csv, ['.csv'], ','.join(COLUMNS))
+        if options.plot:
+            check_output(options.plot, ['.png'])
         runs = read_runs(options.runs)
         print_runs(runs)
-        comparisons = [compare(first, second) for first, second in itertools.combinations(runs, 2)]
-        for comparison in comparisons:
+        if len(runs) == 2:
+            comparison = compare(*runs)
             print_comparison(comparison)
-        if options.csv:
-            write_table(options.csv, COLUMNS, [row for comparison in comparisons for row in comparison.rows])
-        if options.plot:
-            write_picture(options.plot, runs, comparisons)
+            if options.csv:
+                write_table(options.csv, COLUMNS, comparison.rows)
+            if options.plot:
+                curves = {run.name: list(run.curves.values()) for run in runs}
+                write_whole(options.plot, plots.comparison(curves, comparison.rows))
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -67,9 +68,9 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('runs', nargs='+', metavar='RUN', help='two run folders or more')
     parser.add_argument('--csv', metavar='FILE', help='write every difference as a table too')
     parser.add_argument('--plot', metavar='FILE', help='draw the test SRCC by epoch and the differences as a PNG')
-    options = program.parse(parser, argv)
-    if len(options.runs) < 2:
-        parser.error('give two run folders or more')
+    options = parse(parser, argv)
+    if len(options.runs) < 2 or (len(options.runs) > 2 and (options.csv or options.plot)):
+        raise InputError('give two run folders; more without --csv and --plot')
     return options
 
 
@@ -89,8 +90,7 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
 
 def read_run(folder: Path, name: str) -> Run:
     read_record(folder / 'config.json')
-    finished = [number for number in rounds_in(folder) if (round_path(folder, number) / 'result.json').exists()]
-    read = {number: read_predictions(round_path(folder, number) / 'predictions.csv') for number in finished}
+    read = {number: read_predictions(round_path(folder, number) / 'predictions.csv') for number in rounds_in(folder)}
     rounds = {number: tested for number, tested in read.items() if tested.images}
     if not rounds:
         raise InputError(f'{folder} holds no finished round with test images; its command with --resume finishes it')
@@ -99,10 +99,9 @@ def read_run(folder: Path, name: str) -> Run:
 
 def read_curve(path: Path) -> list[float]:
     """The test SRCC of every epoch."""
-    try:
-        return [float(row['test_srcc']) for row in read_table(path)]
-    except (KeyError, ValueError) as error:
-        raise InputError(f'{path} is not the history of a run: {error}')
+    columns = read_columns(path)
+    with named(path, 'a table'):
+        return [float(value) for value in columns['test_srcc']]
 
 
 def compare(first: Run, second: Run) -> Comparison:
@@ -127,25 +126,21 @@ def compare(first: Run, second: Run) -> Comparison:
     return Comparison(first, second, [dict(zip(COLUMNS, row)) for row in rows], p)
 
 
-def same_images(number: int, first: Run, second: Run) -> tuple[Round, Round]:
+def same_images(number: int, first: Run, second: Run) -> tuple[TestedImages, TestedImages]:
     """The test images of a round in two runs, those of the second in the order of the first."""
     one, other = first.rounds[number], second.rounds[number]
-    position = {name: k for k, name in enumerate(other.images)}
-    for run, names, others in ((first, one.images, position.keys()), (second, other.images, set(one.images))):
+    refused = f'{first.name} and {second.name} cannot be compared: in round {number}'
+    for run, names, others in ((first, one.images, set(other.images)), (second, other.images, set(one.images))):
         alone = [name for name in names if name not in others]
         if alone:
-            raise InputError(
-                f'{first.name} and {second.name} cannot be compared: in round {number} {run.name} alone tests {len(alone)} of '
-                f'its {len(names)} images, the first of them {alone[0]}; --split FILE gives a run the split.json of another'
-            )
+            what = f'{run.name} alone tests {len(alone)} of its {len(names)} images, the first of them {alone[0]}'
+            raise InputError(f'{refused} {what}; --split FILE gives a run the split.json of another')
+    position = {name: k for k, name in enumerate(other.images)}
     order = [position[name] for name in one.images]
     differ = [name for name, a, b in zip(one.images, one.subjective, other.subjective[order]) if a != b]
     if differ:
-        raise InputError(
-            f'{first.name} and {second.name} cannot be compared: in round {number} the labels of {len(differ)} images differ, '
-            f'the first of them {differ[0]}'
-        )
-    return one, Round(one.images, one.contents, one.subjective, other.predicted[order])
+        raise InputError(f'{refused} the labels of {len(differ)} images differ, the first of them {differ[0]}')
+    return one, TestedImages(one.images, one.contents, one.subjective, other.predicted[order])
 
 
 def signed_rank_p(differences: list[float]) -> float:
@@ -172,20 +167,18 @@ def print_comparison(comparison: Comparison) -> None:
     first, second = comparison.first.name, comparison.second.name
     print(f'\n{first} less {second}: SRCC on the same test images')
     for row in comparison.rows:
-        print(
-            f'  {"round " * (row is not median) + row["round"]:9s} {row["difference"]:+.4f} {shown(interval_of(row), "+.4f")}'
-        )
+        name = 'round ' * (row is not median) + row['round']
+        print(f'  {name:9s} {row["difference"]:+.4f} {shown((row["low"], row["high"]), "+.4f")}')
     wins, losses = (sum(sign * row['difference'] > 0 for row in rounds) for sign in (1, -1))
-    print(
-        f'  of {len(rounds)} rounds {first} is ahead in {wins}, {second} in {losses}; Wilcoxon signed-rank p {comparison.p:.3g}'
-    )
+    ahead = f'{first} is ahead in {wins}, {second} in {losses}'
+    print(f'  of {len(rounds)} rounds {ahead}; Wilcoxon signed-rank p {comparison.p:.3g}')
     print(f'  {verdict(comparison)}', flush=True)
 
 
 def verdict(comparison: Comparison) -> str:
     """One sentence, which calls a run better only where the interval of the median difference leaves out 0."""
     first, second = comparison.first.name, comparison.second.name
-    low, high = interval_of(comparison.rows[-1])
+    low, high = (comparison.rows[-1][end] for end in ('low', 'high'))
     if low > 0:
         return f'{first} is better than {second}: the interval of the median difference lies above 0'
     if high < 0:
@@ -194,19 +187,8 @@ def verdict(comparison: Comparison) -> str:
     return f'No difference between {first} and {second} is shown: the interval of the median {reason}'
 
 
-def interval_of(row: dict[str, Any]) -> tuple[float, float]:
-    return row['low'], row['high']
-
-
 def shown(interval: Sequence[float], form: str) -> str:
     return f'[{interval[0]:{form}}, {interval[1]:{form}}]'
-
-
-def write_picture(path: Path | str, runs: list[Run], comparisons: list[Comparison]) -> None:
-    from util import plots
-
-    curves = {run.name: list(run.curves.values()) for run in runs}
-    write_whole(path, plots.comparison(curves, {f'{c.first.name} less\n{c.second.name}': c.rows for c in comparisons}))
 
 
 if __name__ == '__main__':

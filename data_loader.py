@@ -6,9 +6,10 @@ the frames, made ahead in threads; float, flip and normalisation happen on the d
 """
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,16 +20,14 @@ from folders import OpenDatabase
 from models import PATCH_SIZE, patch_size_reason
 from util import distributed
 from util.errors import InputError
-from util.splits import seed_words
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCHES_AHEAD = 4
 TRAIN_STREAM, TEST_STREAM = 0, 1
 
 
 class Patches(NamedTuple):
-    """What an epoch sees, one entry a patch: position of the image, top and left of the crop, and whether it is flipped."""
+    """What an epoch sees, one entry per patch: position of the image, top and left of the crop, and whether it is flipped."""
 
     image: np.ndarray
     top: np.ndarray
@@ -37,7 +36,7 @@ class Patches(NamedTuple):
 
 
 def draw_patches(seed: tuple[int, ...] | np.ndarray, sizes: np.ndarray, patch_num: int, istrain: bool) -> Patches:
-    """Draws `patch_num` crops an image.
+    """Draws `patch_num` crops per image.
 
     Uses NumPy's legacy generator, whose stream is frozen across NumPy versions.
 
@@ -66,8 +65,8 @@ class DataLoader:
         img_indx: positions of the wanted units (see `folders.OpenDatabase`): images, or references for LIVE, CSIQ,
             TID2013, KADID-10k and the demo. With `opened` they are positions of images.
         patch_size: 224.
-        patch_num: random patches an image and epoch.
-        batch_size: patches a batch; the last batch may be smaller.
+        patch_num: random patches per image and epoch.
+        batch_size: patches per batch; the last batch may be smaller.
         istrain: shuffle, flip half of the patches, and draw new ones for each epoch. Otherwise the patches come image
             by image, unflipped, and are the same in every epoch.
         seed, round_index: what the drawn patches depend on, with the epoch when training.
@@ -100,16 +99,14 @@ class DataLoader:
         if opened is None:
             opened = OpenDatabase(dataset, path).open_frames(patch_size)
             img_indx = opened.images(img_indx)
-        images = list(img_indx)
-        self.frames = opened.frames.part(images)
-        self.scores = np.array([opened.samples[k].score for k in images], np.float64)
+        self.frames, self.images = opened.frames, list(img_indx)
+        self.scores = np.array([opened.samples[k].score for k in self.images], np.float64)
         self.patch_num = patch_num
         self.batch_size = batch_size
         self.istrain = istrain
         self.seed = seed, round_index
         self.device = torch.device(device)
         self.num_workers = num_workers
-        self.spare_buffers: list[torch.Tensor] = []
         self.set_epoch(0)
 
     def get_data(self) -> 'DataLoader':
@@ -119,7 +116,7 @@ class DataLoader:
     def set_epoch(self, epoch: int) -> None:
         """Draw the patches of 0-based `epoch`."""
         stream = (TRAIN_STREAM, epoch) if self.istrain else (TEST_STREAM,)
-        self.patches = draw_patches(seed_words(*self.seed, *stream), self.frames.sizes, self.patch_num, self.istrain)
+        self.patches = draw_patches((*self.seed, *stream), self.frames.sizes[self.images], self.patch_num, self.istrain)
 
     @property
     def patch_scores(self) -> np.ndarray:
@@ -131,7 +128,7 @@ class DataLoader:
         """For each batch: the slice of `patches` that this rank takes of it, and how many the batch has on all ranks."""
         count = len(self.patches.image)
         ends = [(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
-        return [(distributed.share(start, stop), stop - start) for start, stop in ends]
+        return [(distributed.rank_slice(start, stop), stop - start) for start, stop in ends]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -144,52 +141,31 @@ class DataLoader:
             yield to_device(crops, flip, self.device), scores.to(self.device, non_blocking=self.device.type == 'cuda')
 
     def crops(self) -> Iterator[tuple[torch.Tensor, slice]]:
-        """Yields ((B, 224, 224, 3) uint8 crops, the slice of `patches` that they are), in order, gathered ahead.
-
-        Crops are overwritten once the next ones are asked for.
-        """
+        """Yields ((B, 224, 224, 3) uint8 crops, the slice of `patches` that they are), in order, gathered ahead."""
         batches = [rows for rows, _ in self.batches]
         if self.num_workers == 0:
             for rows in batches:
-                yield from self.lend(self.gather(rows), rows)
+                yield self.gather(rows), rows
             return
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix='patches')
         try:
-            ahead: deque[tuple[Future[torch.Tensor], slice]] = deque()
-            for rows in batches:
-                ahead.append((pool.submit(self.gather, rows), rows))
-                if len(ahead) > BATCHES_AHEAD:
-                    crops, done = ahead.popleft()
-                    yield from self.lend(crops.result(), done)
-            for crops, done in ahead:
-                yield from self.lend(crops.result(), done)
+            jobs = ((pool.submit(self.gather, rows), rows) for rows in batches)
+            ahead = deque(itertools.islice(jobs, BATCHES_AHEAD))
+            while ahead:
+                crops, rows = ahead.popleft()
+                ahead.extend(itertools.islice(jobs, 1))
+                yield crops.result(), rows
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def lend(self, buffer: torch.Tensor, rows: slice) -> Iterator[tuple[torch.Tensor, slice]]:
-        """Yields the crops in `buffer`, then keeps it: new memory would cost a page fault for every 4 KB.
-
-        Pinned buffers are kept by PyTorch, which knows when the copy to the device has ended.
-        """
-        yield buffer[: rows.stop - rows.start], rows
-        if not buffer.is_pinned():
-            self.spare_buffers.append(buffer)
-
     def gather(self, rows: slice) -> torch.Tensor:
-        """A buffer of `batch_size` crops that starts with those of the slice `rows`."""
+        """The (B, 224, 224, 3) uint8 crops of the slice `rows` of `patches`."""
         image, top, left = (column[rows].tolist() for column in self.patches[:3])
-        try:
-            buffer = self.spare_buffers.pop()
-        except IndexError:
-            buffer = torch.empty(
-                (min(self.batch_size, len(self.patches.image)), PATCH_SIZE, PATCH_SIZE, 3),
-                dtype=torch.uint8,
-                pin_memory=self.device.type == 'cuda',
-            )
-        out = buffer.numpy()
-        for k, (i, y, x) in enumerate(zip(image, top, left)):
-            out[k] = self.frames[i][y : y + PATCH_SIZE, x : x + PATCH_SIZE]
-        return buffer
+        shape = (len(image), PATCH_SIZE, PATCH_SIZE, 3)
+        crops = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == 'cuda')
+        for crop, i, y, x in zip(crops.numpy(), image, top, left):
+            crop[:] = self.frames[self.images[i]][y : y + PATCH_SIZE, x : x + PATCH_SIZE]
+        return crops
 
 
 def to_device(crops: torch.Tensor, flip: torch.Tensor, device: torch.device | str) -> torch.Tensor:

@@ -1,17 +1,15 @@
 """Image quality databases: their labels, their images, and the unit that a split must not cut through.
 
-`DATABASES` holds everything that differs between them; `OpenDatabase` is one of them on disk; the `*Folder` classes are the
+`DATABASES` holds everything that differs between them; `OpenDatabase` is one of them on disk; the `*Folder` names are the
 original's datasets.
 """
 
-import csv
+import functools
 import hashlib
 import json
 import os
-import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,283 +18,237 @@ import numpy as np
 from PIL import Image
 
 from util import demo_database
-from util.distributed import say
-from util.errors import InputError
-from util.frames import CachedFrames, DirectFrames, folder_of, image_size, load_image, on_all_cores, open_frames
-from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, plain, table_text
+from util.errors import InputError, log
+from util.frames import CachedFrames, DirectFrames, folder_of, load_image, on_all_cores, open_frames
+from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, set_of
+from util.tables import Table, find_columns, is_number, normalized_name, read_rows
 
 THUMBNAIL = 256  # pixels, at most
 
 
 def read_live(labels: Labels) -> None:
+    """https://live.ece.utexas.edu/research/Quality/subjective.htm
+
+    dmos_realigned.mat, refnames_all.mat, jp2k/, jpeg/, wn/, gblur/ and fastfading/
+    """
     labels.open('refnames_all.mat')
     (references,) = labels.mat('refnames_all')
     labels.open('dmos_realigned.mat', 'dmos.mat')
     scores, pristine = labels.mat('dmos_new' if labels.file.name == 'dmos_realigned.mat' else 'dmos', 'orgs')
-    names = [
-        f'{kind}/img{k}.bmp'
-        for kind, count in (('jp2k', 227), ('jpeg', 233), ('wn', 174), ('gblur', 174), ('fastfading', 174))
-        for k in range(1, count + 1)
-    ]
+    kinds = (('jp2k', 227), ('jpeg', 233), ('wn', 174), ('gblur', 174), ('fastfading', 174))
+    names = [f'{kind}/img{k}.bmp' for kind, count in kinds for k in range(1, count + 1)]
     if not len(names) == len(scores) == len(pristine) == len(references):
-        raise InputError(
-            f'{labels.file}: {len(scores)} scores and {len(references)} reference names for '
-            f'{len(names)} images; use the label files of the second release'
-        )
-    base = labels.folder('jp2k').parent
+        raise InputError(f'{labels.file}: {len(scores)} scores for {len(names)} images; use the files of the second release')
+    folder = labels.folder('jp2k').parent
     for k, name in enumerate(names):
         if not pristine[k]:
-            labels.add(base, name, scores[k], f'entry {k + 1}', references[k])
-
-
-CSIQ_TYPES = {'noise': 'AWGN', 'jpeg 2000': 'jpeg2000'}  # of the authors' sheet, where the file names differ
+            labels.add(folder, name, scores[k], f'entry {k + 1}', references[k])
 
 
 def read_csiq(labels: Labels) -> None:
+    """https://s2.smu.edu/~eclarson/csiq.html
+
+    csiq_label.txt (from the original HyperIQA project) or csiq.beta.xlsx, and dst_imgs_all/, or dst_imgs/ with a folder
+    for each type
+    """
     labels.open('csiq_label.txt', 'csiq.beta.xlsx')
     folder = labels.folder('dst_imgs_all', 'dst_imgs')
     if labels.file.suffix == '.txt':
-        for where, (name, score) in labels.text_rows(2):
+        for where, (name, score) in labels.rows(0, 1, header=False):
             labels.add(folder, name, score, where, name.split('.')[0], deep=True)
         return
-    for where, (image, kind, level, score) in labels.sheet_rows('image', 'dst_type', 'dst_lev', 'dmos', sheet='all_by_image'):
+    types = {'noise': 'AWGN', 'jpeg 2000': 'jpeg2000'}  # where the sheet's words and the file names differ
+    for where, (image, kind, level, score) in labels.rows('image', 'dst_type', 'dst_lev', 'dmos', sheet='all_by_image'):
         image = f'{image:g}' if isinstance(image, float) else str(image).strip()
-        kind = CSIQ_TYPES.get(str(kind).strip().lower(), str(kind).strip())
+        kind = types.get(normalized_name(kind), str(kind).strip())
         level = labels.number(level, where, 'distortion level')
         labels.add(folder, f'{image}.{kind}.{level:g}.png', score, where, image, deep=True)
 
 
 def read_tid2013(labels: Labels) -> None:
+    """https://www.ponomarenko.info/tid2013.htm
+
+    mos_with_names.txt and distorted_images/
+    """
     labels.open('mos_with_names.txt')
     folder = labels.folder('distorted_images')
-    for where, (score, name) in labels.text_rows(2):
+    for where, (score, name) in labels.rows(0, 1, header=False):
         labels.add(folder, name, score, where, name[:3].upper(), deep=True)
 
 
 def read_kadid10k(labels: Labels) -> None:
+    """https://database.mmsp-kn.de/kadid-10k-database.html
+
+    dmos.csv and images/
+    """
     labels.open('dmos.csv')
     folder = labels.folder('images')
-    for where, row in labels.csv_rows('dist_img', 'ref_img', 'dmos'):
-        labels.add(folder, row['dist_img'], row['dmos'], where, row['ref_img'])
+    for where, (name, reference, score) in labels.rows('dist_img', 'ref_img', 'dmos'):
+        labels.add(folder, name, score, where, reference)
 
 
 def read_livec(labels: Labels) -> None:
+    """https://live.ece.utexas.edu/research/ChallengeDB/index.html
+
+    Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/
+    """
     labels.open('Data/AllImages_release.mat', 'AllImages_release.mat')
     (names,) = labels.mat('AllImages_release')
     labels.open('Data/AllMOS_release.mat', 'AllMOS_release.mat')
     (scores,) = labels.mat('AllMOS_release')
     if len(names) != len(scores):
-        raise InputError(
-            f'{labels.file}: {len(scores)} scores for the {len(names)} names in AllImages_release.mat; download both again'
-        )
+        raise InputError(f'{labels.file}: {len(scores)} scores for the {len(names)} names beside them; download both again')
     folder = labels.folder('Images')
     for k in range(7, len(names)):  # the first seven were for training the observers and lie in Images/trainingImages
-        labels.add(folder, str(names[k]), scores[k], f'entry {k + 1}')
+        labels.add(folder, names[k], scores[k], f'entry {k + 1}')
 
 
 def read_koniq(labels: Labels) -> None:
+    """https://database.mmsp-kn.de/koniq-10k-database.html
+
+    koniq10k_scores_and_distributions.csv (or koniq10k_distributions_sets.csv, which has the official sets) and 1024x768/
+    (or 512x384/)
+    """
     scores_file, sets_file = 'koniq10k_scores_and_distributions.csv', 'koniq10k_distributions_sets.csv'
     sets: dict[str, str] = {}
-    if labels.find(sets_file):
-        labels.open(sets_file)
-        sets = {row['image_name']: labels.part(row['set'], where) for where, row in labels.csv_rows('image_name', 'set')}
+    if labels.open(sets_file, needed=False):
+        sets = {name: set_of(text, labels.file, where) for where, (name, text) in labels.rows('image_name', 'set')}
     labels.open(scores_file, sets_file)
-    score = 'MOS_zscore' if labels.file.name == scores_file else 'MOS'
     folder = labels.folder('1024x768', '512x384')
-    for where, row in labels.csv_rows('image_name', score):
-        labels.add(folder, row['image_name'], row[score], where, part=sets.get(row['image_name'], ''))
+    for where, (name, score) in labels.rows('image_name', 'MOS_zscore' if labels.file.name == scores_file else 'MOS'):
+        labels.add(folder, name, score, where, in_set=sets.get(name, ''))
 
 
 def read_bid(labels: Labels) -> None:
+    """http://www.lps.ufrj.br/profs/eduardo/ImageDatabase.htm
+
+    DatabaseGrades.xlsx (or .xls) and DatabaseImage0001.JPG ..., beside it or in ImageDatabase/
+    """
     labels.open('DatabaseGrades.xlsx', 'DatabaseGrades.xls')
-    places = [base for level in labels.near() for base in level]
-    base = next(
-        (base for base in places if any('databaseimage' in name for name in labels.finder.listing(str(base)))), labels.root
-    )
-    for where, (image, grade) in labels.sheet_rows(0, 1):
-        number = labels.number(image, where, 'image number')
-        labels.add(base, f'DatabaseImage{number:04g}.JPG', grade, where)
+    folder = labels.folder('ImageDatabase', default=labels.file.parent)
+    for where, (image, grade) in labels.rows(0, 1):
+        labels.add(folder, f'DatabaseImage{labels.number(image, where, "image number"):04g}.JPG', grade, where)
 
 
 def read_spaq(labels: Labels) -> None:
+    """https://github.com/h4nwei/SPAQ
+
+    Annotations/MOS and Image attribute scores.xlsx (or .csv) and TestImage/
+    """
     name = 'MOS and Image attribute scores'
     labels.open(*(f'{folder}{name}.{kind}' for kind in ('xlsx', 'csv') for folder in ('Annotations/', '')))
     folder = labels.folder('TestImage')
-    if labels.file.suffix.lower() == '.csv':
-        for where, row in labels.csv_rows('Image name', 'MOS'):
-            labels.add(folder, row['Image name'], row['MOS'], where)
-    else:
-        for where, (image, score) in labels.sheet_rows('Image name', 'MOS'):
-            labels.add(folder, str(image), score, where)
+    for where, (image, score) in labels.rows('Image name', 'MOS'):
+        labels.add(folder, image, score, where)
 
 
 def read_flive(labels: Labels) -> None:
+    """https://github.com/baidut/PaQ-2-PiQ
+
+    labels_image.csv, for the official sets also labels640.csv and labels=640_padded.csv, and database/ (or FLIVE/) with
+    its folders, or those folders
+    """
     sets = flive_sets(labels)
     labels.open('labels_image.csv')
     folder = labels.folder('database', 'FLIVE', default=labels.file.parent)
-    for where, row in labels.csv_rows('name', 'mos'):
-        labels.add(folder, row['name'], row['mos'], where, part=sets.get(row['name'], 'train') if sets else '')
+    for where, (name, score) in labels.rows('name', 'mos'):
+        labels.add(folder, name, score, where, in_set=sets.get(name, 'train') if sets else '')
 
 
 def flive_sets(labels: Labels) -> dict[str, str]:
     """The authors' test and validation images by name, if both of their files are there; all others train."""
-    sets: dict[str, str] = {}
-    for part, file in (('test', 'labels640.csv'), ('val', 'labels=640_padded.csv')):
-        if not labels.find(file):
-            return {}
-        labels.open(file)
-        for where, row in labels.csv_rows('name_image', *['is_valid'] * (part == 'val')):
-            if part == 'test' or labels.part(row['is_valid'], where, {'true': 'val', '1': 'val', 'false': '', '0': ''}):
-                sets.setdefault(row['name_image'], part)
+    if not labels.open('labels640.csv', needed=False):
+        return {}
+    sets = {name: 'test' for _, (name,) in labels.rows('name_image')}
+    if not labels.open('labels=640_padded.csv', needed=False):
+        return {}
+    for where, (name, valid) in labels.rows('name_image', 'is_valid'):
+        if set_of(valid, labels.file, where, {'true': 'val', '1': 'val', 'false': '', '0': ''}):
+            sets.setdefault(name, 'val')
     return sets
 
 
 def read_agiqa3k(labels: Labels) -> None:
+    """https://github.com/lcysyzxdxc/AGIQA-3k-Database
+
+    data.csv and the images, beside it or in images/, img/ or AGIQA-3K/; --split_by content splits by prompt
+    """
     labels.open('data.csv')
     folder = labels.folder('images', 'img', 'AGIQA-3K', default=labels.file.parent)
-    for where, row in labels.csv_rows('name', 'prompt', 'mos_quality'):
-        labels.add(folder, row['name'], row['mos_quality'], where, row['prompt'])
+    for where, (name, prompt, score) in labels.rows('name', 'prompt', 'mos_quality'):
+        labels.add(folder, name, score, where, prompt)
 
 
 def read_demo(labels: Labels) -> None:
+    """this project: it is generated on first use
+
+    labels.csv and its images
+    """
     labels.open('labels.csv')
-    for where, row in labels.csv_rows('image', 'score', 'content'):
-        labels.add(labels.root, row['image'], row['score'], where, row['content'])
-
-
-CSV_COLUMNS = {  # found in tables of other people
-    'image': (
-        *('image', 'image_name', 'img_name', 'image name', 'name_image', 'name', 'filename', 'file_name', 'img_path'),
-        *('image_path', 'image path', 'dist_img', 'dist_name', 'dis_img_path'),
-    ),
-    'score': (
-        *('score', 'mos', 'dmos', 'quality_mos', 'mos_quality', 'qmos', 'mos_image', 'elo_score', 'jod', 'gt_score'),
-        'human_score',
-    ),
-    'content': ('content', 'reference', 'ref_name', 'ref_img', 'ref_img_path', 'hq_name', 'scene'),
-    'set': ('set', 'split', 'official_split'),
-}
-
-
-class Table(NamedTuple):
-    """How a user's own table is laid out.
-
-    Attributes:
-        header: its columns, and `named` whether its first line names them.
-        columns: the header's name for each role in `CSV_COLUMNS` that the file has.
-    """
-
-    delimiter: str
-    header: list[str]
-    named: bool
-    columns: dict[str, str]
-
-
-def read_layout(file: Path | str, chosen: Mapping[str, str]) -> Table:
-    """Reads the header of a user's own table.
-
-    Args:
-        chosen: columns by role that the user names.
-
-    Raises:
-        InputError: there is no such file, no image or score column, or two columns for one role.
-    """
-    if not os.path.isfile(file):
-        raise InputError(f'there is no file {file}; --csv FILE names the table of your images and scores')
-    before, text, delimiter = table_text(file)
-    line = next(iter(text.splitlines()), '')
-    bare = re.fullmatch(r'[^\t,;]*?\S( *[\t;] *| *,(?=[^,]*$) *| +)[+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?\s*', line)
-    known = {plain(name) for names in [*CSV_COLUMNS.values(), chosen.values()] for name in names} | set(chosen.values())
-    delimiter = delimiter or max(',;\t', key=lambda mark: sum(plain(cell.strip(' "')) in known for cell in line.split(mark)))
-    header = next(csv.reader([line], delimiter=delimiter), [])
-    if bare and not any(plain(name.strip()) in known for name in header):
-        return Table(bare[1].strip(' ') or ' ', ['image', 'score'], False, {'image': 'image', 'score': 'score'})
-    columns = {}
-    for role, names in CSV_COLUMNS.items():
-        names = (plain(chosen[role]),) if role in chosen else names
-        found = [name for name in header if plain(name.strip()) in names]
-        if len(found) > 1:
-            raise InputError(
-                f'{file}, line {before + 1}: {" and ".join(found)} can each be the column of the {role}; '
-                f'--columns {role}={found[0].strip()} settles it'
-            )
-        if found:
-            columns[role] = found[0]
-        elif role in ('image', 'score') or role in chosen:
-            raise InputError(
-                f'{file}, line {before + 1}: no column is the {role}; name it {" or ".join(names[:4])}, or say --columns '
-                f'{role}=NAME; the header is {line[:200]!r}'
-            )
-    return Table(delimiter, header, True, columns)
+    for where, (name, score, content) in labels.rows('image', 'score', 'content'):
+        labels.add(labels.root, name, score, where, content)
 
 
 def read_csv(labels: Labels) -> None:
-    labels.file = labels.root
-    table = read_layout(labels.file, labels.settings.columns)
+    """yours
+
+    --csv FILE with the columns image and score (or dmos: lower is better), optionally content (its images stay together
+    in a split) and set (train, val or test); many other names are known
+    """
+    table = find_columns(labels.file, read_rows(labels.file), labels.settings.columns, ('image', 'score'), ('content', 'set'))
     start = labels.settings.images or os.path.dirname(labels.file)
-    header = None if table.named else table.header
-    rows = labels.csv_rows(*table.columns.values(), header=header, delimiter=table.delimiter, strict=True)
-    if table.delimiter == ' ':
-        rows = labels.spaced_rows()
-    ignored = [name for name in table.header if name.strip() and name not in table.columns.values()]
-    seen: dict[str, list[str]] = {name: [] for name in ignored}
-    for where, row in rows:
-        cells = {role: row[column].strip() for role, column in table.columns.items()}
-        for role, cell in cells.items():
+    for where, cells, decimal in table.rows:
+        row = {role: str(cells[k]).strip() for role, k in table.columns.items()}
+        for role, cell in row.items():
             if not cell:
                 raise InputError(f'{labels.file}, {where}: the {role} is empty; fill it in or remove that row')
-        score = cells['score']
-        if table.delimiter not in ', ':
-            score = re.sub(r'^([+-]?\d*),(\d+)$', r'\1.\2', score)
-        part = labels.part(cells['set'], where) if 'set' in cells else ''
-        labels.add(start, cells['image'], score, where, cells.get('content', cells['image']), part)
-        for name in ignored:
-            seen[name].append(row.get(name) or '')
-    tell_layout(labels, table, ignored)
+        score = row['score'].replace(decimal, '.') if is_number(row['score']) else row['score']
+        official_set = set_of(row['set'], labels.file, where) if 'set' in row else ''
+        labels.add(start, row['image'], score, where, row.get('content', row['image']), official_set)
+    describe_table(labels, table)
     if 'content' not in table.columns:
-        warn_of_references(labels, seen)
+        warn_of_references(labels, table)
 
 
-def tell_layout(labels: Labels, table: Table, ignored: list[str]) -> None:
-    """Set which way the scores run, and say on stderr what was taken from a user's own table."""
-    by_name = plain(table.columns['score'].strip()) != 'dmos'
+def describe_table(labels: Labels, table: Table) -> None:
+    """Set which way the scores run, and log what was taken from a user's own table."""
+    by_name = table.named and normalized_name(table.header[table.columns['score']]) == 'dmos'
     lower = labels.settings.lower_is_better
-    labels.higher_is_better = by_name if lower is None else not lower
+    labels.higher_is_better = not by_name if lower is None else not lower
     direction = f'{"higher" if labels.higher_is_better else "lower"} is better'
-    if lower is None and not by_name:
+    if lower is None and by_name:
         direction += ', as a column named dmos is read; --higher_is_better or --lower_is_better settles it'
-    taken = ', '.join(f'{role} from {column.strip()!r}' for role, column in table.columns.items())
+    taken = ', '.join(f'{role} from {table.header[k]!r}' for role, k in table.columns.items())
     if not table.named:
         taken = 'no header, so each line is a name and a score'
-    rest = f'; ignored: {", ".join(repr(name.strip()) for name in ignored)}' if ignored else ''
-    say(f'{labels.file}: {taken}; {direction}{rest}')
+    ignored = [repr(name) for k, name in enumerate(table.header) if name and k not in table.columns.values()]
+    log(f'{labels.file}: {taken}; {direction}' + f'; ignored: {", ".join(ignored)}' * bool(ignored and table.named))
 
 
-def warn_of_references(labels: Labels, columns: dict[str, list[str]]) -> None:
-    """Say on stderr which of the ignored `columns` looks like the name of what the images show.
+def warn_of_references(labels: Labels, table: Table) -> None:
+    """Warn of an unused column that looks like the name of what the images show.
 
     That is one whose cells, each of several images, are how those images' file names start.
     """
-    names = [plain(os.path.basename(sample.path.replace('\\', '/'))) for sample in labels.samples]
-    for column, cells in columns.items():
-        stems = [plain(os.path.splitext(os.path.basename(cell.strip().replace('\\', '/')))[0]) for cell in cells]
-        starts = all(stem and name.startswith(stem) for stem, name in zip(stems, names))
-        if stems and starts and len(set(stems)) < len(stems):
-            say(
-                f'warning: the column {column!r} of {labels.file} looks like the reference of each image and is not used: '
-                f'images of one scene on both sides of a split inflate every score; '
-                f'--columns content={column} keeps them together'
-            )
+    names = [stem_of(sample.path) for sample in labels.samples]
+    for k, column in enumerate(table.header):
+        stems = [stem_of(row.cells[k]) for row in table.rows] if k not in table.columns.values() else []
+        if len(set(stems)) < len(stems) and all(stem and name.startswith(stem) for stem, name in zip(stems, names)):
+            remedy = f'--columns {shlex.quote(f"content={column}")} keeps images of one scene together in a split'
+            log(f'warning: the column {column!r} of {labels.file} looks like the reference of each image; {remedy}')
 
 
-@dataclass(frozen=True)
-class Database:
+def stem_of(path: Any) -> str:
+    """The normalized name of a file without its folder and ending."""
+    return normalized_name(os.path.splitext(os.path.basename(str(path).strip().replace('\\', '/')))[0])
+
+
+class Database(NamedTuple):
     """What differs between databases.
 
     Args:
-        read: fills a `Labels` with samples.
+        read: fills a `Labels` with samples; its docstring says where to get the database and what its folder holds.
         images: how many samples the complete database has, or None where that is the user's affair.
-        source, layout: where to get it, and what its folder holds.
         score_range: (low, high) of the label's unit; single scores may lie beyond. None: as in the user's file.
         higher_is_better: False for a DMOS.
         by_content: a split keeps the images of one content together; otherwise it draws single images.
@@ -309,135 +261,38 @@ class Database:
     title: str
     read: Callable[[Labels], None]
     images: int | None
-    source: str
-    layout: str
     score_range: tuple[float, float] | None
     higher_is_better: bool = True
     by_content: bool = False
     official: bool = False
     resize: tuple[int, int] | None = None
     exif_rotation: bool = False
-    defaults: dict[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = {}
+
+    @property
+    def scale(self) -> str:
+        unit = '{} to {}'.format(*self.score_range) if self.score_range else 'as in the file'
+        return f'{unit}, {"higher" if self.higher_is_better else "lower"} is better'
+
+    @property
+    def source_and_layout(self) -> list[str]:
+        return [' '.join(part.split()) for part in (self.read.__doc__ or '\n\n').split('\n\n')]
 
 
 DATABASES = {
-    'live': Database(
-        'LIVE',
-        read_live,
-        779,
-        'https://live.ece.utexas.edu/research/Quality/subjective.htm',
-        'dmos_realigned.mat, refnames_all.mat, jp2k/, jpeg/, wn/, gblur/ and fastfading/',
-        (0, 100),
-        higher_is_better=False,
-        by_content=True,
-    ),
-    'csiq': Database(
-        'CSIQ',
-        read_csiq,
-        866,
-        'https://s2.smu.edu/~eclarson/csiq.html',
-        'csiq_label.txt (from the original HyperIQA project) or csiq.beta.xlsx, and dst_imgs_all/, or dst_imgs/ with a folder '
-        'for each type',
-        (0, 1),
-        higher_is_better=False,
-        by_content=True,
-    ),
-    'tid2013': Database(
-        'TID2013',
-        read_tid2013,
-        3000,
-        'https://www.ponomarenko.info/tid2013.htm',
-        'mos_with_names.txt and distorted_images/',
-        (0, 9),
-        by_content=True,
-    ),
-    'kadid10k': Database(
-        'KADID-10k',
-        read_kadid10k,
-        10125,
-        'https://database.mmsp-kn.de/kadid-10k-database.html',
-        'dmos.csv and images/',
-        (1, 5),
-        by_content=True,
-    ),
-    'livec': Database(
-        'LIVE Challenge',
-        read_livec,
-        1162,
-        'https://live.ece.utexas.edu/research/ChallengeDB/index.html',
-        'Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/',
-        (0, 100),
-    ),
-    'koniq': Database(
-        'KonIQ-10k',
-        read_koniq,
-        10073,
-        'https://database.mmsp-kn.de/koniq-10k-database.html',
-        'koniq10k_scores_and_distributions.csv (or koniq10k_distributions_sets.csv, which has the '
-        'official sets) and 1024x768/ (or 512x384/)',
-        (0, 100),
-        official=True,
-        resize=(512, 384),
-    ),
-    'bid': Database(
-        'BID',
-        read_bid,
-        586,
-        'http://www.lps.ufrj.br/profs/eduardo/ImageDatabase.htm',
-        'DatabaseGrades.xlsx (or .xls) and DatabaseImage0001.JPG ..., beside it or in ImageDatabase/',
-        (0, 5),
-        resize=(512, 512),
-    ),
-    'spaq': Database(
-        'SPAQ',
-        read_spaq,
-        11125,
-        'https://github.com/h4nwei/SPAQ',
-        'Annotations/MOS and Image attribute scores.xlsx (or .csv) and TestImage/',
-        (0, 100),
-        resize=(512, 384),
-        exif_rotation=True,
-    ),
-    'flive': Database(
-        'FLIVE',
-        read_flive,
-        39810,
-        'https://github.com/baidut/PaQ-2-PiQ',
-        'labels_image.csv, for the official sets also labels640.csv and labels=640_padded.csv, and database/ (or FLIVE/) '
-        'with its folders, or those folders',
-        (0, 100),
-        official=True,
-        resize=(512, 512),
-    ),
-    'agiqa3k': Database(
-        'AGIQA-3K',
-        read_agiqa3k,
-        2982,
-        'https://github.com/lcysyzxdxc/AGIQA-3k-Database',
-        'data.csv and the images, beside it or in images/, img/ or AGIQA-3K/; --split_by content splits by prompt',
-        (0, 5),
-    ),
-    'csv': Database(
-        'your images',
-        read_csv,
-        None,
-        'yours',
-        '--csv FILE with the columns image and score (or dmos: lower is better), optionally content (its '
-        'images stay together in a split) and set (train, val or test); many other names are known',
-        None,
-        by_content=True,
-        official=True,
-        exif_rotation=True,
-    ),
+    'live': Database('LIVE', read_live, 779, (0, 100), higher_is_better=False, by_content=True),
+    'csiq': Database('CSIQ', read_csiq, 866, (0, 1), higher_is_better=False, by_content=True),
+    'tid2013': Database('TID2013', read_tid2013, 3000, (0, 9), by_content=True),
+    'kadid10k': Database('KADID-10k', read_kadid10k, 10125, (1, 5), by_content=True),
+    'livec': Database('LIVE Challenge', read_livec, 1162, (0, 100)),
+    'koniq': Database('KonIQ-10k', read_koniq, 10073, (0, 100), official=True, resize=(512, 384)),
+    'bid': Database('BID', read_bid, 586, (0, 5), resize=(512, 512)),
+    'spaq': Database('SPAQ', read_spaq, 11125, (0, 100), resize=(512, 384), exif_rotation=True),
+    'flive': Database('FLIVE', read_flive, 39810, (0, 100), official=True, resize=(512, 512)),
+    'agiqa3k': Database('AGIQA-3K', read_agiqa3k, 2982, (0, 5)),
+    'csv': Database('your images', read_csv, None, None, by_content=True, official=True, exif_rotation=True),
     'demo': Database(
-        'the demo database',
-        read_demo,
-        demo_database.IMAGES,
-        'this project: it is generated on first use',
-        'labels.csv and its images',
-        (1, 5),
-        by_content=True,
-        defaults=demo_database.DEFAULTS,
+        'the demo database', read_demo, demo_database.IMAGES, (1, 5), by_content=True, defaults=demo_database.DEFAULTS
     ),
 }
 ALIASES = {'koniq-10k': 'koniq'}
@@ -451,15 +306,13 @@ def database_key(name: str) -> str:
     return key
 
 
-def advice(key: str, path: Path | str, settings: Settings) -> str:
+def remedy_of(key: str, path: Path | str, settings: Settings) -> str:
     """What to do where files of the database `key` are missing in `path`."""
     if key == 'csv':
         start = settings.images or f'{Path(path).parent}{os.sep}'
         return f'Each line names an image and its score; a relative name starts at {start} or at --data_root DIR.'
-    return (
-        f'Get the database from {DATABASES[key].source} and unpack it so that the folder holds '
-        f'{DATABASES[key].layout}; --data_root DIR names another place.'
-    )
+    source, layout = DATABASES[key].source_and_layout
+    return f'Get it from {source} and unpack it so that the folder holds {layout}; --data_root DIR names another place.'
 
 
 def read_samples(dataset: str, path: Path | str) -> list[Sample]:
@@ -482,20 +335,17 @@ def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENT
     if key == 'demo':
         demo_database.generate(path)
     database = DATABASES[key]
-    labels = Labels(path, database.title, advice(key, path, settings), settings)
+    labels = Labels(path, database.title, remedy_of(key, path, settings), settings)
     database.read(labels)
     if not labels.samples:
-        raise InputError(f'{labels.file} lists no image. {labels.advice}')
+        raise InputError(f'{labels.file} lists no image. {labels.remedy}')
     labels.refuse_repeated()
-    missing = [
-        f'{sample.path} ({where})' for sample, where in zip(labels.samples, labels.places) if not os.path.isfile(sample.path)
-    ]
+    places = zip(labels.samples, labels.places)
+    missing = [f'{sample.path} ({where})' for sample, where in places if not os.path.isfile(sample.path)]
     if missing and not settings.skip_missing:
-        raise InputError(
-            f'{database.title}: {len(missing)} of the {len(labels.samples)} images that '
-            f'{labels.file} lists are missing, the first of them {", ".join(missing[:5])}. '
-            f'{labels.advice} --skip_missing leaves them out.'
-        )
+        what = f'{len(missing)} of the {len(labels.samples)} images that {labels.file} lists are missing'
+        first = f'the first of them {", ".join(missing[:5])}. {labels.remedy} --skip_missing leaves them out.'
+        raise InputError(f'{database.title}: {what}, {first}')
     return labels
 
 
@@ -556,22 +406,21 @@ class OpenDatabase:
         """Leave out the images that are missing or unreadable, and say how many."""
         faults = on_all_cores('find unreadable images', lambda sample: fault_of(sample, self.entry.exif_rotation), self.samples)
         names = self.names(range(len(self.samples)))
-        self.left_out = [
-            {'image': name, 'row': where, 'reason': fault} for name, where, fault in zip(names, labels.places, faults) if fault
-        ]
+        rows = zip(names, labels.places, faults)
+        self.left_out = [{'image': name, 'row': where, 'reason': fault} for name, where, fault in rows if fault]
         self.rows = [k for k, fault in enumerate(faults) if not fault]
         self.samples = [self.samples[k] for k in self.rows]
         del self.all_names  # which were of all that are listed
         if not self.samples:
-            raise InputError(f'{labels.file}: none of the {len(faults)} images that it lists can be read. {labels.advice}')
+            raise InputError(f'{labels.file}: none of the {len(faults)} images that it lists can be read. {labels.remedy}')
         if self.left_out:
             first = self.left_out[0]['image']
-            say(f'--skip_missing: {len(self.left_out)} of {len(faults)} listed images are left out, the first is {first}')
+            log(f'--skip_missing: {len(self.left_out)} of {len(faults)} listed images are left out, the first is {first}')
 
     def open_frames(self, smallest: int, cache: Path | str | None = None) -> 'OpenDatabase':
         """Make the images ready, decoding them into the cache if need be (see `util.frames.open_frames`); returns itself."""
-        paths = [sample.path for sample in self.samples]
-        self.frames = open_frames(paths, self.path, self.key, smallest, self.resize, self.entry.exif_rotation, cache)
+        direct = DirectFrames([sample.path for sample in self.samples], smallest, self.resize, self.entry.exif_rotation)
+        self.frames = open_frames(direct, self.path, self.key, cache)
         return self
 
     def images(self, units: Iterable[int]) -> list[int]:
@@ -591,7 +440,7 @@ class OpenDatabase:
     def digest(self) -> str:
         """A hash of the samples' names, scores, contents and official sets."""
         rows = zip(self.all_names, self.samples)
-        facts = [[name, sample.score, self.plain_content(sample), sample.part] for name, sample in rows]
+        facts = [[name, sample.score, self.plain_content(sample), sample.official_set] for name, sample in rows]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def plain_content(self, sample: Sample) -> str:
@@ -602,67 +451,42 @@ class OpenDatabase:
         """What each image shows, where splits are by content: images of one are not independent. Otherwise its name."""
         return [self.plain_content(self.samples[k]) if self.by_content else self.all_names[k] for k in positions]
 
-    def small_picture(self, position: int) -> Image.Image:
-        """A thumbnail of an image, in the proportions of its file even where the frame is squeezed."""
-        frame = Image.fromarray(np.asarray(self.frames[position]))
-        width, height = frame.size
-        if self.resize:
-            with suppress(InputError):  # the file may have gone since it was decoded
-                height, width = image_size(self.samples[position].path, self.entry.exif_rotation)
-        scale = min(1, THUMBNAIL / max(height, width))
-        return frame.resize((max(1, round(scale * width)), max(1, round(scale * height))))
+    def thumbnail(self, position: int) -> Image.Image:
+        """A small picture of an image, in the proportions of its file even where the frame is squeezed."""
+        picture = load_image(self.samples[position].path, exif_rotation=self.entry.exif_rotation)
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        return picture
 
     @property
     def score_range(self) -> tuple[float, float]:
         """(low, high) of the scores: nominal, or of the samples for `csv`."""
-        if self.entry.score_range:
-            return self.entry.score_range
         scores = [sample.score for sample in self.samples]
-        return min(scores), max(scores)
+        return self.entry.score_range or (min(scores), max(scores))
 
     def warn_of_count(self) -> None:
-        """Say on stderr if the labels list more or fewer images than the complete database has."""
+        """Warn if the labels list more or fewer images than the complete database has."""
         listed = len(self.samples) + len(self.left_out)
         if self.entry.images not in (None, listed):
-            say(f'warning: {self.entry.title} has {self.entry.images} images; {listed} are listed in the labels of this copy')
+            log(f'warning: {self.entry.title} has {self.entry.images} images; {listed} are listed in the labels of this copy')
 
 
 def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:
     """The `OpenDatabase.units` of `samples`."""
-    if not by_content:
-        return [[k] for k in range(len(samples))]
-    units: dict[str, list[int]] = {content: [] for content in sorted({sample.content for sample in samples})}
-    for k, sample in enumerate(samples):
-        units[sample.content].append(k)
+    keys: list[Any] = [sample.content if by_content else k for k, sample in enumerate(samples)]
+    units: dict[Any, list[int]] = {key: [] for key in sorted(set(keys))}
+    for k, key in enumerate(keys):
+        units[key].append(k)
     return list(units.values())
 
 
 def dataset_table() -> str:
-    """All databases as a Markdown table."""
-    lines = [
-        '| `--dataset` | database | images | scores | a split draws | before the crop | get it from | its folder holds |',
-        '|' + '---|' * 8,
-    ]
+    """All databases as a table, a line each."""
+    rows = [('--dataset', 'database', 'images', 'scores', 'a split draws')]
     for key, database in DATABASES.items():
-        names = [key] + [alias for alias, target in ALIASES.items() if target == key]
-        scores = '{} to {}'.format(*database.score_range) if database.score_range else 'as in the file'
-        polarity = 'higher' if database.higher_is_better else 'lower'
-        unit = 'contents' if database.by_content else 'images'
-        steps = ['EXIF rotation'] * database.exif_rotation
-        if database.resize:
-            steps.append('resize to {} x {} (height x width)'.format(*database.resize))
-        cells = [
-            ', '.join(f'`{name}`' for name in names),
-            database.title,
-            database.images or 'any number',
-            f'{scores}, {polarity} is better',
-            unit + ', or the official sets' * database.official,
-            ', '.join(steps) or 'nothing',
-            database.source,
-            database.layout,
-        ]
-        lines.append(f'| {" | ".join(map(str, cells))} |')
-    return '\n'.join(lines)
+        draws = ('contents' if database.by_content else 'images') + ' or official sets' * database.official
+        rows.append((key, database.title, str(database.images or 'any'), database.scale, draws))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 class DatabaseFolder:
@@ -671,64 +495,34 @@ class DatabaseFolder:
     Each image comes `patch_num` times in a row.
 
     Args:
+        dataset: a key of `DATABASES`.
         root: the database's folder.
         index: positions of the wanted units (see `OpenDatabase`): images, or references where the split is by content.
         transform: turns a `PIL.Image` into what the dataset gives.
         patch_num: how many patches an epoch takes from each image.
     """
 
-    dataset: str
-
-    def __init__(self, root: Path | str, index: Iterable[int], transform: Callable[[Image.Image], Any], patch_num: int) -> None:
-        database = OpenDatabase(self.dataset, root)
+    def __init__(
+        self, dataset: str, root: Path | str, index: Iterable[int], transform: Callable[[Image.Image], Any], patch_num: int
+    ) -> None:
+        database = OpenDatabase(dataset, root)
         images = [database.samples[k] for k in database.images(index)]
         self.samples = [(sample.path, sample.score) for sample in images for _ in range(patch_num)]
+        self.exif_rotation = database.entry.exif_rotation
         self.transform = transform
 
     def __getitem__(self, index: int) -> tuple[Any, float]:
         path, score = self.samples[index]
-        exif_rotation = DATABASES[self.dataset].exif_rotation
-        return self.transform(load_image(path, exif_rotation=exif_rotation)), score
+        return self.transform(load_image(path, exif_rotation=self.exif_rotation)), score
 
     def __len__(self) -> int:
         return len(self.samples)
 
 
-class LIVEFolder(DatabaseFolder):
-    dataset = 'live'
-
-
-class LIVEChallengeFolder(DatabaseFolder):
-    dataset = 'livec'
-
-
-class CSIQFolder(DatabaseFolder):
-    dataset = 'csiq'
-
-
-class Koniq_10kFolder(DatabaseFolder):
-    dataset = 'koniq'
-
-
-class BIDFolder(DatabaseFolder):
-    dataset = 'bid'
-
-
-class TID2013Folder(DatabaseFolder):
-    dataset = 'tid2013'
-
-
-class KADID10kFolder(DatabaseFolder):
-    dataset = 'kadid10k'
-
-
-class SPAQFolder(DatabaseFolder):
-    dataset = 'spaq'
-
-
-class FLIVEFolder(DatabaseFolder):
-    dataset = 'flive'
-
-
-class AGIQA3kFolder(DatabaseFolder):
-    dataset = 'agiqa3k'
+# the original's datasets under its names
+LIVEFolder = functools.partial(DatabaseFolder, 'live')
+CSIQFolder = functools.partial(DatabaseFolder, 'csiq')
+TID2013Folder = functools.partial(DatabaseFolder, 'tid2013')
+LIVEChallengeFolder = functools.partial(DatabaseFolder, 'livec')
+Koniq_10kFolder = functools.partial(DatabaseFolder, 'koniq')
+BIDFolder = functools.partial(DatabaseFolder, 'bid')

@@ -20,12 +20,15 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import compare
 import HyerIQASolver
 import train_test_IQA
-from util import program
+from util import plots
+from util.errors import boundary
+from util.files import write_whole
 from util.options import parse_options
 
 ARMS = {
@@ -73,7 +76,7 @@ class UndoneSolver(HyerIQASolver.HyperIQASolver):
 def main(argv: list[str]) -> None:
     """Train what is left of every arm, round by round, and print the comparison."""
     options = [*DEFAULTS, *argv]
-    with program.boundary():
+    with boundary():
         config = parse_options(options)
     output = Path(config.output)
     for number in config.rounds or range(1, config.train_test_num + 1):
@@ -81,7 +84,7 @@ def main(argv: list[str]) -> None:
             print(f'\n{arm}', flush=True)
             with patch.object(HyerIQASolver, 'HyperIQASolver', type('ArmSolver', (UndoneSolver,), {'undone': undone})):
                 train_test_IQA.main([*options, '--output', str(output / arm), '--resume', '--rounds', str(number)])
-    with program.boundary():
+    with boundary():
         report(output)
 
 
@@ -96,7 +99,9 @@ def report(output: Path) -> None:
     comparisons = [compare.compare(repaired, other) for other in others]
     for comparison in comparisons:
         compare.print_comparison(comparison)
-    compare.write_picture(output / 'comparison.png', runs, comparisons)
+    figure = Figure(figsize=(9, 6), layout='constrained')
+    plots.draw_curves(figure.subplots(), {run.name: list(run.curves.values()) for run in runs})
+    write_whole(output / 'comparison.png', plots.png(figure))
     print('\nUndoing repair 3 without repair 2 changes nothing, so two of the eight combinations are left out.', flush=True)
 
 

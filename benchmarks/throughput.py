@@ -54,12 +54,13 @@ from types import SimpleNamespace
 import numpy as np
 from data_loader import draw_patches
 from folders import OpenDatabase
+from util.options import with_defaults
 from util.splits import draw_splits
 def private():
     return sum(int(line.split()[1]) for line in open('/proc/self/smaps_rollup') if line.startswith('Private')) / 1e3
 before, started = private(), time.process_time()
 database = OpenDatabase('csv', sys.argv[1])
-config = SimpleNamespace(train_test_num=10, train_on_all=False, split='random', seed=0, val_ratio=0)
+config = with_defaults(SimpleNamespace(dataset='csv'))
 names = [database.names(split['train']) for split in draw_splits(config, database)]
 patches = draw_patches((0, 0, 0), np.full((len(database.samples), 2), 224), 25, True)
 print(json.dumps([time.process_time() - started, private() - before]))
@@ -219,7 +220,25 @@ def epoch(root, options):
     own = {'HyperIQA with data': (lambda: solver.train_epoch(0), images)}
     compare(options, 'epoch: images/s', {'bare ResNet-50': (bare_step(options, adam=False), images), **own})
     compare(options, 'epoch: images/s', {'bare ResNet-50 + Adam': (bare_step(options, adam=True), images), **own})
-    print(f'epoch: {solver.data_wait:.1%} of the time of the last one was spent waiting for data', flush=True)
+    waits = []
+    solver.train_data.crops = metered(solver.train_data.crops, waits)
+    started = time.perf_counter()
+    solver.train_epoch(0)
+    share = sum(waits) / (time.perf_counter() - started)
+    print(f'epoch: {share:.1%} of the time was spent waiting for data', flush=True)
+
+
+def metered(crops, waits):
+    """The generator function `crops`, which appends to `waits` the seconds that each batch was waited for."""
+
+    def batches():
+        started = time.perf_counter()
+        for batch in crops():
+            waits.append(time.perf_counter() - started)
+            yield batch
+            started = time.perf_counter()
+
+    return batches
 
 
 def bare_step(options, adam):

@@ -12,6 +12,7 @@ from parity import fill  # noqa: E402
 
 from HyerIQASolver import HyperIQASolver  # noqa: E402
 from util import distributed  # noqa: E402
+from util.errors import rank  # noqa: E402
 
 distributed.start('cpu')
 # batches of 3, 3 and 1: the last one has fewer patches than there are ranks
@@ -27,6 +28,6 @@ for module in solver.model_hyper.modules():
 for epoch in range(2):
     loss, train_srcc = solver.train_epoch(epoch)
     scores = solver.predict(solver.test_data).tolist()
-    if distributed.rank() == 0:
+    if rank() == 0:
         print(loss, train_srcc, *scores)
 distributed.stop()

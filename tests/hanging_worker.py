@@ -6,35 +6,30 @@ python hanging_worker.py PROJECT PLACE
 import os
 import signal
 import sys
-import time
 from datetime import timedelta
 
 sys.path.insert(0, sys.argv[1])
 import torch
 
-from util import distributed, program
+from util import distributed
+from util.errors import boundary, rank
 
-distributed.TIMEOUT, distributed.HEARTBEAT = timedelta(seconds=3), 0.1
+distributed.STEP_TIMEOUT = distributed.WAIT_TIMEOUT = timedelta(seconds=3)
 place = sys.argv[2]
 
 
 def hang():
-    if distributed.rank() == 1:
+    if rank() == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
-with program.boundary():
+with boundary():
     distributed.start('cpu')
     model = distributed.wrap(torch.nn.Linear(1, 1))
     distributed.wait()
     if place == 'step':
         hang()
         model(torch.ones(1, 1)).sum().backward()
-    elif place == 'wait':
+    else:
         hang()
         distributed.wait()
-    else:
-        with distributed.patiently():
-            time.sleep(1)  # rank 0 builds longer than a heartbeat
-            hang()
-            time.sleep(600)

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import csv
 import signal
 import sys
 import time
@@ -8,7 +9,6 @@ from pathlib import Path
 import torch
 
 from folders import OpenDatabase
-from util import files
 
 PROJECT = Path(__file__).parent.parent
 
@@ -39,8 +39,14 @@ def wait_until(condition, process):
         time.sleep(0.002)
 
 
+def read_table(path):
+    """The rows of a CSV file as dicts of strings."""
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
+
+
 def history(run, round_number=1):
-    return files.read_table(run / f'round_{round_number:02d}' / 'history.csv')
+    return read_table(run / f'round_{round_number:02d}' / 'history.csv')
 
 
 def best_row(rows):

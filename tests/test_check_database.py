@@ -1,6 +1,7 @@
 """`check` finds what would spoil a run, names it, and keeps no pixels."""
 
 import tracemalloc
+from types import SimpleNamespace
 
 import databases
 import pytest
@@ -8,8 +9,13 @@ from PIL import Image
 
 from folders import read_samples
 from util import frames
-from util.check_database import check
+from util.check_database import check_images
 from util.labels import Sample
+
+
+def database_of(samples, resize=None, exif_rotation=False):
+    """What the check looks at in an open database."""
+    return SimpleNamespace(samples=samples, resize=resize, entry=SimpleNamespace(exif_rotation=exif_rotation))
 
 
 @pytest.fixture
@@ -18,7 +24,7 @@ def report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(samples, splits=(), **options):
-        usable = check(samples, splits, smallest=224, **options)
+        usable = check_images(database_of(samples, **options), splits, 224)
         return usable, capsys.readouterr().out.splitlines()
 
     return run
@@ -57,8 +63,8 @@ def test_a_faultless_database(make_database, report):
     usable, lines = report(samples, [{'train': [0, 1, 2, 3], 'test': [4, 5]}] * 2)
     assert usable
     assert lines == [
-        'Images            6',
-        'Scores            90 to 140, mean 115',
+        'Images                6',
+        'Scores                90 to 140, mean 115',
         '     90.0 to  95.0       1  ########################################',
         '     95.0 to 100.0       0',
         '    100.0 to 105.0       1  ########################################',
@@ -69,15 +75,15 @@ def test_a_faultless_database(make_database, report):
         '    125.0 to 130.0       0',
         '    130.0 to 135.0       1  ########################################',
         '    135.0 to 140.0       1  ########################################',
-        'Height            240 to 301 pixels',
-        'Width             250 to 407 pixels',
-        'Different sizes   2',
-        'Unreadable        none',
-        'Below 224x224     none',
-        'Identical groups  none',
-        'Twins, round 1    none',
-        'Twins, round 2    none',
-        'Result            the database can be trained on',
+        'Height                240 to 301 pixels',
+        'Width                 250 to 407 pixels',
+        'Different sizes       2',
+        'Unreadable            none',
+        'Below 224x224         none',
+        'Identical groups      none',
+        'Duplicates, round 1   none',
+        'Duplicates, round 2   none',
+        'Result                the database can be trained on',
     ]
 
 
@@ -116,7 +122,7 @@ def test_every_unreadable_image_is_counted_and_five_are_named(images, report, tm
     assert not usable and count == '6'
     assert named[:10:2] == ['1.png', '2.png', '3.png', '4.png', '5.png'] and named[10:] == ['... and 1 more']
     assert 'cannot identify image file' in named[1] and 'truncated' in named[3]
-    assert after(lines, 'Identical groups')[0] == after(lines, 'Twins, round 1')[0] == 'none'
+    assert after(lines, 'Identical groups')[0] == after(lines, 'Duplicates, round 1')[0] == 'none'
     assert after(lines, 'Result')[0] == 'the database cannot be trained on: 6 unreadable, 0 too small'
 
 
@@ -179,7 +185,7 @@ def test_at_most_five_groups_of_five_are_named(images, report, tmp_path):
     assert named[1].endswith('0.png') and named[5:7] == ['    score 0           0.bmp', '    ... and 2 more']
 
 
-def test_test_images_with_a_twin_in_train_or_val_are_a_warning(images, report, tmp_path):
+def test_duplicates_on_both_sides_of_a_split_are_a_warning(images, report, tmp_path):
     samples = images(4)
     for k in (0, 1):
         Image.open(tmp_path / f'{k}.png').save(tmp_path / f'{k}.bmp')
@@ -191,12 +197,12 @@ def test_test_images_with_a_twin_in_train_or_val_are_a_warning(images, report, t
     ]
     usable, lines = report(samples, splits)
     assert usable
-    assert after(lines, 'Twins, round 1') == (
+    assert after(lines, 'Duplicates, round 1') == (
         'warning: 2 of 3 test images also in train or val',
         ['test   0.bmp', 'train  0.png', 'test   1.bmp', 'val    1.png'],
     )
-    assert after(lines, 'Twins, round 2') == ('none', [])
-    assert after(lines, 'Twins, round 3') == (
+    assert after(lines, 'Duplicates, round 2') == ('none', [])
+    assert after(lines, 'Duplicates, round 3') == (
         'warning: 1 of 2 test images also in train or val',
         ['test   1.bmp', 'train  1.png'],
     )
@@ -218,6 +224,6 @@ def test_lines_fit_a_terminal_and_stderr_is_quiet_when_it_is_none(images, tmp_pa
     samples = images(7, size=(100, 120))
     (tmp_path / '0.png').write_bytes((tmp_path / '1.png').read_bytes()[:-9000])
     Image.open('1.png').save('copy.bmp')
-    check(samples + [sample('copy.bmp', 123456.789)], [{'train': [1], 'test': [7]}], smallest=224)
+    check_images(database_of(samples + [sample('copy.bmp', 123456.789)]), [{'train': [1], 'test': [7]}], 224)
     out, err = capfd.readouterr()
     assert err == '' and max(map(len, out.splitlines())) <= 100

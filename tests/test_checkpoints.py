@@ -10,9 +10,8 @@ import pytest
 import torch
 import torchvision
 
-import demo
 import models
-from util import checkpoints
+from util import checkpoints, scorer
 from util.errors import InputError
 
 
@@ -70,13 +69,11 @@ def assert_backbone_loaded(network, resnet):
 
 
 @pytest.mark.parametrize('legacy', [False, True])
-def test_torchvisions_published_weights_load_without_their_classifier(tmp_path, network, published, legacy, capsys):
+def test_torchvisions_published_weights_load_without_their_classifier(tmp_path, network, published, legacy):
     path = tmp_path / 'resnet50-19c8e357.pth'
     torch.save(published, path, _use_new_zipfile_serialization=not legacy)
-    for _ in range(2):
-        checkpoints.load_weights(network, str(path))
+    checkpoints.load_weights(network, str(path))
     assert_backbone_loaded(network, published)
-    assert capsys.readouterr().err.count('without a checksum') == legacy  # said once
 
 
 @pytest.mark.parametrize('ending', ['pth', 'safetensors'])
@@ -143,7 +140,7 @@ def test_pyiqas_file_is_renamed_and_its_images_prepared_as_there(tmp_path, hyper
     theirs = {pyiqa_name(name): value for name, value in hyperiqa.items()}
     assert len(theirs) == 355 and 'lda_modules.0.0.weight' in theirs and 'fc_b_modules.4.2.bias' in theirs
     torch.save({'params': theirs}, tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
-    network, facts = demo.trained(tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
+    network, facts = scorer.trained(tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
     assert_loaded(network, hyperiqa)
     assert facts == {'resize': None, 'exif_rotation': False, 'score_range': (0, 100)}
     assert 'c96c41b1.pth is of pyiqa: images are prepared as it does, without a resize' in capsys.readouterr().err
@@ -182,9 +179,9 @@ def test_the_default_command_starts_from_the_published_weights(
         ({'fc5b_fc.bias': torch.zeros(1, dtype=torch.complex64)}, 'fc5b_fc.bias, is of complex64'),
         ({'fc5b_fc.bias': torch.zeros(1).to_sparse()}, 'fc5b_fc.bias, is not a plain array'),
         ({'fc5b_fc.bias': torch.zeros(1, device='meta')}, 'fc5b_fc.bias, is not a plain array'),
-        ({'fc5b_fc.bias': [0.0]}, 'fc5b_fc.bias, is a list'),
-        ({'fc5b_fc.bias': torch.tensor([float('nan')])}, 'values in fc5b_fc.bias that are not finite'),
-        ({'fc5b_fc.bias': torch.tensor([1e300], dtype=torch.float64)}, 'values in fc5b_fc.bias that are not finite'),
+        ({'fc5b_fc.bias': [0.0]}, 'fc5b_fc.bias, is not a plain array'),
+        ({'fc5b_fc.bias': torch.tensor([float('nan')])}, 'fc5b_fc.bias, holds values that are not finite'),
+        ({'fc5b_fc.bias': torch.tensor([1e300], dtype=torch.float64)}, 'holds values that are not finite'),
         ({'module.fc5b_fc.bias': torch.zeros(1)}, 'holds some tensors twice'),
         ({7: torch.zeros(1)}, 'does not name tensors'),
         ({'x' * 300 + '\n': torch.zeros(1)}, 'x{80}, is unknown$'),
@@ -228,6 +225,9 @@ def small_file(path, **options):
     return path.read_bytes()
 
 
+NO_CHECKPOINT = 'cannot be read as a checkpoint: it is no checkpoint of PyTorch, or it is cut or damaged; get it again'
+
+
 def no_checkpoints(folder):
     """Files that are no checkpoint, and what is said of each."""
     whole = small_file(folder / 'whole.pth')
@@ -239,28 +239,27 @@ def no_checkpoints(folder):
     (folder / 'folder.pth').mkdir()
     os.mkfifo(folder / 'fifo.pth')
     made = {
-        'page.pth': (b'\n<!DOCTYPE html><title>Virus scan warning</title>', 'is a web page; download'),
+        'page.pth': (b'\n<!DOCTYPE html><title>Virus scan warning</title>', 'is a web page and not the file itself; download'),
         'pointer.pth': (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 109\n', 'is a Git LFS pointer'),
-        'empty.pth': (b'', 'it is empty$'),
-        'byte.pth': (b'x', 'it is text'),
-        'text.pth': (b'hello', 'cannot be loaded: it is text'),
-        'random.pth': (bytes(range(129, 256)), 'is of no format'),
-        'cut.pth': (whole[: len(whole) // 2], 'is cut or damaged'),
-        'cut.pkl': (legacy[: len(legacy) // 2], 'is cut or damaged'),
-        'cut.safetensors': (b'\x90\1\0\0\0\0\0\0{"weight":', 'is cut or damaged'),
-        'packed.gz': (gzip.compress(whole), 'is a gzip archive'),
-        'pickle.pkl': (pickle.dumps({'weight': [1.0]}), 'is a pickle, but not of torch.save'),
+        'empty.pth': (b'', NO_CHECKPOINT),
+        'byte.pth': (b'x', NO_CHECKPOINT),
+        'text.pth': (b'hello', NO_CHECKPOINT),
+        'random.pth': (bytes(range(129, 256)), NO_CHECKPOINT),
+        'cut.pth': (whole[: len(whole) // 2], 'cannot be read as a checkpoint'),
+        'cut.pkl': (legacy[: len(legacy) // 2], NO_CHECKPOINT),
+        'cut.safetensors': (b'\x90\1\0\0\0\0\0\0{"weight":', 'cannot be read as a checkpoint'),
+        'packed.gz': (gzip.compress(whole), NO_CHECKPOINT),
+        'pickle.pkl': (pickle.dumps({'weight': [1.0]}), NO_CHECKPOINT),
     }
     for name, (content, _) in made.items():
         (folder / name).write_bytes(content)
     return {name: reason for name, (_, reason) in made.items()} | {
         'model.pth': 'holds the Python object torch.nn.modules.linear.Linear.*save model.state_dict',
-        'script.pth': 'is a TorchScript program',
-        'other.zip': 'is a zip archive, but not of torch.save',
-        'folder.pth': 'is a folder',
-        'fifo.pth': 'is a pipe or a device',
+        'script.pth': NO_CHECKPOINT,
+        'other.zip': NO_CHECKPOINT,
+        'folder.pth': 'is not a regular file',
+        'fifo.pth': 'is not a regular file',
         'absent.pth': 'there is no file',
-        'n' * 300: 'File name too long',
     }
 
 
@@ -293,7 +292,7 @@ def test_a_file_that_was_saved_without_checksums_loads_and_says_so(tmp_path, cap
     finally:
         torch.serialization.set_crc32_options(True)
     assert checkpoints.read_checkpoint(tmp_path / 'unchecked.pth')['weight'][999] == 999
-    assert 'unchecked.pth is a zip file, without a checksum' in capsys.readouterr().err
+    assert 'unchecked.pth has no checksums: damage' in capsys.readouterr().err
 
 
 def test_safetensors_without_the_package_names_it(tmp_path, monkeypatch):

@@ -14,6 +14,8 @@ from PIL import Image
 
 import demo
 import models
+from util import frames
+from util import scorer as scoring
 from util.errors import InputError
 from util.files import read_json
 
@@ -55,7 +57,9 @@ def test_unreadable_files_are_skipped_with_exit_code_2(tmp_path, in_process, che
     done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, 'bad.png', 'good.png', 'absent.png')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     assert [path for path, _ in scores(done)] == ['good.png']
-    assert [line.split()[1] for line in done.stderr.splitlines() if line.startswith('skipped: ')] == ['bad.png', 'absent.png']
+    skipped = [line for line in done.stderr.splitlines() if line.startswith('skipped: ')]
+    assert skipped[0].startswith('skipped: bad.png cannot be read as an image: ')
+    assert skipped[1:] == ['skipped: there is no file absent.png']
 
 
 def test_the_resize_is_that_of_the_training(tmp_path, in_process, checkpoint, finished_run):
@@ -77,7 +81,7 @@ def test_a_checkpoint_finds_its_run_from_inside_the_folder_and_through_a_link(tm
         (tmp_path, 'latest.pth'),
     ):
         monkeypatch.chdir(folder)
-        assert demo.trained(name)[1] == expected
+        assert scoring.trained(name)[1] == expected
 
 
 def test_no_images_or_checkpoint(tmp_path, in_process, checkpoint):
@@ -118,9 +122,8 @@ def test_an_image_from_python_is_shown_and_turned_as_its_file_is(tmp_path, score
         path = databases.picture(tmp_path / name, size=(300, 400), **options)
         if name == 'grey.png':
             Image.open(path).convert('LA').save(path)
-        shown = demo.frames.load_image(path, (512, 384), True)
-        image = Image.open(path)
-        prepared = demo.frames.prepared(demo.as_picture(image), demo.turn_of(image), (512, 384))
+        shown = frames.load_image(path, (512, 384), True)
+        prepared = frames.resized(scoring.rgb_of(Image.open(path), True), (512, 384))
         assert np.array_equal(np.asarray(shown), np.asarray(prepared))
 
 
@@ -147,7 +150,7 @@ def test_folders_give_their_pictures_and_name_the_photos_that_cannot_be_read(tmp
     done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, '--csv', 'scores.csv', 'folder', 'folder/a.png')
     names = ['folder/a.png', 'folder/caf\\udce9.png', 'folder/new\\nline\\t.png']
     assert done.returncode == 2 and sorted(name for name, _ in scores(done)) == sorted([*names, 'folder/a.png'])
-    assert 'skipped: folder/IMG_1.HEIC is of a kind' in done.stderr and done.stderr.count('skipped: ') == 1
+    assert 'skipped: folder/IMG_1.HEIC cannot be read as an image' in done.stderr and done.stderr.count('skipped: ') == 1
     with open(tmp_path / 'scores.csv', newline='') as file:
         assert [row['image'] for row in csv.DictReader(file)] == [name for name, _ in scores(done)]
 

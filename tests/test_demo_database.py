@@ -9,13 +9,13 @@ import numpy as np
 import folders
 from HyerIQASolver import learning_rates
 from util import demo_database
+from util.options import make_parser
 
 
 def test_it_is_generated_once_the_same_every_time_and_whole(tmp_path):
     first, second = tmp_path / 'first', tmp_path / 'deep' / 'er' / 'second'
     second.mkdir(parents=True)
-    (second.parent / '.second-killed').mkdir()
-    (second.parent / '.second-killed' / 'scene01_blur_1.png').touch()
+    (second / 'scene01_blur_1.png').touch()  # as a process leaves it that is killed
     demo_database.generate(first)
     demo_database.generate(second)
     names = sorted(os.listdir(first))
@@ -46,6 +46,6 @@ def test_scores_fall_with_strength_and_every_scene_has_every_kind_each_in_anothe
 
 
 def test_the_demo_trains_through_the_whole_schedule():
-    epochs = range(demo_database.DEFAULTS['epochs'])
+    epochs = range(make_parser().get_default('epochs'))
     rates = {learning_rates(epoch - 1, demo_database.DEFAULTS['lr'], 10) for epoch in epochs if epoch}
     assert len(rates) == 4

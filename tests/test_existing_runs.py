@@ -1,4 +1,4 @@
-"""What the run folders of earlier versions rely on stays as it was, byte for byte; `runs/81d2473` was written by that commit."""
+"""What existing run folders rely on stays as it was, byte for byte; `runs/81d2473` was written by that commit."""
 
 import hashlib
 import json
@@ -12,12 +12,11 @@ from parity import fill
 
 import folders
 import models
-from train_test_IQA import names_of
 from util import checkpoints
 from util.labels import Settings
 from util.options import parse_options
-from util.run_folder import RoundFolder
-from util.splits import draw_splits
+from util.round_folder import RoundFolder
+from util.splits import draw_splits, split_record
 
 OLD = Path(__file__).parent / 'runs' / '81d2473'
 PINNED = json.loads((OLD / 'pinned.json').read_text())
@@ -55,7 +54,7 @@ def test_digests_splits_and_owners_stay(form, make_database, tmp_path):
     config = parse_options([*map(str, options)])
     pinned = PINNED[form]
     assert database.digest == pinned['digest']
-    parts = names_of(draw_splits(config, database)[1], database)
+    parts = split_record(draw_splits(config, database)[1], database)
     for part, names in pinned['split'].items():  # long lists are pinned by their hash
         assert names in (parts[part], hashlib.sha256(json.dumps(parts[part]).encode()).hexdigest())
     assert parts.keys() == pinned['split'].keys()

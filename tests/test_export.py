@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import demo
-import export
 import models
-from util import checkpoints
+from export import main as export_main
+from util import checkpoints, exporter
 from util.errors import InputError
+from util.exporter import export
 
 FACTS = {'resize': [300, 400], 'exif_rotation': True, 'score_range': [1, 5], 'higher_is_better': True}
 
@@ -37,8 +38,8 @@ def patches():
 @pytest.fixture(scope='module')
 def expected(run, patches):
     """The scores of single patches, by the scorer of demo.py: it resizes no picture that its facts do not resize."""
-    scorer = demo.Scorer(run / 'best.pth', 'cpu', patches=1)
-    return [score for score, _ in scorer.scores([patch[None] for patch in patches])]
+    of_patches = demo.Scorer(run / 'best.pth', 'cpu', patches=1)
+    return [score for score, _ in of_patches.scores([patch[None] for patch in patches])]
 
 
 def facts_of(metadata):
@@ -47,7 +48,7 @@ def facts_of(metadata):
 
 @pytest.mark.slow
 def test_onnx_runs_in_onnxruntime_on_any_number_of_patches(tmp_path, run, patches, expected):
-    export.export(run / 'best.pth', tmp_path / 'network.onnx')
+    export(run / 'best.pth', tmp_path / 'network.onnx')
     session = onnxruntime.InferenceSession(tmp_path / 'network.onnx')
     assert session.run(None, {'patches': patches})[0].tolist() == pytest.approx(expected, abs=8e-4)
     assert session.run(['scores'], {'patches': patches[:1]})[0].tolist() == pytest.approx(expected[:1], abs=8e-4)
@@ -58,7 +59,7 @@ def test_onnx_runs_in_onnxruntime_on_any_number_of_patches(tmp_path, run, patche
 
 @pytest.mark.slow
 def test_pt2_runs_where_nothing_of_the_project_is(tmp_path, run, patches, expected):
-    export.export(run / 'best.pth', tmp_path / 'network.pt2')
+    export(run / 'best.pth', tmp_path / 'network.pt2')
     np.save(tmp_path / 'patches.npy', patches)
     code = (
         'import json, sys, numpy, torch; extra = {"hyperiqa": ""}\n'
@@ -74,8 +75,9 @@ def test_pt2_runs_where_nothing_of_the_project_is(tmp_path, run, patches, expect
 
 def test_safetensors_is_exact_and_scores_as_the_checkpoint_does(tmp_path, run, patches):
     """Far from the run's config.json: what it says travels in the file."""
-    export.export(run / 'best.pth', tmp_path / 'network.safetensors')
-    written, own = (checkpoints.read_checkpoint(path) for path in (tmp_path / 'network.safetensors', run / 'best.pth'))
+    export(run / 'best.pth', tmp_path / 'network.safetensors')
+    written = checkpoints.read_checkpoint(tmp_path / 'network.safetensors')['state_dict']
+    own = checkpoints.read_checkpoint(run / 'best.pth')
     assert all(torch.equal(written[name], own[name]) for name in own)
     here, there = (demo.Scorer(path, 'cpu', patches=2) for path in (run / 'best.pth', tmp_path / 'network.safetensors'))
     assert {name: there.facts[name] for name in FACTS} == FACTS
@@ -84,10 +86,10 @@ def test_safetensors_is_exact_and_scores_as_the_checkpoint_does(tmp_path, run, p
 
 def test_an_export_that_answers_otherwise_leaves_no_file(tmp_path, run, monkeypatch):
     """The written weights are those of another network."""
-    write, other = export.write, export.PatchScorer(models.hyperiqa(), None)
-    monkeypatch.setattr(export, 'write', lambda scorer, path, metadata: write(other, path, metadata))
-    with pytest.raises(InputError, match='not those of the network; nothing was written'):
-        export.export(run / 'best.pth', tmp_path / 'network.safetensors')
+    write, other = exporter.write, exporter.PatchScorer(models.hyperiqa(), None)
+    monkeypatch.setattr(exporter, 'write', lambda scorer, path, metadata: write(other, path, metadata))
+    with pytest.raises(InputError, match='the exported network differs by .*; nothing was written'):
+        export(run / 'best.pth', tmp_path / 'network.safetensors')
     assert not list(tmp_path.iterdir())
 
 
@@ -95,8 +97,8 @@ def test_bad_options_give_one_line(tmp_path, run, in_process, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)  # as one that is not installed
     for out, reason in (
         ('network.bin', 'network.bin must end in .pt2, .onnx, .safetensors'),
-        ('network.onnx', '.onnx needs a package that is missing here: pip install onnx onnxscript onnxruntime'),
+        ('network.onnx', 'network.onnx needs a package that is missing here: pip install onnx onnxscript onnxruntime'),
         ('absent/network.pt2', 'absent/network.pt2 cannot be written: No such file'),
     ):
-        done = in_process(export.main, run / 'best.pth', out)
+        done = in_process(export_main, run / 'best.pth', out)
         assert done.returncode == 2 and reason in done.stderr and 'Traceback' not in done.stderr

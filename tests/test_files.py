@@ -1,5 +1,6 @@
 """Outputs destroy nothing, and locks hold where there are any."""
 
+import errno
 import os
 import shutil
 import signal
@@ -7,7 +8,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-import threading
 
 import pytest
 from helpers import PROJECT
@@ -42,68 +42,55 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['deep', 'link', 'new'] and os.listdir(tmp_path / 'deep') == ['target']
 
 
-def test_devices_and_fifos_are_written_to_and_not_replaced(tmp_path):
-    fifo, content, read = tmp_path / 'fifo', os.urandom(200_000), []  # more than a pipe holds
-    os.mkfifo(fifo)
-    with pytest.raises(InputError, match='fifo cannot be written: No such device or address'):  # nobody reads it
-        files.write_whole(fifo, content)
-    with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), 'rb') as reading:
-        os.set_blocking(reading.fileno(), True)
-        writer = threading.Thread(target=files.write_whole, args=(fifo, content))
-        writer.start()
-        while len(b''.join(read)) < len(content):
-            read.append(reading.read1())
-        writer.join()
-    assert b''.join(read) == content and stat.S_ISFIFO(fifo.stat().st_mode)
-    files.write_whole('/dev/null', b'content')
-    assert stat.S_ISCHR(os.stat('/dev/null').st_mode)
-    with pytest.raises(InputError, match='/dev/full cannot be written: No space left on device'):
-        files.write_whole('/dev/full', b'content')
-    with pytest.raises(InputError, match='not a file'):
-        files.read_json(fifo)
-    with open(tmp_path / 'out.txt', 'w') as out:
-        subprocess.run(
-            [sys.executable, '-c', 'from util import files; print(1); files.write_whole("/dev/stdout", b"2\\n"); print(3)'],
-            cwd=PROJECT,
-            stdout=out,
-            check=True,
-        )
-    assert (tmp_path / 'out.txt').read_text() == '1\n2\n3\n'
-
-
-def test_an_output_is_tried_first_and_is_never_the_input(tmp_path):
-    (tmp_path / 'labels.csv').write_text('image,score\n')
-    (tmp_path / 'link.csv').symlink_to('labels.csv')
-    for path, reason in (
-        (tmp_path / 'link.csv', 'is read, so it cannot be the output too'),
-        (tmp_path, 'it is a folder'),
-        (tmp_path / 'absent' / 'x.csv', 'No such file or directory'),
-        (tmp_path / ('x' * 300), 'File name too long'),
-    ):
-        with pytest.raises(InputError, match=reason):
-            files.refuse_unwritable(path, tmp_path / 'labels.csv')
+def test_an_output_is_checked_first_and_replaces_only_its_own_kind(tmp_path):
+    header = 'image,score'
+    (tmp_path / 'labels.csv').write_text('image,score,content\n')
+    (tmp_path / 'scores.csv').write_text('image,score\na.png,1\n')
+    (tmp_path / 'link.csv').symlink_to('scores.csv')
+    (tmp_path / 'folder.csv').mkdir()
+    (tmp_path / 'protected.csv').write_text('image,score\n')
+    os.mkfifo(tmp_path / 'fifo.csv')
     run = tmp_path / 'run' / 'round_01'
     run.mkdir(parents=True)
-    for path in (run.parent / 'config.json', run / 'predictions.csv', run / 'predictions_livec.csv', run / 'scores.csv'):
-        path.touch()
-        if path.name == 'scores.csv':  # the user's own
-            files.refuse_unwritable(path)
-        else:
-            with pytest.raises(InputError, match=f'{path.name} is a file of a run'):
-                files.refuse_unwritable(path)
-    (tmp_path / 'photo.jpg').write_bytes(b'\xff\xd8')
-    with pytest.raises(InputError, match='photo.jpg exists and is of another kind than this output'):
-        files.refuse_unwritable(tmp_path / 'photo.jpg', start=b'image,score')
-    (tmp_path / 'photo.jpg').write_text('image,score\n')
-    files.refuse_unwritable(tmp_path / 'photo.jpg', start=b'image,score')
-    long = tmp_path / ('x' * 255)
-    files.refuse_unwritable(long)
+    for path in (run.parent / 'config.json', run.parent / 'mine.csv', run / 'predictions.csv'):
+        path.write_text('image,score\n')
+    for path, reason in (
+        (tmp_path / 'scores.txt', 'scores.txt must end in .csv'),
+        ('/dev/stdout', '/dev/stdout must end in .csv'),
+        (tmp_path / 'labels.csv', 'labels.csv exists and is of another kind than this output'),
+        (tmp_path / 'folder.csv', 'folder.csv exists and is of another kind'),
+        (tmp_path / 'fifo.csv', 'fifo.csv exists and is of another kind'),
+        (tmp_path / 'absent' / 'x.csv', 'No such file or directory'),
+        (tmp_path / ('x' * 300 + '.csv'), 'File name too long'),
+        (run.parent / 'mine.csv', 'mine.csv is in a run folder, where nothing is replaced'),
+        (run / 'predictions.csv', 'predictions.csv is in a run folder'),
+    ):
+        with pytest.raises(InputError, match=reason):
+            files.check_output(path, ['.csv'], header)
+    for path in (tmp_path / 'scores.csv', tmp_path / 'link.csv', run / 'new.csv', tmp_path / ('x' * 251 + '.csv')):
+        files.check_output(path, ['.csv'], header=header)
+    long = tmp_path / ('x' * 251 + '.csv')
     files.write_whole(long, b'content')
-    assert long.read_bytes() == b'content' and (tmp_path / 'labels.csv').read_text() == 'image,score\n'
-    assert len(os.listdir(tmp_path)) == 5
+    assert long.read_bytes() == b'content' and (tmp_path / 'scores.csv').read_text() == 'image,score\na.png,1\n'
+    assert len(os.listdir(tmp_path)) == 8 and os.listdir(run) == ['predictions.csv']
 
 
-def test_what_a_kill_left_beside_an_output_is_removed_by_the_next_try(tmp_path):
+@pytest.mark.parametrize(
+    'name, whole',
+    [('a.png', b'\x89PNG\r\n'), ('a.PT2', b'PK\3\4'), ('a.onnx', b'\x08\x0a'), ('a.safetensors', b'\x90' + bytes(7) + b'{"a"')],
+)
+def test_pictures_and_exports_are_replaced_by_their_own_kind_alone(tmp_path, name, whole):
+    endings = ['.png', '.pt2', '.onnx', '.safetensors']
+    for content in (whole, b''):
+        (tmp_path / name).write_bytes(content)
+        files.check_output(tmp_path / name, endings)
+    (tmp_path / name).write_bytes(b'my notes')
+    with pytest.raises(InputError, match='exists and is of another kind'):
+        files.check_output(tmp_path / name, endings)
+    assert (tmp_path / name).read_bytes() == b'my notes'
+
+
+def test_what_a_kill_left_beside_an_output_is_removed_once_it_is_older_than_a_day(tmp_path):
     killed = python(
         """
         import os, signal, sys
@@ -113,34 +100,73 @@ def test_what_a_kill_left_beside_an_output_is_removed_by_the_next_try(tmp_path):
         """,
         cwd=tmp_path,
     )
-    assert killed.returncode == -signal.SIGKILL and len(os.listdir(tmp_path)) == 1
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
     (tmp_path / '.scores.csv.notes').write_text('not ours')
-    (tmp_path / '.other.csv.1234567812345678.tmp').write_text('of another output')
-    files.refuse_unwritable(tmp_path / 'scores.csv')
+    other = tmp_path / '.other.csv.1234567812345678.tmp'
+    other.write_text('of another output')
+    os.utime(other, (1, 1))
+    files.check_output(tmp_path / 'scores.csv', ['.csv'], header='image,score')
+    assert left.exists()  # another process may be writing it
+    os.utime(left, (1, 1))
+    files.check_output(tmp_path / 'scores.csv', ['.csv'], header='image,score')
     assert sorted(os.listdir(tmp_path)) == ['.other.csv.1234567812345678.tmp', '.scores.csv.notes']
+
+
+def test_reading_names_the_file_once_and_lets_through_what_the_system_refuses(tmp_path):
+    path = tmp_path / 'a.json'
+    path.write_text('{}')
+    for content, reason in (
+        (b'version https://git-lfs.github.com/spec/v1\n', 'a.json is a Git LFS pointer'),
+        (b'\xef\xbb\xbf <!DOCTYPE html>', 'a.json is a web page'),
+        (b'[', r'a.json cannot be read as JSON: .*; put the file back'),
+        (b'[1]', 'a.json cannot be read as JSON: it holds no JSON object'),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=reason) as caught:
+            files.read_json(path)
+        assert str(caught.value).count('a.json') == 1
+    for error in (OSError(errno.EMFILE, 'Too many open files'), MemoryError()):
+        with pytest.raises(type(error)) as caught, files.named(path, 'JSON'):
+            raise error
+        assert caught.value is error
+    path.unlink()
+    for make, reason in ((lambda: None, f'there is no file {path}'), (path.mkdir, f'{path} is not a regular file')):
+        make()
+        with pytest.raises(InputError) as caught:
+            files.read_json(path)
+        assert str(caught.value) == reason
 
 
 def test_a_lock_is_one_processs_and_free_when_that_is_killed(tmp_path):
     lock = tmp_path / '.lock'
-    holder = subprocess.Popen(
-        [sys.executable, '-c', f'from util import files; held = files.try_lock({str(lock)!r}); print(1, flush=True); input()'],
-        cwd=PROJECT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert holder.stdout.readline() == b'1\n' and files.try_lock(lock) is None
+    hold = f'from util import files\nwith files.locked({str(lock)!r}):\n    print(1, flush=True); input()'
+    holder = subprocess.Popen([sys.executable, '-c', hold], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b'1\n' and files.is_locked(lock)
+    with pytest.raises(InputError, match='taken'), files.locked(lock, busy='taken'):
+        pass
     holder.kill()
     holder.communicate()
-    with files.try_lock(lock):
-        assert files.try_lock(lock) is None
     with files.locked(lock) as held:
-        assert held and files.try_lock(lock) is None
-    files.try_lock(lock).close()
+        assert held and files.is_locked(lock)
+    assert not files.is_locked(lock)
+
+
+def test_who_waits_for_a_lock_logs_it(tmp_path):
+    """The waiting process is started while the lock is held, and the lock is given up once it has logged that it waits."""
+    lock = tmp_path / '.lock'
+    wait = f'from util import files\nwith files.locked({str(lock)!r}) as held:\n    print(held)'
+    with files.locked(lock):
+        waiter = subprocess.Popen(
+            [sys.executable, '-c', wait], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert waiter.stderr.readline() == f'waiting for another process, which holds {lock}\n'
+    assert waiter.communicate() == ('True\n', '') and waiter.returncode == 0
 
 
 @pytest.mark.skipif(shutil.which('cc') is None, reason='needs a C compiler')
 @pytest.mark.parametrize('code', ['ENOLCK', 'ENOSYS', 'EOPNOTSUPP'])
-def test_without_locks_of_the_file_system_it_is_said_once(tmp_path, code):
+def test_without_locks_of_the_file_system_it_warns_once(tmp_path, code):
     (tmp_path / 'noflock.c').write_text(NO_FLOCK)
     subprocess.run(['cc', '-shared', '-fPIC', '-o', 'noflock.so', 'noflock.c'], cwd=tmp_path, check=True)
     (tmp_path / 'run').mkdir()
@@ -149,8 +175,8 @@ def test_without_locks_of_the_file_system_it_is_said_once(tmp_path, code):
         """
         from util import files
         for name in ('run/.lock', 'run/other.lock') * 2:
-            with files.try_lock(name), files.locked(name) as held:
-                assert held is False
+            with files.locked(name) as held:
+                assert held is False and not files.is_locked(name)
         """,
         cwd=tmp_path,
         environment={'LD_PRELOAD': str(tmp_path / 'noflock.so'), 'NOFLOCK': str(getattr(__import__('errno'), code))},
@@ -166,7 +192,7 @@ def test_another_users_files(as_nobody):
         (folder / name).touch(0o644)
 
     def act():
-        assert files.try_lock('.lock') is not None
+        assert not files.is_locked('.lock')
         files.write_whole('own', b'content')
         with pytest.raises(InputError, match='result.json cannot be written: it is write-protected'):
             files.write_whole('result.json', b'content')

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from train_test_IQA import with_interval
 from util import metrics
-from util.metrics import Round, intervals, plcc, srcc
-from util.run_folder import read_predictions
+from util.metrics import TestedImages, intervals, plcc, srcc
+from util.run_folder import read_predictions, with_interval
 
 
 def round_of(predicted, subjective, contents=None):
     names = [f'{k}.jpg' for k in range(len(predicted))]
-    return Round(names, names if contents is None else contents, np.asarray(subjective, float), np.asarray(predicted, float))
+    return TestedImages(
+        names, names if contents is None else contents, np.asarray(subjective, float), np.asarray(predicted, float)
+    )
 
 
 def normal(rng, images, correlation):

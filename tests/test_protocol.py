@@ -3,21 +3,22 @@
 import json
 import re
 import shutil
+import textwrap
 from types import SimpleNamespace
 
 import databases
 import numpy as np
 import pytest
 import torch
-from helpers import PROJECT, QUICK, best_row, history
+from helpers import PROJECT, QUICK, best_row, history, read_table
 from scipy.stats import spearmanr
 
 import demo
 import folders
-from util import files, run_folder
+from util import files
 from util.errors import InputError
 from util.metrics import all_metrics
-from util.options import parse_options
+from util.options import parse_options, refuse_other_options
 from util.splits import draw_splits
 
 MODEL = {'resize': None, 'exif_rotation': False, 'score_range': None, 'higher_is_better': True}
@@ -64,7 +65,7 @@ def test_the_official_split_is_that_of_the_labels(make_database):
         first
         == second
         == {
-            part: database.names(k for k, sample in enumerate(database.samples) if sample.part == part)
+            part: database.names(k for k, sample in enumerate(database.samples) if sample.official_set == part)
             for part in ('train', 'val', 'test')
         }
     )
@@ -86,7 +87,7 @@ def test_a_split_of_another_run_is_taken_as_it_is(make_database, tmp_path):
         files.write_json(tmp_path / 'changed.json', {**second, **change})
         with pytest.raises(InputError, match=reason):
             drawn('livec', root, split=str(tmp_path / 'changed.json'))
-    with pytest.raises(InputError, match='absent.json cannot be read'):
+    with pytest.raises(InputError, match='there is no file .*absent.json'):
         drawn('livec', root, split=str(tmp_path / 'absent.json'))
 
 
@@ -111,7 +112,7 @@ def test_contents_of_ones_own_stay_together_and_sets_fix_the_split(tmp_path):
     sets = ['test', 'val', 'val', *['train'] * 7]
     file = own_images(tmp_path, content=contents, set=sets)
     assert drawn('csv', file)[0] == {'train': [f'{k}.png' for k in range(3, 10)], 'val': ['1.png', '2.png'], 'test': ['0.png']}
-    with pytest.raises(InputError, match='--val_ratio: the sets in .* say already'):
+    with pytest.raises(InputError, match='--val_ratio: the sets in .* already name'):
         drawn('csv', file, val_ratio=0.2)
 
 
@@ -151,7 +152,7 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(pr
     again = program('--evaluate', folder / 'best.pth')
     assert again.stdout == f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n'
 
-    rows = files.read_table(folder / 'predictions_livec.csv')
+    rows = read_table(folder / 'predictions_livec.csv')
     assert [row['image'] for row in rows] == [f'Images/{k}.{"bmp" if k % 2 else "JPG"}' for k in range(3, 9)]
     assert [float(row['score']) for row in rows] == [90, 100, 110, 120, 130, 140]
     predicted = np.array([float(row['prediction']) for row in rows])
@@ -175,16 +176,16 @@ def assert_plain_checkpoint_is_tested_on_tables(checkpoint, file, program):
     first, second = (float(re.search(r'SRCC (\S+),', line)[1]) for line in done.stdout.splitlines())
     assert [line.split(':')[0] for line in done.stdout.splitlines()] == ['On labels', 'On turned']
     assert first == -second != 0
-    assert 'downloaded.pth lies in no run folder, so it predicts as --dataset livec says: higher is better' in done.stderr
+    assert 'downloaded.pth lies in no run folder; its scores are taken for those of --dataset livec: 0' in done.stderr
 
 
 def test_another_place_of_the_other_databases_does_not_matter_to_resume_and_another_name_does(tmp_path):
     path = tmp_path / 'config.json'
     record = {'options': {'test_on': [['livec', 'livec', 'here']]}, 'model': MODEL}
     files.write_json(path, record)
-    run_folder.refuse_other_options(path, {**record, 'options': {'test_on': [['livec', 'livec', 'there']]}})
+    refuse_other_options(path, {**record, 'options': {'test_on': [['livec', 'livec', 'there']]}})
     with pytest.raises(InputError, match=r"--test_on was \['livec'\], is \['mine'\]"):
-        run_folder.refuse_other_options(path, {**record, 'options': {'test_on': [['mine', 'csv', 'here/mine.csv']]}})
+        refuse_other_options(path, {**record, 'options': {'test_on': [['mine', 'csv', 'here/mine.csv']]}})
 
 
 def test_a_switch_of_the_run_can_be_left_when_it_is_evaluated(tmp_path):
@@ -256,11 +257,11 @@ def test_training_on_all_keeps_the_last_epoch(program, make_database, tmp_path):
         (('--test_on', 'koniq=x', 'koniq-10k=y'), 'can be named once'),
         (('--test_on', 'csv=x/a.csv', 'csv=y/a.csv'), 'can be named once'),
         (('--columns', 'mos'), 'mos is not ROLE=NAME with a role of image, score, content, set'),
-        (('--lower_is_better',), 'are about the table of --csv FILE'),
+        (('--lower_is_better',), 'describe the table of --csv FILE'),
         (('--split', 'official', '--split_by', 'image'), '--split_by goes with --split random'),
         (('--rounds', '5-3'), '5-3 is no range'),
         (('--rounds', '9-11'), 'there are 10 rounds'),
-        (('--val_ratio', 1), '1.0 is not in 0 ... 1'),
+        (('--val_ratio', 1), '1 is not in 0 ... 0.99'),
     ],
 )
 def test_options_that_contradict_each_other(program, options, reason):
@@ -281,7 +282,7 @@ def test_the_check_reads_everything_and_trains_nothing(program, make_database, t
 
 def test_the_readmes_table_of_databases_is_the_programs(program):
     table = program('--list_datasets').stdout
-    assert table.startswith('| `--dataset` |') and table in (PROJECT / 'README.md').read_text()
+    assert table.startswith('--dataset  database') and textwrap.indent(table, '    ') in (PROJECT / 'README.md').read_text()
 
 
 def test_a_databases_protocol_is_in_the_options():

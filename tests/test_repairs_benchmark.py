@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import databases
 import pytest
 import torch
-from helpers import PROJECT, QUICK, files, history
+from helpers import PROJECT, QUICK, history
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 sys.path.insert(0, str(PROJECT / 'benchmarks'))
@@ -102,7 +102,7 @@ def test_the_command_trains_every_arm_alike_reports_them_and_continues(root, tmp
     runs = [tmp_path / 'arms' / arm for arm in repairs.ARMS]
     firsts = [history(run)[0] for run in runs]  # nothing is undone before the end of the first epoch
     assert all({**row, 'seconds': 0} == {**firsts[0], 'seconds': 0} for row in firsts)
-    assert len({files.read_text(run / 'round_01' / 'split.json') for run in runs}) == 1
+    assert len({(run / 'round_01' / 'split.json').read_text() for run in runs}) == 1
 
     last = runs[-1] / 'round_01' / 'last.pth'
     (runs[-1] / 'round_01' / 'result.json').unlink()

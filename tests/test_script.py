@@ -11,6 +11,7 @@ import folders
 import models
 from train_test_IQA import main
 from util import demo_database
+from util.distributed import pick_device
 from util.errors import InputError
 from util.options import parse_options
 from util.splits import draw_split
@@ -47,7 +48,9 @@ def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
     done = program(*ONE_ROUND, '--lr', 1e30, '--epochs', 4)
     assert done.returncode == 3 and 'no result: in round 1 no epoch has' in done.stderr
     assert len(rows(done.stdout)) < 4
-    assert re.search(r'epoch \d: the training loss is (nan|inf), so this round stops here', done.stderr)
+    assert re.search(
+        r'epoch \d: the training loss \((nan|inf)\) or a weight is not finite, so this round stops here', done.stderr
+    )
 
 
 @pytest.mark.slow
@@ -63,14 +66,14 @@ def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database
 @pytest.mark.parametrize(
     'options, reason',
     [
-        (('--data_root', 'nowhere'), 'there is no folder nowhere. Get the database from https://'),
+        (('--data_root', 'nowhere'), 'there is no folder nowhere. Get it from https://'),
         (('--dataset', 'imagenet'), "there is no database 'imagenet'; choose one of"),
-        (('--patch_size', 256), '--patch_size: the patch size must be 224, not 256: the LDA heads'),
+        (('--patch_size', 256), '--patch_size: it must be 224, not 256: the network is built for no other'),
         (('--device', 'cuda:77'), '--device cuda:77: '),
         (('--device', 'gpu'), '--device gpu: '),
         (('--weights', 'absent.pth'), 'there is no file absent.pth'),
         (('--train_patch_num', 0), '--train_patch_num'),
-        (('--train_patch_num', 10**19), '--train_patch_num: 10000000000000000000 is more than 1000000'),
+        (('--train_patch_num', 10**19), '--train_patch_num: 10000000000000000000 is not in 1 ... 1000000'),
         (('--epochs', 'many'), '--epochs'),
         (('--lr', -1), '--lr'),
         (('--num_workers', -1), '--num_workers'),
@@ -145,7 +148,7 @@ def test_options_of_the_original_keep_their_names_and_defaults():
         'train_test_num': 10,
     }
     assert (config.seed, config.data_root) == (0, 'data/livec')
-    assert config.device == ('cuda' if torch.cuda.is_available() else 'cpu')
+    assert pick_device(config.device) == ('cuda' if torch.cuda.is_available() else 'cpu')
     assert parse_options([]).weights == 'imagenet'
     assert parse_options(['--dataset', 'koniq-10k']).data_root == 'data/koniq'
 

@@ -5,11 +5,10 @@ import json
 import databases
 import numpy as np
 import pytest
-from helpers import QUICK
+from helpers import QUICK, read_table
 
 import folders
 from util.errors import InputError
-from util.files import read_table
 from util.options import parse_options
 from util.splits import draw_splits, read_split
 
@@ -152,12 +151,12 @@ def test_one_split_for_many_rounds_and_shared_contents_are_said(database, tmp_pa
     drawn(database, '--train_test_num', 3, '--split', run_of_this_project(tmp_path))
     err = capsys.readouterr().err
     assert 'split.json: one split for all 3 rounds' in err
-    assert "warning: 1 contents have images in train and in test, the first of them 'I03.png'" in err
+    assert "warning: 1 contents are in train and in test, the first is 'I03.png'" in err
 
 
 def test_the_set_column_can_be_named(database, tmp_path):
     file = table(tmp_path, 'fold')
-    with pytest.raises(InputError, match=r'table.csv, line 1: .*image_name and none\); --columns set=NAME names it'):
+    with pytest.raises(InputError, match=r'table.csv, line 1: no column is the set; .* --columns set=NAME'):
         drawn(database, '--split', file)
     assert drawn(database, '--split', file, '--columns', 'set=fold', '--train_test_num', 1) == [EXPECTED]
 
@@ -167,15 +166,15 @@ def test_the_set_column_can_be_named(database, tmp_path):
     [
         ('train.txt', 'x.png\ny.png\n', r'names 2 images that are not in .*kadid, the first of them x.png, y.png'),
         ('train.txt', f'{NAMES[0]}\n{NAMES[5]}\n', 'names I03_02.png twice; an image belongs to one part'),
-        ('train.json', '{"image": 3}', r'train.json holds no JSON list'),
-        ('train.json', '[{"name": 3}]', r'train.json: a record has no "image" or "img_path"'),
+        ('train.json', '{"image": 3}', 'train.json cannot be read as JSON: it holds no list'),
+        ('train.json', '[{"name": 3}]', r'train.json cannot be read as JSON: a record has no "image" or "img_path"'),
         ('train.json', '[', r'train.json cannot be read as JSON'),
         ('train.csv', '<!DOCTYPE html>', 'train.csv is a web page'),
         ('train.npy', b'\x93NUMPY nothing', 'train.npy cannot be read as a NumPy array'),
         (
             'train.npy',
             np.array([0.5]),
-            r'train.npy: row numbers are integers in the shape \(n,\) or \(rounds, n\), not float64',
+            r'train.npy cannot .*: row numbers are integers in the shape \(n,\) or \(rounds, n\), not float64',
         ),
         ('train.npy', np.array([0, 6]), r'train.npy names 1 images that are not in .*, the first of them 6'),
         ('train.npy', np.array([{}], object), 'train.npy cannot be read as a NumPy array of numbers: Object arrays cannot be'),

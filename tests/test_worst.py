@@ -10,12 +10,12 @@ from PIL import Image
 
 from folders import OpenDatabase
 from util import plots
-from util.metrics import Round
+from util.metrics import TestedImages
 
 
 def round_with(errors, names=None):
     names = names or [f'{k}.jpg' for k in range(len(errors))]
-    return Round(names, names, np.zeros(len(errors)), np.array(errors, float))
+    return TestedImages(names, names, np.zeros(len(errors)), np.array(errors, float))
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_a_picture_lies_in_the_middle_of_a_square_that_is_white_elsewhere(size):
 def test_a_thumbnail_has_the_proportions_of_the_file_and_not_of_the_squeezed_frame(make_database):
     database = open_database('koniq', make_database('koniq', images=1))
     assert database.frames[0].shape == (512, 384, 3)
-    assert database.small_picture(0).size == (256, 192)
-    assert open_database('livec', make_database('livec')).small_picture(0).size == (250, 240)  # is not enlarged
+    assert database.thumbnail(0).size == (256, 192)
+    assert open_database('livec', make_database('livec')).thumbnail(0).size == (250, 240)  # is not enlarged
 
 
 def test_contents_are_those_of_the_split_and_otherwise_the_names(make_database):

@@ -7,65 +7,40 @@ strengths take about equally much. With noise among the kinds, which adds detail
 prediction for as long.
 """
 
-import csv
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from util.errors import InputError
-from util.files import locked
+from util.files import locked, write_table
 
 SIDE = 256
 SCENES = 40
 STRENGTHS = [k / 3 for k in range(4)]
 OBSERVER_NOISE = 0.12
 SEED = 2020
-DEFAULTS = {
-    'lr': 1e-4,
-    'batch_size': 8,
-    'train_patch_num': 1,
-    'test_patch_num': 4,
-    'epochs': 16,
-    'train_test_num': 1,
-    'weights': 'none',
-}
+DEFAULTS = {'lr': 1e-4, 'batch_size': 8, 'train_patch_num': 1, 'test_patch_num': 4, 'train_test_num': 1, 'weights': 'none'}
 
 
 def generate(root):
-    """Make the database in the folder `root` unless its labels are there already; the folder appears whole or not at all.
+    """Make the database in the folder `root` unless it or something else is there; its labels come last and mark it as whole.
 
     Raises:
         InputError: the folder cannot be written.
     """
     root = Path(root)
     try:
-        if root.exists() and any(root.iterdir()):
+        if root.exists() and not all(name.startswith('scene') for name in os.listdir(root)):
             return
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with locked(root.parent / f'.{root.name}.lock') as alone:
-            for abandoned in root.parent.glob(f'.{root.name}-*') if alone else ():
-                shutil.rmtree(abandoned)
-            if not (root / 'labels.csv').is_file():  # otherwise another process was faster, with the same files
-                build(root)
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root.parent / f'.{root.name}.lock'):
+            if not (root / 'labels.csv').exists():  # otherwise another process was faster, with the same files
+                rows = [row for k in range(SCENES) for row in write_scene(root, k)]
+                write_table(root / 'labels.csv', list(rows[0]), rows)
     except OSError as error:
         raise InputError(f'the demo database cannot be generated in {root}: {error}; --data_root DIR names another place')
-
-
-def build(root):
-    building = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
-    try:
-        with open(building / 'labels.csv', 'w', newline='') as file:
-            rows = csv.writer(file)
-            rows.writerow(['image', 'score', 'content'])
-            rows.writerows(row for k in range(SCENES) for row in write_scene(building, k))
-        building.chmod(0o755)
-        os.rename(building, root)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def write_scene(folder, k):
@@ -77,7 +52,7 @@ def write_scene(folder, k):
         name = f'scene{k + 1:02d}_{kind}_{level + 1}.png'
         distort(scene, STRENGTHS[level]).save(folder / name, compress_level=1)
         score = 4.8 - 3.6 * STRENGTHS[level] + OBSERVER_NOISE * rng.standard_normal()
-        yield name, f'{score:.4f}', f'scene{k + 1:02d}'
+        yield {'image': name, 'score': f'{score:.4f}', 'content': f'scene{k + 1:02d}'}
 
 
 def make_scene(rng):

@@ -1,264 +1,262 @@
-"""Files that appear whole or not at all, and locks that the system frees when their holder ends."""
+"""Files that are named in every error, files that appear whole or not at all, and the one kind of lock."""
 
 import csv
+import errno
 import functools
+import glob
 import io
 import json
 import os
+import re
 import secrets
-import sys
+import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout  # PyTorch brings it; it works where there is no fcntl
 
-from util.errors import InputError
-from util.program import tell
+from util.errors import InputError, first_line, log
 
-RUN_FILES = {
-    *('config.json', 'results.json', 'left_out.csv', 'split.json', 'history.csv', 'best.pth', 'last.pth', 'predictions.csv'),
-    *('curves.png', 'scatter.png', 'worst.png', 'result.json', '.lock'),
+REMEDIES = {  # for a file that cannot be read as one of these kinds
+    'an image': 'replace the file',
+    'a table': 'save it as CSV in UTF-8, or as an Excel file',
+    'a MATLAB file': 'download it again',
+    'a NumPy array of numbers': 'save it with numpy.save, as integers',
+    'JSON': 'put the file back as it was written',
+    'a checkpoint': 'get it again',
 }
+IN_PLACE: dict[Any, str] = {  # how files start that people have in place of the one that they downloaded, in lower case
+    b'version https://git-lfs': 'a Git LFS pointer and not the file itself, which `git lfs pull` fetches',
+    (b'<!doctype', b'<html'): 'a web page and not the file itself; download it again',
+}
+# patterns of how an output starts that may be replaced
+STARTS = {'.png': rb'\x89PNG', '.pt2': rb'PK', '.onnx': rb'\x08', '.safetensors': rb'.{8}\{'}
+ABANDONED = 24 * 3600  # seconds after which a temporary file is nobody's
+
+
+@contextmanager
+def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
+    """Turn whatever a reader raises in the body at `name`, one of the kinds in `REMEDIES`, into one `InputError`.
+
+    What the system refuses (an OSError with an errno, a MemoryError) passes as what it is.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f'there is no file {name}')
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file makes its reader raise anything
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a damaged archive seeks to nowhere
+            error.filename = error.filename or str(name)
+            raise
+        reason = re.sub(r' <_io\.BufferedReader [^>]*>', '', first_line(error)).removeprefix(f'{name}: ')
+        raise InputError(f'{name} cannot be read as {kind}: {reason}; {REMEDIES[kind]}')
+
+
+@contextmanager
+def reading(path: os.PathLike[str] | str, kind: str) -> Iterator[BinaryIO]:
+    """Open the file `path` for the body, which reads it as one of the kinds in `REMEDIES`; errors as of `named`.
+
+    Raises:
+        InputError: it is missing, no regular file, or what people have in the place of a file that they downloaded.
+    """
+    with named(path, kind):
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a FIFO would be to wait
+            raise InputError(f'{path} is not a regular file')
+        with open(path, 'rb') as file:
+            head = file.read(200).removeprefix(b'\xef\xbb\xbf').lstrip().lower()
+            for start, what in IN_PLACE.items():
+                if head.startswith(start):
+                    raise InputError(f'{path} is {what}')
+            file.seek(0)
+            yield file
+
+
+def check_input(path: Path | str, kind: str) -> None:
+    """Refuse a file that `reading` refuses, before the work that it is for."""
+    with reading(path, kind):
+        pass
+
+
+def walk(folder: Path | str, strict: bool = False) -> Iterator[str]:
+    """The files in `folder` and below, by name; not hidden ones, nor what a Mac puts beside a zip's files.
+
+    A folder that cannot be listed is passed over, or with `strict` an OSError.
+    """
+
+    def fail(error: OSError) -> None:
+        if strict:
+            raise error
+
+    for place, inner, names in os.walk(folder, onerror=fail):
+        inner[:] = sorted(filter(is_entered, inner))
+        yield from (os.path.join(place, name) for name in sorted(names) if not name.startswith('.'))
+
+
+def is_entered(name: str) -> bool:
+    """Whether files are looked for in a folder of this name."""
+    return not name.startswith('.') and name != '__MACOSX'
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """The dict in the JSON file `path`."""
+    with reading(path, 'JSON') as file:
+        content = json.load(file)
+        if not isinstance(content, dict):
+            raise ValueError('it holds no JSON object')
+    return content
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[BinaryIO]:
+    """A file whose content takes the place of `path` once the body ends, and never if it fails; a link stays one.
+
+    Raises:
+        OSError: the place cannot be written, or the disk is full; what `path` held before is untouched.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, 'it is a folder')
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, 'it is write-protected')
+    beside = target.with_name(f'.{target.name[:50]}.{secrets.token_hex(8)}.tmp')
+    try:
+        # the name cannot be guessed and must be new, so that nobody's link is followed
+        with open(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), 'w+b') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+    with suppress(OSError):  # makes the rename last through a power failure, where the system knows how
+        descriptor = os.open(target.parent, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> None:
+    """Remove what killed processes left of their writes in `folder`, of the file `name` alone if that is given.
+
+    That is what is older than a day, since another process may still write what is younger; with `owned`, which says that
+    this process alone writes there, everything.
+    """
+    with suppress(OSError):
+        for path in folder.glob(f'.{glob.escape(name[:50])}*.tmp'):
+            if owned or time.time() - path.lstat().st_mtime > ABANDONED:
+                path.unlink()
+
+
+class Tried(Exception):
+    """Leaves `writing` before anything is replaced."""
 
 
 def write_whole(path: Path | str, content: bytes | memoryview) -> None:
     """Write the bytes `content` to `path`, which holds either its old or its new content whatever happens meanwhile.
 
-    A link stays and what it names is replaced; a device or a FIFO is written to.
-
     Raises:
         InputError: the disk is full or the place cannot be written; the old content is untouched.
     """
     try:
-        if is_special(path):
-            write_to_special(path, content)
-            return
-        target = replaceable(path)
-        beside = temporary(target)
-        try:
-            # the name cannot be guessed and must be new, so that nobody's link is followed
-            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), 'wb') as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, target)
-        finally:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-        sync_folder(target.parent)
+        with writing(path) as file:
+            file.write(content)
     except OSError as error:
-        raise InputError(
-            f'{path} cannot be written: {error.strerror}; what it held before is untouched. Make room or name another place'
-        )
-
-
-def temporary(target: Path) -> Path:
-    """A new name beside `target`; `remove_abandoned` knows it."""
-    return target.with_name(f'.{target.name[:50]}.{secrets.token_hex(8)}.tmp')
-
-
-def remove_abandoned(folder: Path, name: str = '') -> None:
-    """Remove what a killed process left of its writes in `folder`, of the file `name` alone if that is given."""
-    with suppress(OSError):
-        for path in list(folder.iterdir()):
-            if path.name.startswith(f'.{name[:50]}') and path.name.endswith('.tmp'):
-                path.unlink()
-
-
-def refuse_unwritable(path: Path | str, *inputs: Path | str, start: bytes = b'') -> None:
-    """Try an output before the hours of work that it is for, and remove what an earlier try left.
-
-    Args:
-        start: how a file of this output begins; one that begins otherwise is not replaced, as a picture behind `--csv`.
-
-    Raises:
-        InputError: `path` cannot be written, or it is one of the `inputs`, a file that a run wrote, or of another kind.
-    """
-    try:
-        for source in inputs:
-            if os.path.exists(source) and os.path.exists(path) and os.path.samefile(source, path):
-                raise InputError(f'{path} is read, so it cannot be the output too; name another file')
-        if is_special(path):
-            return
-        target = replaceable(path)
-        if target.exists():
-            if is_of_a_run(target):
-                raise InputError(f'{path} is a file of a run, and what a run earned is not replaced; name another file')
-            with open(target, 'rb') as file:
-                if file.read(len(start)) not in (b'', start):
-                    raise InputError(f'{path} exists and is of another kind than this output; remove it, or name another file')
-        remove_abandoned(target.parent, target.name)
-        beside = temporary(target)
-        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        beside.unlink()
-    except OSError as error:
-        raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
-
-
-def is_of_a_run(path: Path) -> bool:
-    """Whether `path` is in a run folder or in a round's, under a name that a run writes."""
-    in_run = any((folder / 'config.json').exists() for folder in path.parents[:2])
-    return in_run and (path.name in RUN_FILES or path.name.startswith('predictions_'))
-
-
-def is_special(path: Path | str) -> bool:
-    """Whether `path` is a device, a FIFO or this process's own stdout or stderr, which nothing may replace."""
-    path = Path(path)
-    return path.exists() and not path.is_dir() and (not path.is_file() or own_stream(path) is not None)
-
-
-def own_stream(path: Path) -> int | None:
-    """The number of the stream that `path` is, as /dev/stdout is."""
-    for number in (1, 2):
-        with suppress(OSError):
-            if os.path.samestat(path.stat(), os.fstat(number)):
-                return number
-    return None
-
-
-def write_to_special(path: Path | str, content: bytes | memoryview) -> None:
-    sys.stdout.flush()
-    number = own_stream(Path(path))
-    # a FIFO that nobody reads is an error with O_NONBLOCK; without it, opening one would wait for a reader for ever
-    descriptor = os.dup(number) if number else os.open(path, os.O_WRONLY | getattr(os, 'O_NONBLOCK', 0))
-    with open(descriptor, 'wb') as file:
-        if hasattr(os, 'O_NONBLOCK'):
-            os.set_blocking(descriptor, True)
-        file.write(content)
-
-
-def replaceable(path: Path | str) -> Path:
-    """The file that `path` leads to.
-
-    Raises:
-        OSError: it is one that this user may not write.
-    """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(0, 'it is a folder')
-    if target.exists() and not os.access(target, os.W_OK):
-        raise PermissionError(0, 'it is write-protected')
-    return target
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a power failure, where the system knows how."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        raise InputError(f'{path} cannot be written: {error.strerror}; what it held before is untouched. Name another place')
 
 
 def write_json(path: Path | str, content: Any) -> None:
     write_whole(path, (json.dumps(content, indent=1) + '\n').encode())
 
 
-def read_json(path: Path | str) -> dict[str, Any]:
-    """The dict in the JSON file `path`."""
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'{path} cannot be read: {error}')
-    if not isinstance(content, dict):
-        raise InputError(f'{path} holds no JSON object; it is not the file of a run')
-    return content
-
-
 def write_table(path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write dicts with the keys `columns` as CSV; floats keep every digit."""
+    """Write dicts with the keys `columns` as CSV; floats keep every digit, and a missing value is an empty cell."""
+    write_whole(path, table_bytes(columns, rows))
+
+
+def table_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator='\n')
+    writer = csv.DictWriter(text, columns, extrasaction='ignore', lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, text.getvalue().encode(errors='surrogateescape'))  # a name that is not UTF-8 keeps its bytes
+    return text.getvalue().encode(errors='surrogateescape')  # a name that is not UTF-8 keeps its bytes
 
 
-def read_table(path: Path | str) -> list[dict[str, str]]:
-    """The rows of a CSV file as dicts of strings."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path), newline='')))
-    except (ValueError, csv.Error) as error:
-        raise InputError(f'{path} cannot be read: {error}')
-    if any(None in row or None in row.values() for row in rows):
-        raise InputError(f'{path} has a row with more or fewer fields than its first line')
-    return rows
+def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> None:
+    """Refuse an output before the work that it is for.
 
-
-def read_text(path: Path | str) -> str:
-    """The text in a regular file; a FIFO would wait for a writer that never comes.
+    Args:
+        endings: of the names that this output can have.
+        header: the first line of a table; an existing table is replaced only if it has the same.
 
     Raises:
-        InputError: there is no such file, or it cannot be read.
-        ValueError: it is not UTF-8.
+        InputError: `path` has another ending, cannot be written, is in a run folder, or holds something else than such an
+            output.
     """
+    target = Path(os.path.realpath(path))
+    if target.suffix.lower() not in endings:
+        raise InputError(f'{path} must end in {", ".join(endings)}')
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise InputError(f'{path} cannot be read: it is not a file')
-        return Path(path).read_text(encoding='utf-8')
+        if target.exists():
+            if any((folder / 'config.json').exists() for folder in target.parents[:2]):
+                raise InputError(f'{path} is in a run folder, where nothing is replaced; name another file')
+            start = re.escape(f'{header}\n'.encode()) if header else STARTS[target.suffix.lower()]
+            if not target.is_file() or not re.match(rb'$|' + start, target.read_bytes()[:200], re.DOTALL):
+                raise InputError(f'{path} exists and is of another kind than this output; remove it, or name another file')
+        remove_abandoned(target.parent, target.name)
+        with suppress(FileNotFoundError):
+            target.lstat()  # fails at a name that is too long
+        with suppress(Tried), writing(target):
+            raise Tried
     except OSError as error:
-        raise InputError(f'{path} cannot be read: {error.strerror}')
-
-
-def make_folder(folder: Path | str) -> None:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f'the folder {folder} cannot be made: {error.strerror}; --output DIR names another place')
-
-
-def refuse_unmakeable(folder: Path | str) -> None:
-    """Try, without making it, whether files can be written into `folder`; errors as of `make_folder`."""
-    place = Path(folder).absolute()
-    existing = next(place for place in (place, *place.parents) if os.path.exists(place))
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f'the folder {folder} cannot be made: {existing} cannot be written; --output DIR names another place')
+        raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
 
 
 @contextmanager
-def locked(path: Path | str) -> Iterator[bool]:
-    """Hold the lock file `path`, waiting for it if need be; whether there is a lock to hold, see `try_lock`."""
-    lock = acquire(path, -1)
-    with lock or ExitStack():
-        yield bool(lock)
+def locked(path: Path | str, busy: str = '') -> Iterator[bool]:
+    """Hold the lock file `path` in the body; the system frees it when this process ends, however that happens.
 
+    Where the file system has no locks (NFS and Lustre often) or the file is another user's, it warns once and goes on without.
 
-def try_lock(path: Path | str) -> ExitStack | None:
-    """Hold the lock file `path` until what this returns is closed; None if another process holds it.
+    Args:
+        busy: the error to raise while another process holds the lock; without it, log that and wait.
 
-    Where the file system has no locks (NFS and Lustre often) or the file is another user's, it is said once, and done without.
+    Yields:
+        whether there is a lock to hold.
     """
+    # A lock whose existence is the lock would outlive a killed process: rather none than a soft one.
+    lock = FileLock(path, fallback_to_soft=False)
     try:
-        return acquire(path, 0) or ExitStack()
+        lock.acquire(0)
     except Timeout:
-        return None
-
-
-def acquire(path: Path | str, timeout: float) -> ExitStack | None:
-    """The lock, or None where there cannot be one.
-
-    Raises:
-        Timeout: another process holds it.
-    """
-    try:
-        # A lock file whose existence is the lock would outlive a killed process: rather none.
-        lock = FileLock(path, timeout, fallback_to_soft=False)
+        if busy:
+            raise InputError(busy)
+        log(f'waiting for another process, which holds {path}')
         lock.acquire()
-    except Timeout:
-        raise
     except (OSError, NotImplementedError) as error:
-        folder = os.path.dirname(path) or '.'
-        if os.access(folder, os.W_OK):  # otherwise nothing is written there, and the write itself says so
-            say_unlocked(folder, getattr(error, 'strerror', None) or str(error))
-        return None
-    held = ExitStack()
-    held.callback(lock.release)
-    return held
+        if os.access(os.path.dirname(path) or '.', os.W_OK):  # otherwise nothing is written there, and the write itself fails
+            warn_of_no_locks(os.path.dirname(path) or '.', getattr(error, 'strerror', None) or str(error))
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def is_locked(path: Path | str) -> bool:
+    """Whether another process holds the lock file `path`."""
+    try:
+        with locked(path, busy='yes'):
+            return False
+    except InputError:
+        return True
 
 
 @functools.cache
-def say_unlocked(folder: str, reason: str) -> None:
-    tell(f'warning: files in {folder} cannot be locked ({reason}); let no two processes work on the same round or cache')
+def warn_of_no_locks(folder: str, reason: str) -> None:
+    log(f'warning: files in {folder} cannot be locked ({reason}); let no two processes work on the same round or cache')

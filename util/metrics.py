@@ -13,7 +13,7 @@ RESAMPLES = 2000
 RESAMPLED_AT_ONCE = 2_000_000  # images, which bounds the memory to some 100 MB
 
 
-class Round(NamedTuple):
+class TestedImages(NamedTuple):
     """The test images of a round, in columns of N: names, contents, subjective scores and predictions.
 
     Images of one content are not independent, so intervals resample contents; an image that is one of its own has its name.
@@ -73,22 +73,18 @@ def fit_logistic(predicted: ArrayLike, subjective: ArrayLike) -> np.ndarray | No
 def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]:
     """Every metric of two (N,) arrays by name; RMSE and PLCC_logistic after the fitted logistic, in the scores' unit."""
     parameters = fit_logistic(predicted, subjective)
-    if parameters is None:
-        rmse = plcc_logistic = math.nan
-    else:
-        mapped = logistic(np.asarray(predicted, np.float64), *parameters)
-        rmse = float(np.sqrt(np.mean((mapped - np.asarray(subjective)) ** 2)))
-        plcc_logistic = plcc(mapped, subjective)
+    predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
+    mapped = np.full(len(predicted), math.nan) if parameters is None else logistic(predicted, *parameters)
     return {
         'SRCC': srcc(predicted, subjective),
         'PLCC': plcc(predicted, subjective),
         'KRCC': correlation(stats.kendalltau, predicted, subjective),
-        'RMSE': rmse,
-        'PLCC_logistic': plcc_logistic,
+        'RMSE': float(np.sqrt(np.mean((mapped - subjective) ** 2))) if len(mapped) else math.nan,
+        'PLCC_logistic': plcc(mapped, subjective),
     }
 
 
-def intervals(rounds: Sequence[Round]) -> dict[str, list[float]]:
+def intervals(rounds: Sequence[TestedImages]) -> dict[str, list[float]]:
     """95 % bootstrap percentile intervals of the median SRCC and PLCC over rounds, as [low, high]; of a single round, its own.
 
     Each of 2,000 resamples from a fixed seed draws as many contents as all rounds have tested, with replacement, so an image
@@ -109,7 +105,7 @@ def median_interval(values: np.ndarray) -> list[float]:
     return np.percentile(medians, (2.5, 97.5)).tolist() if len(medians) else [math.nan, math.nan]
 
 
-def resampled(rounds: Sequence[Round]) -> np.ndarray:
+def resampled(rounds: Sequence[TestedImages]) -> np.ndarray:
     """(2, rounds, RESAMPLES): SRCC and PLCC of each round in every resample of the contents of all rounds."""
     contents = sorted({content for tested in rounds for content in tested.contents})
     position = {content: k for k, content in enumerate(contents)}

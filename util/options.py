@@ -1,19 +1,24 @@
-"""The command line of train_test_IQA.py: every flag with its default, checked, as a namespace."""
+"""The command line of train_test_IQA.py: every flag with its default, checked, as a namespace; and the record of a run."""
 
 import argparse
+import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import folders
-from util import distributed, run_folder
 from util.errors import InputError
-from util.program import parse
+from util.files import read_json
+from util.tables import ROLES
 
-MOST, MOST_ROUNDS = 1_000_000, 1000
-Number = TypeVar('Number', int, float)
+MOST, MOST_ROUNDS, LARGEST_SIDE = 1_000_000, 1000, 20_000
+# Options that a resumed run may change: where things are and how fast they go, not what is computed.
+FREE_OPTIONS = {
+    *('data_root', 'image_root', 'csv', 'output', 'resume', 'rounds', 'device', 'num_workers', 'cache', 'test_batch_size')
+}
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -39,9 +44,18 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
     config.output = config.output or f'runs/{config.dataset}-seed{config.seed}'
     config.weights = config.evaluate or config.weights
-    if not (config.list_datasets or config.summarize or config.check):
-        config.device = distributed.pick_device(config.device, config.deterministic)
     return config
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The options in `argv`, of which none is empty: that is most often a variable of the shell that is not set."""
+    options = parser.parse_args(argv)
+    for action in parser._actions:
+        value = getattr(options, action.dest, None)
+        if value == '' or (isinstance(value, list) and '' in value):
+            name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
+            raise InputError(f'{name} is empty; give it a value or leave it out')
+    return options
 
 
 def with_defaults(config: argparse.Namespace | SimpleNamespace) -> SimpleNamespace:
@@ -49,58 +63,75 @@ def with_defaults(config: argparse.Namespace | SimpleNamespace) -> SimpleNamespa
     return SimpleNamespace(**{**vars(make_parser().parse_args([])), **vars(config)})
 
 
+def record_of(checkpoint: Path | str) -> Path | None:
+    """The config.json of the run that a checkpoint lies in, or beside the checkpoint; None where there is none."""
+    places = (os.path.abspath(checkpoint), os.path.realpath(checkpoint))  # as it is named, and what a link points to
+    records = [folder / 'config.json' for place in places for folder in list(Path(place).parents)[:2]]
+    return next(filter(Path.exists, records), None)
+
+
 def is_plain_checkpoint(config: argparse.Namespace) -> bool:
     """Whether --evaluate with --test_on names a file that is not in a run folder."""
-    return bool(config.test_on) and not (Path(os.path.abspath(config.evaluate)).parent.parent / 'config.json').exists()
+    return bool(config.test_on) and not record_of(config.evaluate)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of a run's config.json: its `options`, and in `model` what an image and a score mean to its networks."""
+    record = read_json(path)
+    if not isinstance(record.get('options'), dict) or not isinstance(record.get('model'), dict):
+        raise InputError(f'{path} does not hold the options of a run; put the file back as the run wrote it')
+    return record
 
 
 def options_of_run(checkpoint: Path | str) -> dict[str, Any]:
     """The options that decide the numbers of the run whose round folder holds `checkpoint`, and where its data is."""
-    path = Path(os.path.abspath(checkpoint)).parent.parent / 'config.json'
-    options = run_folder.read_record(path)['options']
-    free = run_folder.FREE_OPTIONS - {'csv', 'test_batch_size'} | {'evaluate', 'test_on', 'help'}
-    actions = {action.dest: action for action in make_parser()._actions if action.dest not in free}
-    for name, action in actions.items():
-        value = options.get(name, action.default)
-        if not fits(action, value):
-            raise InputError(f'{path}: --{name} was {value!r}, which it cannot be; put the file back as the run wrote it')
-    place = options.get('image_root') if options.get('csv') else options.get('data_root')
-    return {**{name: options.get(name, action.default) for name, action in actions.items()}, 'data_root': place}
+    options = read_record(record_of(checkpoint) or Path(checkpoint).absolute().parent.parent / 'config.json')['options']
+    free = FREE_OPTIONS - {'csv', 'test_batch_size'} | {'evaluate', 'test_on'}
+    kept = {name: value for name, value in options.items() if name not in free}
+    return {**kept, 'data_root': options.get('image_root') if options.get('csv') else options.get('data_root')}
 
 
-def fits(action: argparse.Action, value: Any) -> bool:
-    """Whether the flag's `value` in a record is one that the command line can give."""
-    if isinstance(value, dict):  # --columns
-        return action.dest == 'columns' and all(isinstance(column, str) for column in value.values())
-    if value is None or action.nargs == 0:
-        return isinstance(value, bool) or value == action.default
-    values = value if action.nargs and isinstance(value, list) else [value]
-    try:
-        return all(action.type(str(one)) == one if callable(action.type) else isinstance(one, str) for one in values)
-    except (ValueError, argparse.ArgumentTypeError):
-        return False
+def refuse_other_options(path: Path, record: dict[str, Any]) -> None:
+    """Refuse to continue the run whose config.json is `path` with what `record` holds, except for what may change.
+
+    An option that an earlier version did not have counts as its default.
+    """
+    before, now = read_record(path), json.loads(json.dumps(record))
+    defaults = json.loads(json.dumps(vars(with_defaults(SimpleNamespace()))))
+    options, asked = ({**defaults, **content['options']} for content in (before, now))
+    for values in (options, asked):  # the other databases may have moved: their names count
+        values['test_on'] = [entry[0] for entry in values['test_on'] or []]
+    changes = [(f'--{name}', options[name], asked.get(name)) for name in sorted(options.keys() - FREE_OPTIONS)]
+    changes = [change for change in changes if differs(*change)]
+    was, means = before['model'], now['model']
+    changes += [(name, value, means.get(name)) for name, value in was.items() if value != means.get(name)]
+    if changes:
+        listed = '; '.join(f'{name} was {old}, is {new}' for name, old, new in changes)
+        raise InputError(f'{path.parent} was made with other options: {listed}; give the same, or --output DIR for a new run')
+
+
+def differs(name: str, before: Any, now: Any) -> bool:
+    """Whether an option that a resume compares has changed; None, False and an empty list all mean that it is not given."""
+    if name == '--epochs' and isinstance(before, int):
+        return now < before  # more may follow, since the learning rates do not depend on their number
+    return before != now and bool(before or now)
 
 
 def refuse_contradictions(config: argparse.Namespace) -> None:
-    if config.patch_size != make_parser().get_default('patch_size'):
-        from models import patch_size_reason  # here, since it imports torch
-
-        raise InputError(f'--patch_size: {patch_size_reason(config.patch_size)}')
+    if config.patch_size != 224:
+        raise InputError(f'--patch_size: it must be 224, not {config.patch_size}: the network is built for no other')
     if bool(config.csv) != (config.dataset == 'csv'):
         raise InputError('--dataset csv and --csv FILE go together: the file lists your images and their scores')
-    if config.val_ratio and config.split != 'random':
-        raise InputError('--val_ratio goes with --split random; another split says itself what its validation part is')
+    for name in ('val_ratio', 'split_by'):
+        if getattr(config, name) and config.split != 'random':
+            raise InputError(f'--{name} goes with --split random; another split names its own parts')
     own = config.csv or any(key == 'csv' for _, key, _ in config.test_on or [])
     if not own and (set(config.columns) - {'set'} or config.lower_is_better is not None):
-        raise InputError('--columns, --lower_is_better and --higher_is_better are about the table of --csv FILE')
-    if config.split_by and config.split != 'random':
-        raise InputError('--split_by goes with --split random; another split says itself what its parts are')
+        raise InputError('--columns, --lower_is_better and --higher_is_better describe the table of --csv FILE')
     if config.train_on_all and (config.val_ratio or config.patience or config.split != 'random'):
-        raise InputError(
-            '--train_on_all leaves nothing to choose an epoch on: it goes without --val_ratio, --patience and --split'
-        )
+        raise InputError('--train_on_all leaves nothing to choose an epoch on: give no --val_ratio, --patience or --split')
     if config.rounds and config.rounds[-1] > config.train_test_num:
-        raise InputError(f'--rounds: there are {config.train_test_num} rounds; --train_test_num says how many')
+        raise InputError(f'--rounds: there are {config.train_test_num} rounds; --train_test_num sets how many')
     names = [name for name, _, _ in config.test_on or []]
     if len(set(names)) < len(names):
         raise InputError('--test_on: each database, and each name of a CSV file, can be named once')
@@ -121,51 +152,35 @@ def make_parser() -> argparse.ArgumentParser:
     add('--dataset', ', '.join(folders.DATABASES), 'livec')
     add('--data_root', "the database's folder (default: data/<dataset>), or where the names in --csv start", metavar='DIR')
     add('--csv', 'with --dataset csv: a table of your images and scores', metavar='FILE')
-    columns = 'columns of the --csv table whose names do not say it, as in image=path score=mos content=ref set=fold'
-    add('--columns', columns, type=role_column, nargs='+', metavar='ROLE=NAME')
-    add('--lower_is_better', 'a lower score in the --csv table is a better image', action='store_const', const=True)
-    add(
-        '--higher_is_better',
-        'a higher score is, also in a column named dmos',
-        action='store_const',
-        const=False,
-        dest='lower_is_better',
-    )
+    add('--columns', 'its columns, by name or number: image=path score=2 ...', type=role_column, nargs='+', metavar='ROLE=NAME')
+    add('--lower_is_better', 'a lower score in it is a better image', action='store_const', const=True)
+    add('--higher_is_better', 'a higher one is, even if called dmos', action='store_const', const=False, dest='lower_is_better')
     add('--skip_missing', 'leave out listed images that are missing or unreadable; they are listed', action='store_true')
-    resize = "resize every image to this height and width before the crop (default: as the database's protocol says)"
-    add('--resize', resize, type=positive, nargs=2, metavar=('H', 'W'))
+    add('--resize', 'resize every image first (default: as its protocol says)', type=side, nargs=2, metavar=('H', 'W'))
 
     group = parser.add_argument_group('training')
-    add('--train_patch_num', 'random patches of each training image an epoch', 25, type=positive)
+    add('--train_patch_num', 'random patches per training image and epoch', 25, type=positive)
     add('--lr', 'backbone learning rate', 2e-5, type=rate)
     add('--lr_ratio', 'hypernetwork learning rate / backbone learning rate', 10, type=rate)
     add('--weight_decay', 'weight decay of both parameter groups', 5e-4, type=rate)
-    add('--batch_size', 'patches a batch, over all GPUs', 96, type=positive)
-    add('--epochs', 'epochs a round', 16, type=positive)
+    add('--batch_size', 'patches per batch, over all GPUs', 96, type=positive)
+    add('--epochs', 'epochs per round', 16, type=positive)
     add('--patience', 'stop a round after N epochs without a better epoch; 0: never', 0, type=count, metavar='N')
     add('--patch_size', 'the network takes no other', 224, type=int)
-    add('--seed', 'what the splits, initial weights and patches depend on', 0, type=count)
-    sources = 'initial weights: imagenet, none, or the file of a torchvision ResNet-50 or HyperIQA state_dict'
-    add('--weights', sources, 'imagenet', metavar='SOURCE')
+    add('--seed', 'what the splits, initial weights and patches depend on', 0, type=number(int, 0, 2**32 - 1))
+    add('--weights', 'initial weights: imagenet, none, or a file of a ResNet-50 or HyperIQA', 'imagenet', metavar='SOURCE')
     add('--normalize_scores', 'train on scores mapped to 0..1; reports stay in their own unit', action='store_true')
 
     group = parser.add_argument_group('splits and tests')
-    add('--train_test_num', f'rounds: train-test splits, at most {MOST_ROUNDS}', 10, type=round_count)
-    beside = 'run only these rounds (1-based), beside other processes in the same run folder'
-    add('--rounds', beside, type=round_numbers, metavar='A-B')
-    splits = (
-        'random; official: the sets that the labels name; or files: a split.json, a table with a set column, a folder of '
-        'lists, or train=FILE test=FILE [val=FILE]; {round} in a path stands for the round'
-    )
-    add('--split', splits, 'random', nargs='+', metavar='SPLIT')
-    together = 'what a random split keeps together: image or content (default: as the database says)'
-    add('--split_by', together, choices=('image', 'content'))
-    chosen_on = 'share of the training images that choose the best epoch; 0: the test part chooses it, as in the original'
-    add('--val_ratio', chosen_on, 0, type=share, metavar='R')
+    add('--train_test_num', f'rounds: train-test splits, at most {MOST_ROUNDS}', 10, type=number(int, 1, MOST_ROUNDS))
+    add('--rounds', 'run only these rounds, beside other processes in the same folder', type=round_numbers, metavar='A-B')
+    splits = 'random; official; a split.json; a table with a set column; a folder of lists; or train=FILE test=FILE [val=FILE]'
+    add('--split', f'{splits}; {{round}} in a path stands for the round', 'random', nargs='+', metavar='SPLIT')
+    add('--split_by', 'what a random split keeps together (default: depends on the database)', choices=('image', 'content'))
+    add('--val_ratio', 'fraction of the training part that chooses the epoch; 0: the test part', 0, type=fraction, metavar='R')
     add('--train_on_all', 'train on the whole database and keep the last epoch', action='store_true')
-    add('--test_patch_num', 'random patches of each test image', 25, type=positive)
-    others = "test each round's best epoch on these whole databases, or --csv tables as csv=FILE, too"
-    add('--test_on', others, type=named_folder, nargs='+', metavar='NAME=DIR')
+    add('--test_patch_num', 'random patches per test image', 25, type=positive)
+    add('--test_on', 'test the best epochs on these too; tables as csv=FILE', type=named_folder, nargs='+', metavar='NAME=DIR')
 
     group = parser.add_argument_group('run folder')
     add('--output', 'the run folder (default: runs/<dataset>-seed<seed>)', metavar='DIR')
@@ -175,72 +190,50 @@ def make_parser() -> argparse.ArgumentParser:
     add('--device', 'cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)')
     add('--amp', 'bfloat16 autocast: faster on a GPU, the numbers differ slightly', action=argparse.BooleanOptionalAction)
     add('--compile', 'torch.compile: a slow start, then faster on a GPU', action=argparse.BooleanOptionalAction)
-    cache = "folder of the decoded images (default: .hyperiqa_cache in the database's folder); none: decode in every epoch"
-    add('--cache', cache, metavar='DIR')
+    add('--cache', "folder of the decoded images (default: in the database's), or none to decode each time", metavar='DIR')
     add('--num_workers', 'threads that gather patches; the numbers do not depend on it', 2, type=count)
-    add('--test_batch_size', 'patches a batch when testing', 96, type=positive)
+    add('--test_batch_size', 'patches per batch when testing', 96, type=positive)
     add('--deterministic', 'a command gives the same bytes each time on CUDA too, where it is slower', action='store_true')
 
     group = parser.add_argument_group('instead of training')
-    tested = 'only repeat the test of the round that this best.pth or last.pth is of, or with --test_on only test it on those'
-    add('--evaluate', tested, metavar='CHECKPOINT')
+    add('--evaluate', "repeat the test of this checkpoint's round, or with --test_on test it on those", metavar='CHECKPOINT')
     add('--check', 'only check the database: labels, images, sizes, duplicates', action='store_true')
-    add('--list_datasets', 'only print what is known of every database', action='store_true')
+    add('--list_datasets', 'only print a table of the databases', action='store_true')
     add('--summarize', 'only compute the results of the finished rounds in this run folder', metavar='RUN')
     return parser
 
 
-def positive(text: str) -> int:
-    return at_most(MOST, at_least(1, int(text)))
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """The type of a flag whose value is an int or float between two bounds."""
+
+    def parse_number(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high or value == math.inf:
+            raise InputError(f'{text} is not in {low} ... {high}')
+        return value
+
+    parse_number.__name__ = kind.__name__  # for argparse's message
+    return parse_number
 
 
-def round_count(text: str) -> int:
-    return at_most(MOST_ROUNDS, positive(text))
-
-
-def count(text: str) -> int:
-    return at_least(0, int(text))
-
-
-def rate(text: str) -> float:
-    if not math.isfinite(float(text)):
-        raise argparse.ArgumentTypeError(f'{text} is not a number')
-    return at_least(0, float(text))
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f'{value} is not in 0 ... 1')
-    return value
-
-
-def at_least(bound: int, value: Number) -> Number:
-    if not value >= bound:
-        raise argparse.ArgumentTypeError(f'{value} is less than {bound}')
-    return value
-
-
-def at_most(bound: int, value: int) -> int:
-    if value > bound:
-        raise argparse.ArgumentTypeError(f'{value} is more than {bound}')
-    return value
+positive, count, side = number(int, 1, MOST), number(int, 0), number(int, 1, LARGEST_SIDE)
+rate, fraction = number(float, 0), number(float, 0, 0.99)
 
 
 def round_numbers(text: str) -> range:
     """'3-5' -> 3, 4, 5; '3' -> 3."""
     first, _, last = text.partition('-')
-    numbers = range(positive(first), at_least(1, int(last or first)) + 1)
+    numbers = range(positive(first), positive(last or first) + 1)
     if not numbers:
-        raise argparse.ArgumentTypeError(f'{text} is no range; the first round comes first, as in 3-5')
+        raise InputError(f'{text} is no range; the first round comes first, as in 3-5')
     return numbers
 
 
 def role_column(text: str) -> tuple[str, str]:
     """'score=mos' -> ('score', 'mos')."""
     role, _, column = text.partition('=')
-    if not column or role not in folders.CSV_COLUMNS:
-        raise argparse.ArgumentTypeError(f'{text} is not ROLE=NAME with a role of {", ".join(folders.CSV_COLUMNS)}')
+    if not column or role not in ROLES:
+        raise InputError(f'{text} is not ROLE=NAME with a role of {", ".join(ROLES)}')
     return role, column
 
 
@@ -248,9 +241,16 @@ def named_folder(text: str) -> list[str]:
     """'koniq=DIR' -> ['koniq', 'koniq', 'DIR'], 'csv=DIR/mine.csv' -> ['mine', 'csv', 'DIR/mine.csv']: name, key and path."""
     name, mark, folder = text.partition('=')
     if not mark or not folder:
-        raise argparse.ArgumentTypeError(f'{text} is not NAME=DIR, as in koniq=data/koniq')
-    try:
-        key = folders.database_key(name)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error))
+        raise InputError(f'{text} is not NAME=DIR, as in koniq=data/koniq')
+    key = folders.database_key(name)
     return [Path(folder).stem if key == 'csv' else key, key, folder]
+
+
+def facts_of_koniq() -> dict[str, Any]:
+    """What an image and a score mean to the original authors' model for KonIQ-10k, as in the `model` of a record."""
+    return {'resize': folders.DATABASES['koniq'].resize, 'exif_rotation': False, 'score_range': None}
+
+
+def title_of(name: str) -> str:
+    """How a database of --test_on is called in results: by its title, or a user's table by its own name."""
+    return folders.DATABASES[name].title if name in folders.DATABASES else name

@@ -3,6 +3,7 @@
 # ruff: noqa: E402
 
 import io
+import math
 import os
 import sys
 import warnings
@@ -12,22 +13,21 @@ from typing import Any
 
 import numpy as np
 
-# matplotlib does not come up with a notebook's MPLBACKEND that is not installed here; a file needs none, so it is set after.
-backend, first = os.environ.pop('MPLBACKEND', ''), 'matplotlib' not in sys.modules
+# With a notebook's MPLBACKEND that is not installed here matplotlib cannot be imported; a file needs none, so it is set after.
+backend = '' if 'matplotlib' in sys.modules else os.environ.pop('MPLBACKEND', '')
 import matplotlib
 
 if backend:
     os.environ['MPLBACKEND'] = backend
-if backend and first:
     with suppress(ValueError):
         matplotlib.rcParams['backend'] = backend
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
-from PIL.Image import Image
-from PIL.Image import new as new_image
+from PIL import Image
 
-from util.metrics import Round, fit_logistic, logistic, plcc, srcc
+from util.metrics import TestedImages, fit_logistic, logistic, plcc, srcc
 
 SMALLEST_SQUARE = 128
 BLUE, ORANGE, GREEN, GREY = '#1f77b4', '#e6701a', '#2a9d5c', '#777777'
@@ -35,31 +35,27 @@ BLUE, ORANGE, GREEN, GREY = '#1f77b4', '#e6701a', '#2a9d5c', '#777777'
 
 def curves(history: Sequence[Mapping[str, Any]]) -> bytes:
     """Correlations, training loss and both learning rates against the epoch."""
+    lines = {
+        'correlation': {'test_srcc': BLUE, 'test_plcc': ORANGE, 'train_srcc': GREY, 'val_srcc': GREEN},
+        'mean absolute error': {'train_loss': GREY},
+        'learning rate': {'hypernet_lr': BLUE, 'backbone_lr': ORANGE},
+    }
     figure = Figure(figsize=(8, 8.5), layout='constrained')
-    correlation, loss, rates = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
-    epochs = [int(row['epoch']) for row in history]
-
-    def draw(axis: Axes, column: str, label: str, **style: Any) -> None:
-        axis.plot(epochs, [float(row[column]) for row in history], marker='o', markersize=4, label=label, **style)
-
-    draw(correlation, 'test_srcc', 'test SRCC', color=BLUE)
-    draw(correlation, 'test_plcc', 'test PLCC', color=ORANGE)
-    draw(correlation, 'train_srcc', 'train SRCC', color=GREY)
-    if 'val_srcc' in history[0]:
-        draw(correlation, 'val_srcc', 'validation SRCC', color=GREEN)
-    correlation.set_ylabel('correlation')
-    draw(loss, 'train_loss', 'train loss', color=GREY)
-    loss.set_ylabel('mean absolute error')
-    draw(rates, 'hypernet_lr', 'hypernetwork', color=BLUE)
-    draw(rates, 'backbone_lr', 'backbone', color=ORANGE, linestyle='--')
-    if any(float(row['hypernet_lr']) > 0 for row in history):
-        rates.set_yscale('log')
-    rates.set_ylabel('learning rate')
-    rates.set_xlabel('epoch')
-    rates.xaxis.get_major_locator().set_params(integer=True)
-    for axis in (correlation, loss, rates):
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
+    for axis, (unit, columns) in zip(axes, lines.items()):
+        for column, colour in columns.items():
+            if column in history[-1]:
+                values = [float(row.get(column, math.nan)) for row in history]
+                style = '--' if column == 'backbone_lr' else '-'  # it covers the other one where they are equal
+                label = column.replace('_', ' ').replace('srcc', 'SRCC').replace('plcc', 'PLCC').replace(' lr', '')
+                axis.plot(range(1, len(values) + 1), values, style, marker='o', markersize=4, color=colour, label=label)
+        axis.set_ylabel(unit)
         axis.grid(alpha=0.3)
         axis.legend(loc='best')
+    if float(history[0].get('hypernet_lr', 0)) > 0:
+        axes[-1].set_yscale('log')
+    axes[-1].set_xlabel('epoch')
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     return png(figure)
 
 
@@ -81,7 +77,7 @@ def scatter(predicted: ArrayLike, subjective: ArrayLike, title: str) -> bytes:
     return png(figure)
 
 
-def worst(tested: Round, picture_of: Callable[[int], Image], title: str) -> bytes:
+def worst(tested: TestedImages, picture_of: Callable[[int], Image.Image], title: str) -> bytes:
     """The ten test images whose predictions are most above, and the ten most below, their subjective scores.
 
     Args:
@@ -109,47 +105,49 @@ def worst(tested: Round, picture_of: Callable[[int], Image], title: str) -> byte
         return png(figure)
 
 
-def comparison(
-    curves: Mapping[str, Sequence[Sequence[float]]], differences: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> bytes:
-    """Test SRCC by epoch, and the differences between runs.
+def comparison(curves: Mapping[str, Sequence[Sequence[float]]], differences: Sequence[Mapping[str, Any]]) -> bytes:
+    """Test SRCC by epoch, and the differences between two runs.
 
     Args:
         curves: for each run the test SRCC of every epoch of each round: drawn as its mean, in a band from lowest to highest.
-        differences: for each pair of runs the rows of its rounds and, last, of their median (see compare.COLUMNS).
+        differences: the rows of the rounds and, last, of their median (see compare.COLUMNS).
     """
-    figure = Figure(figsize=(11, max(4.5, 1.2 + 0.55 * len(differences))), layout='constrained')
-    by_epoch, by_pair = figure.subplots(1, 2)
-    for name, rounds in curves.items():
-        epochs = min(map(len, rounds))  # a round may have stopped early
-        values, x = np.array([values[:epochs] for values in rounds]), np.arange(1, epochs + 1)
-        (line,) = by_epoch.plot(x, values.mean(0), marker='o', markersize=3, label=f'{name} (n = {len(rounds)})')
-        by_epoch.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.12, linewidth=0)
-    late = [value for rounds in curves.values() for values in rounds for value in values[len(values) // 2 :]]
-    if np.isfinite(late).all():
-        by_epoch.set_ylim(bottom=3 * min(late) - 2 * max(late) - 0.01)  # the first epochs would take the whole axis
-    by_epoch.xaxis.get_major_locator().set_params(integer=True)
-    by_epoch.set_xlabel('epoch')
-    by_epoch.set_ylabel('test SRCC: mean and range of the rounds')
-    by_epoch.legend(loc='lower right', fontsize=8)
-    for k, rows in enumerate(differences.values()):
-        for offset, row in zip(np.linspace(-0.3, 0.3, len(rows)), rows):
-            style = {'color': ORANGE, 'linewidth': 2.5} if row is rows[-1] else {'color': BLUE, 'linewidth': 1}
-            by_pair.plot([row['low'], row['high']], [k + offset] * 2, **style)
-            by_pair.plot([row['difference']], [k + offset], marker='o', markersize=4, color=style['color'])
-    by_pair.axvline(0, color=GREY, linewidth=1)
-    by_pair.set_yticks(range(len(differences)), list(differences), fontsize=8)
-    by_pair.set_ylim(len(differences) - 0.5, -0.5)
-    by_pair.set_xlabel('difference of SRCC: rounds, and their median in orange')
-    for axis in (by_epoch, by_pair):
-        axis.grid(alpha=0.3)
+    figure = Figure(figsize=(11, 4.5), layout='constrained')
+    by_epoch, by_round = figure.subplots(1, 2)
+    draw_curves(by_epoch, curves)
+    for k, row in enumerate(differences):
+        colour, width = (ORANGE, 2.5) if row is differences[-1] else (BLUE, 1)
+        by_round.plot([row['low'], row['high']], [k, k], color=colour, linewidth=width)
+        by_round.plot([row['difference']], [k], marker='o', markersize=4, color=colour)
+    by_round.axvline(0, color=GREY, linewidth=1)
+    by_round.set_yticks(range(len(differences)), [row['round'] for row in differences], fontsize=8)
+    by_round.invert_yaxis()
+    by_round.set_xlabel('difference of SRCC by round')
+    by_round.grid(alpha=0.3)
     return png(figure)
 
 
-def padded(picture: Image) -> np.ndarray:
+def draw_curves(axis: Axes, curves: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """The test SRCC by epoch of several runs, as in `comparison`."""
+    for name, rounds in curves.items():
+        epochs = min(map(len, rounds))  # a round may have stopped early
+        values, x = np.array([values[:epochs] for values in rounds]), np.arange(1, epochs + 1)
+        (line,) = axis.plot(x, values.mean(0), marker='o', markersize=3, label=f'{name} (n = {len(rounds)})')
+        axis.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.12, linewidth=0)
+    late = [value for rounds in curves.values() for values in rounds for value in values[len(values) // 2 :]]
+    if np.isfinite(late).all():
+        axis.set_ylim(bottom=3 * min(late) - 2 * max(late) - 0.01)  # the first epochs would take the whole axis
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel('epoch')
+    axis.set_ylabel('test SRCC: mean and range of the rounds')
+    axis.grid(alpha=0.3)
+    axis.legend(loc='lower right', fontsize=8)
+
+
+def padded(picture: Image.Image) -> np.ndarray:
     """The picture in the middle of a white square, so that all of a table are drawn to one scale."""
     side = max(*picture.size, SMALLEST_SQUARE)
-    square = new_image('RGB', (side, side), 'white')
+    square = Image.new('RGB', (side, side), 'white')
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return np.asarray(square)
 

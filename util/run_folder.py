@@ -1,144 +1,91 @@
-"""The folder that a run leaves behind, so that nothing it earned is ever lost.
+"""The folder that a run leaves behind, so that nothing finished is ever lost. Every file appears whole or not at all.
 
-    config.json            every option, what an image and a score mean to the network, package versions, device
-    round_01/split.json    names of the images of each part, and a digest of the labels
-    round_01/history.csv   a row an epoch
-    round_01/best.pth      the best epoch's plain state_dict
-    round_01/last.pth      everything that a resume needs
-    round_01/predictions.csv, curves.png, scatter.png, worst.png
-    round_01/predictions_<name>.csv    of each other database
-    left_out.csv           listed images that --skip_missing left out
-    round_01/result.json   the metrics at the best epoch, with intervals; written last: it marks the round as finished
-    results.json           every round's result, and their median with intervals, mean and deviation
-
-Every file appears whole or not at all. `last.pth` is the truth: an epoch counts once it is renamed into place. torch,
-matplotlib and scipy are imported where they are used, since `--help` and errors in the command line need none of them.
+config.json            every option, what an image and a score mean to the network, package versions, device
+left_out.csv           listed images that --skip_missing left out
+round_01/              a round's files, see `util/round_folder.py`
+results.json           every round's result, and their median with intervals, mean and deviation
 """
 
-import argparse
-import hashlib
 import json
 import math
 import os
-import platform
 import re
 import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from util import distributed
-from util.errors import InputError
-from util.files import (
-    locked,
-    make_folder,
-    read_json,
-    read_table,
-    refuse_unmakeable,
-    remove_abandoned,
-    try_lock,
-    write_json,
-    write_table,
-    write_whole,
-)
-from util.program import first_line
+from util.errors import InputError, log
+from util.files import is_locked, locked, named, read_json, reading, remove_abandoned, write_json, write_table
+from util.metrics import TestedImages, intervals
+from util.options import read_record, refuse_other_options, title_of
+from util.splits import SplitRecord
+from util.tables import read_rows
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from util.metrics import Round
-
-# Options that a resumed run may change: where things are and how fast they go, not what is computed.
-FREE_OPTIONS = {
-    'data_root',
-    'image_root',
-    'csv',
-    'output',
-    'resume',
-    'rounds',
-    'device',
-    'num_workers',
-    'cache',
-    'test_batch_size',
-}
-# Options that say which weights a state leads to: a last.pth of others is refused.
-STATE_OPTIONS = (
-    *('dataset', 'seed', 'weights', 'lr', 'lr_ratio', 'weight_decay', 'batch_size', 'train_patch_num', 'test_patch_num'),
-    *('resize', 'normalize_scores', 'amp'),
-)
-HISTORY_COLUMNS = {'epoch', 'train_loss', 'train_srcc', 'test_srcc', 'test_plcc', 'hypernet_lr', 'backbone_lr', 'seconds'}
+RESULTS = ('last.pth', 'best.pth', 'history.csv', 'predictions.csv', 'result.json')  # that a round has once it is under way
 PREDICTION_COLUMNS = ('image', 'content', 'score', 'prediction')
 METRICS = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic')
-Parts = dict[str, Any]
 
 
-def check_run(config: argparse.Namespace, model: dict[str, Any], parts: list[Parts]) -> None:
+def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> None:
     """Refuse a run folder `config.output` that this run may not make or continue; nothing is written.
 
     Args:
         model: what an image and a score mean to the networks of this run; demo.py reads it.
-        parts: for each round, the names of the images of each part, and the digest of the labels.
+        splits: the record of each round's split.
 
     Raises:
         InputError: it exists and `config.resume` is not set, it was made with other options or images, or it is no run folder.
     """
     folder = Path(config.output)
     path = folder / 'config.json'
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f'{folder} is a file, not a run folder; --output DIR names another one')
-    refuse_unmakeable(folder)
-    if is_earned(folder):
-        if not config.resume and not is_joined(folder, config):
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f'the folder {folder} cannot be made: {existing} cannot be written; --output DIR names another place')
+    if has_epochs(folder):
+        if not config.resume and not adds_rounds(folder, config):
             raise InputError(f'the run folder {folder} exists already; --resume continues it, --output DIR names another one')
         refuse_other_options(path, {'options': vars(config), 'model': model})
-        for number, names in enumerate(parts, start=1):
-            refuse_other_images(round_path(folder, number) / 'split.json', names)
+        for number, split in enumerate(splits, start=1):
+            refuse_other_images(round_path(folder, number) / 'split.json', split)
     if not path.exists() and folder.exists() and any(not entry.name.startswith('.') for entry in folder.iterdir()):
         raise InputError(f'{folder} holds files, but it is not a run folder; --output DIR names another one')
 
 
-def open_run(config: argparse.Namespace, model: dict[str, Any], parts: list[Parts]) -> None:
-    """Make or continue the run folder `config.output`; arguments and errors as of `check_run`."""
-    check_run(config, model, parts)
+def open_run(config: Any, model: dict[str, Any], splits: list[SplitRecord], surroundings: dict[str, Any]) -> None:
+    """Make or continue the run folder `config.output`; arguments and errors as of `check_run`, which is called again.
+
+    Args:
+        surroundings: what the numbers may depend on beside the options.
+    """
+    check_run(config, model, splits)
     folder = Path(config.output)
     path = folder / 'config.json'
-    record = {'options': vars(config), 'model': model, **surroundings(config.device)}
-    if is_earned(folder):
+    if has_epochs(folder):
         before = read_record(path)
-        if before.get('device') != record['device']:
-            distributed.say(
-                f'this run was made on {before.get("device")} and goes on on {record["device"]}: '
-                f'sums are added in another order there, so the last digits can differ'
-            )
+        here = surroundings['device']
+        if before.get('device') != here:
+            log(f'this run was made on {before.get("device")} and continues on {here}, where the last digits can differ')
         if before['options'].get('epochs') != config.epochs:
             before['options']['epochs'] = config.epochs
             write_json(path, before)
         return
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for split in folder.glob('round_*/split.json'):
         split.unlink()
-    write_json(path, record)
+    write_json(path, {'options': vars(config), 'model': model, **surroundings})
 
 
-def is_earned(folder: Path) -> bool:
+def has_epochs(folder: Path) -> bool:
     """Whether the folder holds a run that other options may not start anew: an epoch was finished, or a process works in it."""
-    if not (folder / 'config.json').exists():
-        return False
-    earned = ('last.pth', 'best.pth', 'history.csv', 'predictions.csv', 'result.json')
-    if any((path / name).exists() for path in folder.glob('round_*') for name in earned):
-        return True
-    locks = [try_lock(path) for path in folder.glob('round_*/.lock')]
-    for lock in locks:
-        if lock:
-            lock.close()
-    return None in locks
+    results = [path for path in folder.glob('round_*/*') if path.name in RESULTS]
+    return (folder / 'config.json').exists() and (bool(results) or any(map(is_locked, folder.glob('round_*/.lock'))))
 
 
-def is_joined(folder: Path, config: argparse.Namespace) -> bool:
+def adds_rounds(folder: Path, config: Any) -> bool:
     """Whether this process adds rounds of its own, by `--rounds`, to the folder of another one."""
     return bool(config.rounds) and not any(round_path(folder, k).exists() for k in config.rounds)
 
@@ -151,82 +98,8 @@ def round_index_of(folder: Path) -> int:
     """The 0-based round of a round's folder."""
     number = folder.name.removeprefix('round_')
     if not number.isdigit():
-        raise InputError(
-            f'{folder} is not the folder of a round; the checkpoint must lie in a run folder, '
-            f'as in runs/koniq-seed0/round_01/best.pth'
-        )
+        raise InputError(f'{folder} is not the folder of a round, as that of runs/koniq-seed0/round_01/best.pth')
     return int(number) - 1
-
-
-def refuse_other_options(path: Path, record: dict[str, Any]) -> None:
-    before, now = read_record(path), json.loads(json.dumps(record))
-    for options in (before['options'], now['options']):  # the other databases may have moved: their names count
-        options['test_on'] = [entry[0] for entry in options.get('test_on') or []]
-    differ = [
-        f'--{name} was {before["options"].get(name)}, is {now["options"].get(name)}'
-        for name in sorted((before['options'].keys() | now['options'].keys()) - FREE_OPTIONS)
-        if differs(name, before['options'].get(name), now['options'].get(name))
-    ]
-    differ += [
-        f'{name} was {value}, is {now["model"].get(name)}'
-        for name, value in before['model'].items()
-        if value != now['model'].get(name)
-    ]
-    if differ:
-        raise InputError(
-            f'{path.parent} was made with other options: {"; ".join(differ)}; give the same ones, or --output DIR for a new run'
-        )
-
-
-def differs(name: str, before: Any, now: Any) -> bool:
-    """Whether an option is another than in the run's record, which has none of those that a later version added."""
-    if name == 'epochs' and isinstance(before, int):
-        return now < before  # more may follow, since the learning rates do not depend on their number
-    return before != now and bool(before or now)
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The content of a config.json, whose `model` has the entries of `train_test_IQA.model_facts`."""
-    record = read_json(path)
-    model = record.get('model')
-    options = record.get('options')
-    if not isinstance(options, dict) or not isinstance(options.get('train_test_num', 1), int) or not isinstance(model, dict):
-        raise InputError(f'{path} does not hold the options of a run; put the file back as the run wrote it')
-    pairs = [model.get(name) for name in ('resize', 'score_range')]
-    flags = [model.get(name) for name in ('exif_rotation', 'higher_is_better')]
-    if not all(pair is None or (is_numbers(pair) and len(pair) == 2) for pair in pairs) or not all(
-        isinstance(flag, bool) for flag in flags
-    ):
-        raise InputError(f'{path} was edited: its "model" is {json.dumps(model)[:200]}; put the file back as the run wrote it')
-    return record
-
-
-def is_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
-
-
-def surroundings(device: str) -> dict[str, Any]:
-    """What the numbers of a run may depend on beside its options."""
-    import PIL
-    import scipy
-    import torch
-    import torchvision
-
-    return {
-        'command': sys.argv,
-        'commit': project_commit(),
-        'device': distributed.device_name(device),
-        'versions': {
-            'python': platform.python_version(),
-            'torch': torch.__version__,
-            'torchvision': torchvision.__version__,
-            'numpy': np.__version__,
-            'scipy': scipy.__version__,
-            'pillow': PIL.__version__,
-            'cuda': torch.version.cuda,
-            'cudnn': torch.backends.cudnn.version(),
-        },
-    }
 
 
 def project_commit() -> str | None:
@@ -238,211 +111,41 @@ def project_commit() -> str | None:
         return None
 
 
-def refuse_other_images(split: Path, parts: Parts) -> None:
-    """Refuse the split.json of a round if it is there and is of other images than `parts`, or of other labels."""
-    if not split.exists():
+def refuse_other_images(path: Path, split: SplitRecord) -> None:
+    """Refuse the split.json of a round if it is there and is of other images than `split`, or of other labels."""
+    if not path.exists():
         return
-    before = read_json(split)
-    labels = before.pop('labels', parts.get('labels'))  # versions before this one wrote none
-    if before != {part: names for part, names in parts.items() if part != 'labels'}:
-        raise InputError(
-            f'{split} names other images than the database has now; restore its files, or start a new run with --output DIR'
-        )
-    if labels != parts.get('labels'):
-        raise InputError(
-            f'the scores, contents or sets of the labels are others than when {split} was made, and one result would mix both; '
-            f'restore the label file, or start a new run with --output DIR'
-        )
+    before = {'labels': split['labels'], **read_json(path)}  # the first versions wrote no digest
+    changed = [part for part in before | split if before.get(part) != split.get(part)]
+    if changed == ['labels']:
+        what = 'the scores, contents or sets of the labels have changed'
+        raise InputError(f'{what} since {path} was made; restore the label file, or give --output DIR')
+    if changed:
+        raise InputError(f'{path} names other images than the database has now; restore its files, or give --output DIR')
 
 
-class RoundFolder:
-    """One round's files; under torchrun all ranks read them and the first alone writes.
-
-    Args:
-        config: the run's options.
-        round_index: 0-based.
-        parts: names of the images of each part, by the part's name, and the digest of the labels; a folder made for
-            others is refused.
-
-    Raises:
-        InputError: the folder cannot be written, was made for other images, or another process runs this round.
-    """
-
-    def __init__(self, config: argparse.Namespace, round_index: int, parts: Parts) -> None:
-        self.path = round_path(config.output, round_index + 1)
-        self.epochs = config.epochs
-        self.owner = {'round': round_index + 1, **{name: getattr(config, name) for name in STATE_OPTIONS}}
-        self.owner['split'] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        self.lock = None
-        if distributed.rank() == 0:
-            make_folder(self.path)
-            self.lock = try_lock(self.path / '.lock')
-            if self.lock is None:
-                raise InputError(f'{self.path} is being trained by another process')
-            remove_abandoned(self.path)
-            split = self.path / 'split.json'
-            refuse_other_images(split, parts)
-            if not split.exists():
-                write_json(split, parts)
-        distributed.wait()
-
-    @property
-    def finished(self) -> bool:
-        """Whether the round's result is there, of as many epochs as are asked for now."""
-        path = self.path / 'result.json'
-        return path.exists() and read_result(path)['epochs'] >= self.epochs
-
-    def close(self) -> None:
-        """Let another process, or this one again, run the round."""
-        if self.lock:
-            self.lock.close()
-
-    def restore(self, load_state_dict: Callable[[dict[str, Any]], None]) -> None:
-        """Give the state that the last finished epoch left, if there is one, to `load_state_dict`.
-
-        Raises:
-            InputError: last.pth is gone, damaged, or of something else; nothing in the folder is changed.
-        """
-        from util.checkpoints import read_checkpoint
-
-        path = self.path / 'last.pth'
-        if not path.exists():
-            if (self.path / 'history.csv').exists():
-                raise InputError(f'{path} is gone, without which the round cannot go on; {self.remedy}')
-            return
-        state = read_checkpoint(path)
-        other = [
-            f'{name} is {state["owner"][name]}, not {value}'
-            for name, value in self.owner.items()
-            if isinstance(state.get('owner'), Mapping) and state['owner'].get(name, value) != value
-        ]
-        if other:
-            raise InputError(f'{path} belongs to another round or run ({"; ".join(other)[:300]}); {self.remedy}')
-        try:
-            load_state_dict(state)
-            check_history(state['history'], state['best'])
-        except Exception as error:  # an edited state can raise anything where it does not fit
-            raise InputError(f'{path} is not the checkpoint of this round ({first_line(error)}); {self.remedy}')
-        if distributed.rank() == 0:
-            self.write_derived(state)
-
-    @property
-    def remedy(self) -> str:
-        return f'put the right file back, or remove {self.path} to start the round anew'
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Record a finished epoch; `state` is the solver's `state_dict`."""
-        from util.checkpoints import digest, serialised
-
-        if distributed.rank() == 0:
-            if is_best_last(state):
-                state['best']['weights'] = digest(state['model'])
-            write_whole(self.path / 'last.pth', serialised({**state, 'owner': self.owner}))
-            self.write_derived(state)
-        distributed.wait()
-
-    def write_derived(self, state: dict[str, Any]) -> None:
-        """The files that follow from last.pth, which a kill may have left one epoch behind it."""
-        from util import plots
-        from util.checkpoints import serialised
-
-        history = state['history']
-        if is_best_last(state):
-            write_whole(self.path / 'best.pth', serialised(state['model']))
-        write_table(self.path / 'history.csv', list(history[0]), history)
-        write_whole(self.path / 'curves.png', plots.curves(history))
-
-    def check_best(self, best: dict[str, Any]) -> None:
-        """Refuse to end the round with a best.pth that is not the weights of its best epoch.
-
-        Raises:
-            InputError: it is gone, damaged or another network's.
-        """
-        from util.checkpoints import digest, read_checkpoint
-
-        reason = 'best.pth is of other weights'
-        try:
-            weights = read_checkpoint(self.path / 'best.pth')
-            if 'weights' not in best or digest(weights) == best['weights']:  # versions before this one kept no digest
-                return
-        except InputError as error:
-            reason = str(error)
-        raise InputError(
-            f'the weights of the best epoch, {best["epoch"]}, are lost ({reason}); what last.pth and history.csv hold is kept; '
-            f'{self.remedy}'
-        )
-
-    def finish(
-        self,
-        best: dict[str, Any],
-        tested: 'Round',
-        picture_of: 'Callable[[int], Image]',
-        title: str,
-        across: dict[str, dict[str, float]],
-    ) -> None:
-        """Write the test images' scores at the best epoch and their pictures, and last of all the round's result.
-
-        Args:
-            best: the solver's best epoch.
-            tested: the test images with their predictions in it.
-            picture_of: a small picture of the image at a position in `tested`.
-            title: of the pictures.
-            across: metrics on other databases, by the database's name.
-        """
-        from util import plots
-        from util.metrics import all_metrics, intervals
-
-        if distributed.rank() > 0:
-            return
-        self.check_best(best)
-        if tested.images:
-            write_whole(self.path / 'scatter.png', plots.scatter(tested.predicted, tested.subjective, title))
-            write_whole(self.path / 'worst.png', plots.worst(tested, picture_of, title))
-        write_predictions(self.path / 'predictions.csv', tested)
-        result = {
-            'epoch': best['epoch'],
-            'epochs': self.epochs,
-            **all_metrics(tested.predicted, tested.subjective),
-            **intervals([tested]),
-            **({'test_on': across} if across else {}),
-        }
-        write_json(self.path / 'result.json', without_nan(result))
-
-
-def check_history(history: list[dict[str, float]], best: dict[str, Any] | None) -> None:
-    """Raise ValueError unless these are the epochs 1, 2 ... of a round, each with the same columns, and the best of them."""
-    columns = HISTORY_COLUMNS | history[0].keys()
-    if [row['epoch'] for row in history] != list(range(1, len(history) + 1)):
-        raise ValueError('its epochs are not in order')
-    if any(row.keys() != columns or not is_numbers(list(row.values())) for row in history):
-        raise ValueError('its epochs lack numbers')
-    if best and not (best['epoch'] in range(1, len(history) + 1) and best.keys() >= columns and best['scores'].ndim == 1):
-        raise ValueError('its best epoch is none of them')
-
-
-def is_best_last(state: dict[str, Any]) -> bool:
-    return bool(state['best']) and state['best']['epoch'] == state['history'][-1]['epoch']
-
-
-def write_predictions(path: Path, tested: 'Round') -> None:
+def write_predictions(path: Path, tested: TestedImages) -> None:
     columns = (tested.images, tested.contents, tested.subjective.tolist(), tested.predicted.tolist())
     write_table(path, PREDICTION_COLUMNS, [dict(zip(PREDICTION_COLUMNS, row)) for row in zip(*columns, strict=True)])
 
 
-def read_predictions(path: Path) -> 'Round':
+def read_columns(path: Path) -> dict[str, list[str]]:
+    """The columns of a CSV file that a run wrote, by their names."""
+    rows = read_rows(path)
+    header = rows[0].cells if rows else []
+    return {name: [row.cells[k] for row in rows[1:]] for k, name in enumerate(header)}
+
+
+def read_predictions(path: Path) -> TestedImages:
     """What `write_predictions` wrote.
 
     Raises:
         InputError: the file is something else.
     """
-    from util.metrics import Round
-
-    rows = read_table(path)
-    try:
-        images, contents, scores, predictions = ([row[name] for row in rows] for name in PREDICTION_COLUMNS)
-        return Round(images, contents, np.array(scores, np.float64), np.array(predictions, np.float64))
-    except (KeyError, ValueError) as error:
-        raise InputError(f'{path} is not the table of a run: {error}')
+    columns = read_columns(path)
+    with named(path, 'a table'):
+        images, contents, scores, predictions = (columns[name] for name in PREDICTION_COLUMNS)
+        return TestedImages(images, contents, np.array(scores, np.float64), np.array(predictions, np.float64))
 
 
 def summarise(run: Path | str) -> dict[str, Any]:
@@ -455,21 +158,17 @@ def summarise(run: Path | str) -> dict[str, Any]:
     Raises:
         InputError: `run` is no run folder.
     """
-    from util.metrics import intervals
-
     run = Path(run)
-    last = read_record(run / 'config.json')['options'].get('train_test_num', 0)
-    paths = {number: round_path(run, number) / 'result.json' for number in rounds_in(run) if 1 <= number <= last}
+    options = read_record(run / 'config.json')['options']
+    with named(run / 'config.json', 'JSON'):
+        last = int(options['train_test_num'])
     writable = os.access(run, os.W_OK)  # another user's run is only read
     with locked(run / '.lock') if writable else nullcontext():
-        finished = {number: path for number, path in paths.items() if path.exists()}
-        rounds = {str(number): read_result(path) for number, path in finished.items()}
+        finished = {number: round_path(run, number) for number in rounds_in(run) if 1 <= number <= last}
+        rounds = {str(number): read_result(path / 'result.json') for number, path in finished.items()}
         results = {'rounds': rounds, **statistics(list(rounds.values()))}
-        if rounds and all(
-            'SRCC_interval' in result for result in rounds.values()
-        ):  # versions before this one named no contents
-            predictions = [read_predictions(path.with_name('predictions.csv')) for path in finished.values()]
-            results['median'] |= intervals(predictions)
+        if rounds and all('SRCC_interval' in result for result in rounds.values()):  # the first versions named no contents
+            results['median'] |= intervals([read_predictions(path / 'predictions.csv') for path in finished.values()])
         if writable:
             remove_abandoned(run)
             write_json(run / 'results.json', without_nan(results))
@@ -477,46 +176,42 @@ def summarise(run: Path | str) -> dict[str, Any]:
 
 
 def rounds_in(run: Path) -> list[int]:
-    """The numbers of the rounds whose folders lie in `run` under their exact names."""
+    """The numbers of the finished rounds whose folders lie in `run` under their exact names."""
     numbers = [int(path.name[6:]) for path in run.iterdir() if re.fullmatch(r'round_[0-9]{2,9}', path.name)]
-    return sorted(number for number in numbers if round_path(run, number).is_dir())
+    return sorted(number for number in numbers if (round_path(run, number) / 'result.json').exists())
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The content of a result.json, with nan for null.
+    """The content of a result.json, with nan for null where a metric is undefined.
 
     Raises:
         InputError: it lacks a metric, or one is no number.
     """
-    result = with_nan(read_json(path))
-    across = result.get('test_on', {})
-    whole = all(isinstance(result.get(name), int) for name in ('epoch', 'epochs')) and isinstance(across, dict)
-    values = [result.get(name) for name in METRICS]
-    for interval in (result.get(f'{name}_interval', [0, 0]) for name in METRICS[:2]):
-        values += interval if isinstance(interval, list) and len(interval) == 2 else [None]
-    for metrics in across.values() if whole else ():
-        values += metrics.values() if isinstance(metrics, dict) else [None]
-    if not whole or not all(type(value) in (int, float) and not math.isinf(value) for value in values):
-        raise InputError(f'{path} is not as a run writes it; remove it, and the run with --resume writes it again')
+    with reading(path, 'JSON') as file:
+        result = json.load(file, object_hook=lambda pairs: {k: math.nan if v is None else v for k, v in pairs.items()})
+        values = [value for metrics in result.get('test_on', {}).values() for value in metrics.values()]
+        values += [result[name] for name in (*METRICS, 'epoch', 'epochs')]
+        if not all(isinstance(value, (int, float)) for value in values):
+            raise ValueError('it is not as a run writes it; once it is removed, --resume writes it again')
     return result
 
 
 def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """{'median': ..., 'mean': ..., 'std': ...} over the rounds' results, with the same nesting."""
+    """{'median': ..., 'mean': ..., 'std': ...} of every metric over the rounds' results, and in `test_on` of every database."""
+    functions: dict[str, Callable[..., Any]] = {'median': np.median, 'mean': np.mean, 'std': np.std}
 
-    def over_rounds(function: Callable[..., Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+    def over(results: list[Any], names: Iterable[str]) -> dict[str, dict[str, float]]:
+        names = [name for name in names if all(name in result for result in results)]
         return {
-            name: over_rounds(function, [result[name] for result in results])
-            if isinstance(value, dict)
-            else float(function([result[name] for result in results]))
-            for name, value in results[0].items()
-            if name not in ('epoch', 'epochs') and not isinstance(value, list) and all(name in result for result in results)
+            title: {name: float(of([result[name] for result in results])) for name in names} for title, of in functions.items()
         }
 
-    return {
-        title: over_rounds(function, rounds) if rounds else {}
-        for title, function in (('median', np.median), ('mean', np.mean), ('std', np.std))
-    }
+    found: dict[str, Any] = over(rounds, METRICS) if rounds else {title: {} for title in functions}
+    for name in rounds[0].get('test_on', {}) if rounds else ():
+        others = over([result.get('test_on', {}).get(name, {}) for result in rounds], ('SRCC', 'PLCC', 'KRCC'))
+        for title in functions:
+            found[title].setdefault('test_on', {})[name] = others[title]
+    return found
 
 
 def without_nan(content: Any) -> Any:
@@ -524,10 +219,36 @@ def without_nan(content: Any) -> Any:
     return json.loads(json.dumps(content), parse_constant=lambda constant: None)
 
 
-def with_nan(content: Any) -> Any:
-    """The content that `without_nan` was made from."""
-    if isinstance(content, dict):
-        return {key: with_nan(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [with_nan(value) for value in content]
-    return math.nan if content is None else content
+def print_round(result: dict[str, Any] | None, split: SplitRecord) -> None:
+    """Print a round's result, None where no epoch had one; `split` names the images of its parts."""
+    if result is None:
+        print('Best test SRCC nan, PLCC nan', flush=True)
+    elif 'test' not in split:
+        print(f'Trained on all {len(split["train"])} images; the last epoch, {result["epoch"]}, is kept', flush=True)
+    else:
+        chosen = 'Best validation epoch: test' if 'val' in split else 'Best test'
+        metrics = f'{with_interval(result, "SRCC")}, {with_interval(result, "PLCC")}'
+        print(f'{chosen} {metrics} (epoch {result["epoch"]})', flush=True)
+    print_on_others((result or {}).get('test_on', {}))
+
+
+def print_medians(results: dict[str, Any]) -> None:
+    """Print the medians over the rounds of a results.json."""
+    median, count = results['median'], len(results['rounds'])
+    of_rounds = f' of {count} rounds' if count > 1 else ''
+    print(f'Testing median {with_interval(median, "SRCC")}, median {with_interval(median, "PLCC")}{of_rounds}', flush=True)
+    print_on_others(median.get('test_on', {}), 'median ')
+
+
+def print_on_others(results: dict[str, dict[str, float]], word: str = '') -> None:
+    """Print the metrics on other databases, each after `word`."""
+    for name, metrics in results.items():
+        values = ', '.join(f'{word}{metric} {value:.4f}' for metric, value in metrics.items())
+        print(f'On {title_of(name)}: {values}', flush=True)
+
+
+def with_interval(result: dict[str, Any], metric: str) -> str:
+    """'SRCC 0.8797 [0.831, 0.916]': a metric, and its 95 % interval where there is one."""
+    low, high = result.get(f'{metric}_interval', (math.nan, math.nan))
+    interval = '' if low is None or math.isnan(low) else f' [{low:.3f}, {high:.3f}]'
+    return f'{metric} {result.get(metric, math.nan):.4f}{interval}'

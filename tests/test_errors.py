@@ -1,0 +1,177 @@
+"""How programs end: exit codes and single lines, whatever fails and whichever signal comes."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from helpers import PROJECT, command
+
+import compare
+import demo
+import export
+import train_test_IQA
+from util.errors import LOST, MEMORY, PERHAPS_MEMORY, THREADS, machine_fault
+
+
+@pytest.fixture
+def small_program(tmp_path):
+    """small_program(body, shell) runs `body` as a program of the project does its work, by the command `shell`."""
+
+    def run(body, shell='exec "$@"', **environment):
+        path = tmp_path / 'program.py'
+        path.write_text(
+            f'import sys\nsys.path.insert(0, {str(PROJECT)!r})\n'
+            f'import os, signal, time\nfrom util.errors import InputError, boundary, log\n'
+            f'with boundary() as remedies:\n    remedies.append("go on")\n{textwrap.indent(body, "    ")}\n'
+        )
+        return subprocess.run(
+            ['bash', '-c', shell, 'bash', sys.executable, str(path)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
+        )
+
+    return run
+
+
+PRINT_MUCH = 'for k in range(100000): print(k, flush=True)'
+
+
+@pytest.mark.parametrize(
+    'body, shell, code, out, err',
+    [
+        ('print(1)', 'exec "$@"', 0, '1\n', ''),
+        ('raise InputError("no")', 'exec "$@"', 2, '', 'error: no\n'),
+        ('open("absent")', 'exec "$@"', 2, '', 'error: absent: No such file or directory\n'),
+        ('raise OSError(24, "Too many open files")', 'exec "$@"', 2, '', 'error: Too many open files\n'),
+        ('bytearray(1 << 60)', 'exec "$@"', 2, '', 'error: out of memory: MemoryError\n'),
+        (PRINT_MUCH, '"$@" | head -1; exit ${PIPESTATUS[0]}', 141, '0\n', ''),
+        (PRINT_MUCH, 'exec "$@" > /dev/full', 2, '', 'error: the output: No space left on device\n'),
+        ('print(1)', 'exec "$@" > /dev/full', 2, '', 'error: the output: No space left on device\n'),
+        (r'raise InputError("a\nb\t")', 'exec "$@"', 2, '', 'error: a\\nb\\t\n'),
+        (r'log("\udcff\u202f")', 'exec "$@"', 0, '', '\\udcff\u202f\n'),
+        ('os.kill(os.getpid(), signal.SIGUSR1)', 'exec "$@"', 138, '', 'interrupted; go on\n'),
+        ('os.kill(os.getpid(), signal.SIGTERM)', 'exec "$@"', 143, '', 'interrupted; go on\n'),
+        ('os.kill(os.getpid(), signal.SIGINT); print(1)', 'trap \'\' INT; exec "$@"', 0, '1\n', ''),
+    ],
+)
+def test_every_end_has_its_exit_code_and_at_most_one_line(small_program, body, shell, code, out, err):
+    done = small_program(body, shell)
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
+
+
+def test_tracebacks_are_for_programming_errors_and_for_those_who_ask(small_program):
+    asked = small_program('raise InputError("no")', HYPERIQA_DEBUG='1')
+    assert asked.returncode == 2 and 'Traceback' in asked.stderr and asked.stderr.endswith('error: no\n')
+    wrong = small_program('[][0]')
+    assert wrong.returncode == 1 and 'Traceback' in wrong.stderr and 'IndexError' in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    'error, meaning',
+    [
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"), MEMORY),
+        (RuntimeError('[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.'), MEMORY),
+        (RuntimeError('could not create a memory object'), MEMORY),
+        (RuntimeError('could not create a primitive'), MEMORY),
+        (RuntimeError('CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported'), MEMORY),
+        (RuntimeError('MPS backend out of memory (MPS allocated: 9.07 GB)'), MEMORY),
+        (RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'), MEMORY),
+        (RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED'), MEMORY),
+        (RuntimeError('cuDNN error: CUDNN_STATUS_NOT_INITIALIZED'), PERHAPS_MEMORY),
+        (RuntimeError('CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`'), PERHAPS_MEMORY),
+        (RuntimeError('GET was unable to find an engine to execute this computation'), PERHAPS_MEMORY),
+        (RuntimeError('Unable to find a valid cuDNN algorithm to run convolution'), PERHAPS_MEMORY),
+        (RuntimeError('[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:22251. This is'), LOST),
+        (RuntimeError('Read error [127.0.0.1]:5: Connection reset by peer'), LOST),
+        (RuntimeError('Application timeout caused pair closure'), LOST),
+        (RuntimeError('[unbound_buffer.cc:78] Timed out waiting 120000ms for recv operation to complete'), LOST),
+        (RuntimeError('[unbound_buffer.cc:129] Timed out waiting 120000ms for send operation to complete'), LOST),
+        (RuntimeError("can't start new thread"), THREADS),
+        (RuntimeError('Resource temporarily unavailable'), THREADS),
+        (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB'), MEMORY),
+        (torch.distributed.DistBackendError('NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited'), LOST),
+        (MemoryError(), MEMORY),
+        (RuntimeError('CUDA error: an illegal memory access was encountered'), None),
+        (RuntimeError('unsupported memory format option Preserve'), None),
+        (RuntimeError('Pin memory thread exited unexpectedly'), None),
+        (RuntimeError('could not create a primitive descriptor for the matmul primitive'), None),
+        (RuntimeError('Distribution: the expected shape differs'), None),
+        (ValueError('out of memory'), None),
+    ],
+)
+def test_faults_of_the_machine_are_told_from_ours_by_type_or_by_whole_phrases(error, meaning):
+    assert machine_fault(error) == meaning
+
+
+def test_a_real_allocation_that_fails_has_its_phrase():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50)
+    assert machine_fault(caught.value) == MEMORY
+
+
+def test_nccl_keeps_its_reason(small_program):
+    done = small_program(
+        'import torch\n'
+        'raise torch.distributed.DistBackendError("NCCL error in: x.cpp:1, invalid usage (run with NCCL_DEBUG=WARN)\\n'
+        'ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\\nLast error:\\n'
+        'Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000")'
+    )
+    assert done.returncode == 2 and done.stderr.count('\n') == 1
+    assert done.stderr.endswith('Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000\n')
+
+
+ANSWERS = {
+    'train_test_IQA.py': (
+        (('--help',), 0, 'usage: '),
+        (('--list_datasets',), 0, 'koniq'),
+        (('--batch_sice', '3'), 2, '--batch_sice'),
+        (('--data_root', 'nowhere'), 2, 'there is no folder nowhere'),
+        (('--dataset', 'demo', '--weights', 'absent.pth'), 2, 'there is no file absent.pth'),
+        (('--dataset', 'csv', '--csv', 'absent.csv'), 2, 'there is no file absent.csv'),
+        (('--evaluate', 'run/round_01/best.pth'), 2, 'config.json'),
+        (('--summarize', 'absent'), 2, 'there is no file absent/config.json'),
+    ),
+    'demo.py': ((('--help',), 0, 'usage: '), (('--checkpoint', 'absent.pth', 'a.jpg'), 2, 'there is no file absent.pth')),
+    'compare.py': ((('--help',), 0, 'usage: '), (('a', 'b'), 2, 'there is no file')),
+    'export.py': ((('--help',), 0, 'usage: '), (('absent.pth', 'x.pt2'), 2, 'there is no file absent.pth')),
+}
+
+
+@pytest.mark.parametrize('name', ANSWERS)
+def test_help_typos_and_missing_files_answer_without_torch(tmp_path, name):
+    """A module that fails stands in torch's place."""
+    (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
+    for options, code, text in ANSWERS[name]:
+        environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+        done = subprocess.run(command(name, *options), cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == code and text in done.stdout + done.stderr, done.stderr
+        assert 'torch was imported' not in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(
+    'main, options, name',
+    [
+        (train_test_IQA.main, ('--evaluate', ''), '--evaluate'),
+        (train_test_IQA.main, ('--split', ''), '--split'),
+        (train_test_IQA.main, ('--device', ''), '--device'),
+        (demo.main, ('--checkpoint', 'best.pth', ''), 'images'),
+        (demo.main, ('--checkpoint', 'best.pth', '--csv', '', 'photo.jpg'), '--csv'),
+        (compare.main, ('a', ''), 'RUN'),
+        (export.main, ('', 'x.onnx'), 'checkpoint'),
+    ],
+)
+def test_an_empty_value_is_a_variable_that_is_not_set(in_process, main, options, name):
+    done = in_process(main, *options)
+    assert (done.returncode, done.stderr) == (2, f'error: {name} is empty; give it a value or leave it out\n')
+
+
+@pytest.mark.parametrize('backend', ['module://matplotlib_inline.backend_inline', 'module://of_the_notebook_alone', 'odd'])
+def test_a_notebooks_backend_does_not_keep_pictures_from_being_drawn(backend):
+    code = 'from util import plots; print(len(plots.scatter([1, 2, 3], [1, 2, 3], "")))'
+    environment = {**os.environ, 'MPLBACKEND': backend}
+    done = subprocess.run([sys.executable, '-c', code], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr

@@ -1,0 +1,102 @@
+"""A trained network written as one file for other programs, and compared with the network before the file appears."""
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+import models
+from data_loader import imagenet_statistics
+from util.checkpoints import FACTS, read_checkpoint
+from util.errors import InputError, log
+from util.files import write_whole
+from util.scorer import trained
+
+TOLERANCE = 2e-4  # of the largest score
+
+
+class PatchScorer(nn.Module):
+    """uint8 patches -> scores in the unit of the labels, with the preparation inside."""
+
+    def __init__(self, model: models.HyperNet, score_range: Sequence[float] | None) -> None:
+        super().__init__()
+        self.model = model
+        self.low, self.high = map(float, score_range or (0, 1))
+        self.mean, self.std = (nn.Buffer(values) for values in imagenet_statistics(torch.device('cpu')))
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """(N, 224, 224, 3) uint8 -> (N,) float32."""
+        images = (patches.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        return self.low + (self.high - self.low) * models.predict_scores(self.model, images)
+
+
+def export(checkpoint: Path | str, out: Path | str) -> None:
+    """Write the network in `checkpoint` to `out`, in the format that its ending says.
+
+    Raises:
+        InputError: a file cannot be read or written, or the exported file does not answer as the network does.
+    """
+    model, facts = trained(checkpoint)
+    metadata = json.dumps({'model': 'HyperIQA', 'input': 'patches (N, 224, 224, 3) uint8 RGB', **facts})
+    scorer = PatchScorer(model.eval(), facts['score_range']).eval()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')  # of PyTorch's exporters, about their own future
+        logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+        path = Path(folder) / f'exported{Path(out).suffix.lower()}'
+        write(scorer, path, metadata)
+        refuse_difference(scorer, path)
+        write_whole(out, path.read_bytes())
+    log(f'{out} answers as {checkpoint} does; it holds the metadata {metadata}')
+
+
+def write(scorer: PatchScorer, path: Path, metadata: str) -> None:
+    """Write the scorer to `path`, in the format that its ending says."""
+    if path.suffix == '.safetensors':
+        from safetensors.torch import save_file
+
+        state = {name: value.contiguous() for name, value in scorer.model.state_dict().items()}
+        save_file(state, path, {'format': 'pt', FACTS: metadata})
+        return
+    any_number = {'patches': {0: torch.export.Dim('N', min=1)}}
+    graph = torch.export.export(scorer, (random_patches(2),), dynamic_shapes=any_number)
+    if path.suffix == '.pt2':
+        torch.export.save(graph, path, extra_files={FACTS: metadata})
+    else:
+        written = cast(Any, torch.onnx.export(graph, dynamo=True, output_names=['scores'], verbose=False))
+        written.model.metadata_props[FACTS] = metadata
+        written.save(path)
+
+
+def refuse_difference(scorer: PatchScorer, path: Path) -> None:
+    """Load the exported file back and compare it with the network, on one patch and on several."""
+    answer = answers_of(scorer, path)
+    for count in (1, 3):
+        patches = random_patches(count)
+        expected = scorer(patches)
+        difference = (answer(patches) - expected).abs().max().item()
+        if not difference <= TOLERANCE * max(1, expected.abs().max().item()):
+            raise InputError(f'the exported network differs by {difference:.2g} from {count} scores; nothing was written')
+
+
+def answers_of(scorer: PatchScorer, path: Path) -> Callable[[torch.Tensor], Any]:
+    """The exported network as a function of patches."""
+    if path.suffix == '.safetensors':
+        written = PatchScorer(models.hyperiqa(), (scorer.low, scorer.high)).eval()
+        written.model.load_state_dict(read_checkpoint(path)['state_dict'])
+        return written
+    if path.suffix == '.pt2':
+        return torch.export.load(path).module()
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(path)
+    return lambda patches: torch.from_numpy(session.run(None, {'patches': patches.numpy()})[0])
+
+
+def random_patches(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, models.PATCH_SIZE, models.PATCH_SIZE, 3), dtype=torch.uint8)

@@ -1,0 +1,199 @@
+"""One round's files.
+
+split.json          names of the images of each part, and a digest of the labels
+last.pth            everything that a resume needs; an epoch counts once this file is renamed into place
+best.pth            the best epoch's plain state_dict
+history.csv         one row per epoch
+predictions.csv, curves.png, scatter.png, worst.png
+predictions_<name>.csv    of each other database
+result.json         the metrics at the best epoch, with intervals; written last: it marks the round as finished
+"""
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy
+import PIL
+import scipy
+import torch
+import torchvision
+from PIL.Image import Image
+
+from util import checkpoints, distributed, plots
+from util.errors import InputError, first_line, rank
+from util.files import locked, remove_abandoned, table_bytes, write_json, write_whole
+from util.metrics import TestedImages, all_metrics, intervals
+from util.run_folder import project_commit, read_result, refuse_other_images, round_path, without_nan, write_predictions
+from util.splits import SplitRecord
+
+# Options that decide which weights a state leads to: a last.pth of others is refused.
+STATE_OPTIONS = (
+    *('dataset', 'seed', 'weights', 'lr', 'lr_ratio', 'weight_decay', 'batch_size', 'train_patch_num', 'test_patch_num'),
+    *('resize', 'normalize_scores', 'amp'),
+)
+
+
+def surroundings(device: str) -> dict[str, Any]:
+    """What the numbers of a run may depend on beside its options, for config.json."""
+    return {
+        'command': sys.argv,
+        'commit': project_commit(),
+        'device': distributed.device_name(device),
+        'versions': {
+            'python': platform.python_version(),
+            **{module.__name__.lower(): module.__version__ for module in (torch, torchvision, numpy, scipy, PIL)},
+            'cuda': torch.version.cuda,
+            'cudnn': torch.backends.cudnn.version(),
+        },
+    }
+
+
+class RoundFolder:
+    """The files of a round; under torchrun all ranks read them and the first alone writes.
+
+    Args:
+        config: the run's options.
+        round_index: 0-based.
+        split: the record of the round's split; a folder made for another one is refused.
+
+    Raises:
+        InputError: the folder cannot be written, was made for other images, or another process runs this round.
+    """
+
+    def __init__(self, config: Any, round_index: int, split: SplitRecord) -> None:
+        self.path = round_path(config.output, round_index + 1)
+        self.epochs = config.epochs
+        self.owner = {'round': round_index + 1, **{name: getattr(config, name) for name in STATE_OPTIONS}}
+        self.owner['split'] = hashlib.sha256(json.dumps(split).encode()).hexdigest()
+        self.lock = ExitStack()
+        if rank() == 0:
+            self.path.mkdir(parents=True, exist_ok=True)
+            busy = f'{self.path} is being trained by another process'
+            alone = self.lock.enter_context(locked(self.path / '.lock', busy))
+            remove_abandoned(self.path, owned=alone)
+            path = self.path / 'split.json'
+            refuse_other_images(path, split)
+            if not path.exists():
+                write_json(path, split)
+        distributed.wait()
+
+    def close(self) -> None:
+        """Let another process, or this one again, run the round."""
+        self.lock.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the round's result is there, of as many epochs as are asked for now."""
+        path = self.path / 'result.json'
+        return path.exists() and read_result(path)['epochs'] >= self.epochs
+
+    def restore(self, load_state_dict: Callable[[dict[str, Any]], None]) -> None:
+        """Give the state that the last finished epoch left, if there is one, to `load_state_dict`.
+
+        Raises:
+            InputError: last.pth is gone, damaged, or of something else; nothing in the folder is changed.
+        """
+        path = self.path / 'last.pth'
+        if not path.exists():
+            if (self.path / 'history.csv').exists():
+                raise InputError(f'{path} is gone, without which the round cannot continue; {self.remedy}')
+            return
+        state = checkpoints.read_checkpoint(path)
+        owner = state['owner'] if isinstance(state.get('owner'), dict) else {}
+        other = [f'{name} is {owner[name]}, not {mine}' for name, mine in self.owner.items() if owner.get(name, mine) != mine]
+        if other:
+            raise InputError(f'{path} belongs to another round or run ({"; ".join(other)[:300]}); {self.remedy}')
+        try:
+            if [row['epoch'] for row in state['history']] != list(range(1, len(state['history']) + 1)):
+                raise ValueError('its epochs are not in order')
+            if state['best'] and 'scores' not in state['best']:
+                raise ValueError('its best epoch lacks the scores of the test images')
+            load_state_dict(state)
+        except Exception as error:  # an edited state can raise anything where it does not fit
+            raise InputError(f'{path} is not the checkpoint of this round ({first_line(error)}); {self.remedy}')
+        if rank() == 0:
+            self.write_derived(state, history_bytes(state))
+
+    @property
+    def remedy(self) -> str:
+        return f'put the right file back, or remove {self.path} to start the round anew'
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Record a finished epoch; `state` is the solver's `state_dict`.
+
+        last.pth comes first, since the other files follow from it: a kill in between loses none of them. What could fail for
+        another reason than the disk, the text of history.csv, is made before it.
+        """
+        if rank() == 0:
+            history = history_bytes(state)
+            if is_best_last(state):
+                state['best']['weights'] = checkpoints.digest(state['model'])
+            write_whole(self.path / 'last.pth', checkpoints.serialised({**state, 'owner': self.owner}))
+            self.write_derived(state, history)
+        distributed.wait()
+
+    def write_derived(self, state: dict[str, Any], history: bytes) -> None:
+        """The files that follow from last.pth, which a kill may have left one epoch behind it."""
+        if is_best_last(state):
+            # on the CPU, so that a plain torch.load works where there is no GPU
+            weights = {name: value.cpu() for name, value in state['model'].items()}
+            write_whole(self.path / 'best.pth', checkpoints.serialised(weights))
+        write_whole(self.path / 'history.csv', history)
+        write_whole(self.path / 'curves.png', plots.curves(state['history']))
+
+    def check_best(self, best: dict[str, Any]) -> None:
+        """Refuse to end the round with a best.pth that is not the weights of its best epoch.
+
+        Raises:
+            InputError: it is gone, damaged or another network's.
+        """
+        reason = 'best.pth is of other weights'
+        try:
+            weights = checkpoints.read_checkpoint(self.path / 'best.pth')
+            if 'weights' not in best or checkpoints.digest(weights) == best['weights']:  # the first versions kept no digest
+                return
+        except InputError as error:
+            reason = str(error)
+        raise InputError(f'the weights of the best epoch, {best["epoch"]}, are lost ({reason}); {self.remedy}')
+
+    def finish(
+        self, best: dict[str, Any], tested: TestedImages, thumbnail: Callable[[int], Image], title: str, on_others: dict
+    ) -> None:
+        """Write the test images' scores at the best epoch and their pictures, and last of all the round's result.
+
+        Args:
+            best: the solver's best epoch.
+            tested: the test images with their predictions in it.
+            thumbnail: a small picture of the image at a position in `tested`.
+            title: of the pictures.
+            on_others: metrics on other databases, by the database's name.
+        """
+        if rank() == 0:
+            self.check_best(best)
+            if tested.images:
+                write_whole(self.path / 'scatter.png', plots.scatter(tested.predicted, tested.subjective, title))
+                write_whole(self.path / 'worst.png', plots.worst(tested, thumbnail, title))
+            write_predictions(self.path / 'predictions.csv', tested)
+            result = {
+                'epoch': best['epoch'],
+                'epochs': self.epochs,
+                **all_metrics(tested.predicted, tested.subjective),
+                **intervals([tested]),
+                **({'test_on': on_others} if on_others else {}),
+            }
+            write_json(self.path / 'result.json', without_nan(result))
+        distributed.wait()
+
+
+def is_best_last(state: dict[str, Any]) -> bool:
+    return bool(state['best']) and state['best']['epoch'] == state['history'][-1]['epoch']
+
+
+def history_bytes(state: dict[str, Any]) -> bytes:
+    """The text of history.csv; an epoch of an earlier version leaves the columns empty that it did not know."""
+    return table_bytes(list(dict.fromkeys(name for row in state['history'] for name in row)), state['history'])
