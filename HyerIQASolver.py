@@ -114,7 +114,7 @@ class HyperIQASolver:
         )
 
     def loader(self, database: OpenDatabase, images: Iterable[int], istrain: bool) -> DataLoader:
-        """The patches of the `images` (positions) of an open database, as many and in such batches as the options say."""
+        """The patches of the `images` (positions) of an open database, as many and in such batches as the options ask for."""
         config = self.config
         number, size = ('train_patch_num', 'batch_size') if istrain else ('test_patch_num', 'test_batch_size')
         options: dict[str, Any] = {'seed': config.seed, 'round_index': self.round_index, 'num_workers': config.num_workers}

@@ -75,7 +75,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_runs(paths: Sequence[Path | str]) -> list[Run]:
-    """The runs in the folders `paths`, named as shortly as tells them apart.
+    """The runs in the folders `paths`, by the shortest names that differ.
 
     Raises:
         InputError: a folder is no run folder, holds no finished round with a test part, or is given twice.
@@ -180,9 +180,9 @@ def verdict(comparison: Comparison) -> str:
     first, second = comparison.first.name, comparison.second.name
     low, high = (comparison.rows[-1][end] for end in ('low', 'high'))
     if low > 0:
-        return f'{first} is better than {second}: the interval of the median difference lies above 0'
+        return f'{first} is better than {second}: the interval of the median difference is above 0'
     if high < 0:
-        return f'{second} is better than {first}: the interval of the median difference lies below 0'
+        return f'{second} is better than {first}: the interval of the median difference is below 0'
     reason = 'holds 0' if low <= 0 <= high else 'is not defined'
     return f'No difference between {first} and {second} is shown: the interval of the median {reason}'
 

@@ -169,7 +169,7 @@ class DataLoader:
 
 
 def to_device(crops: torch.Tensor, flip: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """(B, H, W, 3) uint8 crops -> (B, 3, H, W) float32 on `device`, flipped where `flip` (B,) says so, normalised."""
+    """(B, H, W, 3) uint8 crops -> (B, 3, H, W) float32 on `device`, flipped where `flip` (B,) is set, normalised."""
     asynchronous = torch.device(device).type == 'cuda'  # elsewhere a copy may be read before it has ended
     crops = crops.to(device, non_blocking=asynchronous).permute(0, 3, 1, 2)
     flip = flip.to(device, non_blocking=asynchronous)

@@ -2,9 +2,9 @@
 
     python export.py runs/koniq-seed0/round_01/best.pth hyperiqa.onnx    # or .pt2 (torch.export), or .safetensors
 
-The .onnx and .pt2 take `patches`, (N, 224, 224, 3) uint8 RGB of any N, cut from an image that is resized as the file's metadata
-`hyperiqa` says, and answer N scores in the unit of the labels; the mean over an image's patches is its score. A .safetensors
-holds the weights for `demo.py`. Before a file appears it is loaded back and compared with the network.
+The .onnx and .pt2 take `patches`, (N, 224, 224, 3) uint8 RGB of any N, cut from an image that is resized as the metadata
+`hyperiqa` gives it. They return N scores in the unit of the labels; the mean over an image's patches is its score. A
+.safetensors holds the weights for `demo.py`. Before a file appears it is loaded back and compared with the network.
 """
 
 import argparse

@@ -99,7 +99,7 @@ def read_livec(labels: Labels) -> None:
     if len(names) != len(scores):
         raise InputError(f'{labels.file}: {len(scores)} scores for the {len(names)} names beside them; download both again')
     folder = labels.folder('Images')
-    for k in range(7, len(names)):  # the first seven were for training the observers and lie in Images/trainingImages
+    for k in range(7, len(names)):  # the first seven were for training the observers and are in Images/trainingImages
         labels.add(folder, names[k], scores[k], f'entry {k + 1}')
 
 
@@ -247,14 +247,14 @@ class Database(NamedTuple):
     """What differs between databases.
 
     Args:
-        read: fills a `Labels` with samples; its docstring says where to get the database and what its folder holds.
+        read: fills a `Labels` with samples; its docstring describes where to get the database and what its folder holds.
         images: how many samples the complete database has, or None where that is the user's affair.
-        score_range: (low, high) of the label's unit; single scores may lie beyond. None: as in the user's file.
+        score_range: (low, high) of the label's unit; single scores may be beyond. None: as in the user's file.
         higher_is_better: False for a DMOS.
         by_content: a split keeps the images of one content together; otherwise it draws single images.
         official: the labels can name the official set of each image.
         resize: (height, width) that every image is resized to before it is cropped, or None.
-        exif_rotation: images are turned as their EXIF orientation says.
+        exif_rotation: images are turned by their EXIF orientation.
         defaults: options of the script that this database sets unless the user does.
     """
 
@@ -403,7 +403,7 @@ class OpenDatabase:
         self.units = split_units(self.samples, self.by_content)
 
     def leave_out(self, labels: Labels) -> None:
-        """Leave out the images that are missing or unreadable, and say how many."""
+        """Leave out the images that are missing or unreadable, and log how many."""
         faults = on_all_cores('find unreadable images', lambda sample: fault_of(sample, self.entry.exif_rotation), self.samples)
         names = self.names(range(len(self.samples)))
         rows = zip(names, labels.places, faults)

@@ -70,7 +70,7 @@ def prepare_test(config: Namespace) -> Job:
     if is_plain_checkpoint(config):
         entry = folders.DATABASES[config.dataset]
         model: dict[str, Any] = {'score_range': None, 'higher_is_better': entry.higher_is_better}
-        log(f'{checkpoint} lies in no run folder; its scores are taken for those of --dataset {config.dataset}: {entry.scale}')
+        log(f'{checkpoint} is in no run folder; its scores are taken for those of --dataset {config.dataset}: {entry.scale}')
     else:
         model = read_record(checkpoint.parent.parent / 'config.json')['model']
         run_folder.round_index_of(checkpoint.parent)
@@ -91,7 +91,7 @@ def open_database(config: Namespace) -> OpenDatabase:
 
 
 def open_others(config: Namespace) -> dict[str, OpenDatabase]:
-    """The databases of --test_on by their names; what the user says of a table is of theirs unless there is a --csv."""
+    """The databases of --test_on by their names; the settings for a table apply to theirs unless there is a --csv."""
     defaults = Settings(skip_missing=config.skip_missing)
     of_table = defaults if config.csv else Settings.of(config)._replace(split_by=None)
     settings = {'csv': of_table}

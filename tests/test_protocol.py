@@ -176,7 +176,7 @@ def assert_plain_checkpoint_is_tested_on_tables(checkpoint, file, program):
     first, second = (float(re.search(r'SRCC (\S+),', line)[1]) for line in done.stdout.splitlines())
     assert [line.split(':')[0] for line in done.stdout.splitlines()] == ['On labels', 'On turned']
     assert first == -second != 0
-    assert 'downloaded.pth lies in no run folder; its scores are taken for those of --dataset livec: 0' in done.stderr
+    assert 'downloaded.pth is in no run folder; its scores are taken for those of --dataset livec: 0' in done.stderr
 
 
 def test_another_place_of_the_other_databases_does_not_matter_to_resume_and_another_name_does(tmp_path):

@@ -117,7 +117,7 @@ def report_labels(samples: list[Sample]) -> None:
 
 
 def histogram(scores: list[float]) -> list[str]:
-    """A line for each of `BINS` equal ranges of the scores: the range, how many lie in it, and a bar."""
+    """A line for each of `BINS` equal ranges of the scores: the range, how many are in it, and a bar."""
     counts, edges = np.histogram(scores, BINS)
     decimals = max(0, 1 - math.floor(math.log10(edges[1] - edges[0])))
     texts = [f'{edge:.{decimals}f}' for edge in edges]

@@ -26,7 +26,7 @@ WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'params', 'net')  # keys 
 PREFIXES = {'module', '_orig_mod'}  # of DataParallel and of torch.compile
 NEITHER = 'is not the state_dict of a torchvision ResNet-50 or of a HyperIQA'
 COUNTER = 'num_batches_tracked'  # of batch norm; unused here, and younger than torchvision's first weights
-FACTS = 'hyperiqa'  # under which export.py says what an image and a score mean
+FACTS = 'hyperiqa'  # under which export.py writes what an image and a score mean
 PYIQA_NAMES = (  # how its names start and ours do; it counts layers from 0
     (r'base_model\.', 'res.'),
     (r'lda_modules\.3\.2\.', 'res.lda4_fc.'),
@@ -78,7 +78,7 @@ def load_trained(model: nn.Module, path: Path | str) -> tuple[str, dict[str, Any
     """Load the file of a trained HyperIQA into a `HyperNet`.
 
     Returns:
-        its layout, and what export.py says in it about images and scores, or None.
+        its layout, and what export.py wrote in it about images and scores, or None.
 
     Raises:
         InputError: the file is no checkpoint, or it does not hold every weight of a HyperIQA and nothing else.
@@ -181,7 +181,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     A zip file, as torch.save writes it, is compared with its checksums.
 
     Raises:
-        InputError: it is no regular file, no such file, damaged, or holds anything else; the message says which.
+        InputError: it is no regular file, no such file, damaged, or holds anything else; the message names which.
     """
     with reading(path, 'a checkpoint') as file:
         start = file.read(10)
@@ -226,7 +226,7 @@ def load(file: BinaryIO) -> Any:
 def check_archive(file: BinaryIO, path: Path | str) -> None:
     """Compare what a zip file holds with its checksums."""
     with zipfile.ZipFile(file) as archive:
-        unchecked = all(entry.CRC == 0 for entry in archive.infolist())  # torch.save can be told to leave them out
+        unchecked = all(entry.CRC == 0 for entry in archive.infolist())  # torch.save has a switch that leaves them out
         broken = None if unchecked else archive.testzip()
     file.seek(0)
     if broken:

@@ -37,7 +37,7 @@ OF_AN_OUTPUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF,
 
 
 class InputError(ValueError, ArgumentTypeError):
-    """Something that the user gave cannot be used; the message names it and says what to do. The scripts exit with 2.
+    """Something that the user gave cannot be used; the message names it and what to do. The scripts exit with 2.
 
     Also as the value of an option, at which argparse names the option too.
     """

@@ -37,7 +37,7 @@ class PatchScorer(nn.Module):
 
 
 def export(checkpoint: Path | str, out: Path | str) -> None:
-    """Write the network in `checkpoint` to `out`, in the format that its ending says.
+    """Write the network in `checkpoint` to `out`, in the format of its ending.
 
     Raises:
         InputError: a file cannot be read or written, or the exported file does not answer as the network does.
@@ -56,7 +56,7 @@ def export(checkpoint: Path | str, out: Path | str) -> None:
 
 
 def write(scorer: PatchScorer, path: Path, metadata: str) -> None:
-    """Write the scorer to `path`, in the format that its ending says."""
+    """Write the scorer to `path`, in the format of its ending."""
     if path.suffix == '.safetensors':
         from safetensors.torch import save_file
 

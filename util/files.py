@@ -143,7 +143,7 @@ def writing(path: Path | str) -> Iterator[BinaryIO]:
 def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> None:
     """Remove what killed processes left of their writes in `folder`, of the file `name` alone if that is given.
 
-    That is what is older than a day, since another process may still write what is younger; with `owned`, which says that
+    That is what is older than a day, since another process may still write what is younger; with `owned`, which means that
     this process alone writes there, everything.
     """
     with suppress(OSError):

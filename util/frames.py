@@ -43,10 +43,10 @@ logging.getLogger('PIL').addHandler(logging.NullHandler())
 def load_image(path: Path | str, resize: Sequence[int] | None = None, exif_rotation: bool = False) -> Image.Image:
     """The first picture in a file as an RGB `PIL.Image`, resized to (height, width) `resize` if that is given.
 
-    With `exif_rotation` it is turned first as its EXIF orientation says.
+    With `exif_rotation` it is turned first by its EXIF orientation.
 
     Raises:
-        InputError: it cannot be read, or holds numbers whose range it does not say.
+        InputError: it cannot be read, or holds numbers of an unknown range.
     """
     return resized(decode_image(path, exif_rotation)[0], resize)
 
@@ -80,7 +80,7 @@ def as_rgb(image: Image.Image, exif_rotation: bool) -> tuple[Image.Image, list[s
 
 
 def orientation(image: Image.Image) -> Any:
-    """How an open image lies, 1 ... 8; `ImageOps.exif_transpose` fails on photos where another tag is odd."""
+    """The EXIF orientation of an open image, 1 ... 8; `ImageOps.exif_transpose` fails on photos where another tag is odd."""
     # Pillow turns a TIFF itself when it is loaded
     return 1 if image.format == 'TIFF' else image.getexif().get(ExifTags.Base.Orientation)
 
@@ -103,12 +103,12 @@ def image_size(path: Path | str, exif_rotation: bool) -> tuple[int, int]:
     with reading(path, 'an image') as file, Image.open(file) as image:
         if image.format == 'TIFF' and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
             image.load()  # only some versions of Pillow turn the size before
-        lies = exif_rotation and orientation(image) in (5, 6, 7, 8)
-        return (image.width, image.height) if lies else (image.height, image.width)
+        sideways = exif_rotation and orientation(image) in (5, 6, 7, 8)
+        return (image.width, image.height) if sideways else (image.height, image.width)
 
 
 def folder_of(path: Path | str) -> Path:
-    """The folder at which a database's relative names start: `path`, or the one in which a table of one's own lies."""
+    """The folder at which a database's relative names start: `path`, or the one that holds a table of one's own."""
     path = Path(path)
     return path if path.is_dir() else path.parent
 
@@ -160,7 +160,7 @@ class DirectFrames:
         paths: of the image files.
         smallest: height and width that an image must have at least after the resize.
         resize: (height, width) that every image is resized to, or None.
-        exif_rotation: turn images as their EXIF orientation says.
+        exif_rotation: turn images by their EXIF orientation.
     """
 
     def __init__(self, paths: list[str], smallest: int, resize: Sequence[int] | None, exif_rotation: bool) -> None:
@@ -238,7 +238,7 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
 
 
 def stamps_of(paths: Sequence[str], root: Path | str) -> list[tuple[Any, ...]]:
-    """What tells one list of image files from another: each path below `root`, with its bytes and modification time.
+    """What makes one list of image files differ from another: each path below `root`, with its bytes and modification time.
 
     Of some images their first and last kilobyte too, since two databases that one container path shows one after the other
     can have equal names, sizes and times.
@@ -312,5 +312,5 @@ def on_all_cores(title: str, function: Callable[[Any], Any], images: Sequence[An
 
 
 def cores() -> int | None:
-    """How many CPU cores this process may use, or None where the system does not say."""
+    """How many CPU cores this process may use, or None where the system does not report it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()

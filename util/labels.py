@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How the user wants labels to be read, where that is not as the database's table entry says.
+    """How the user wants labels to be read, where that differs from the database's table entry.
 
     `columns` names the columns of the user's own table by their roles; `images` is the folder at which the names in it
     start; `lower_is_better` is the direction of its scores. `split_by` is 'image' or 'content'. `skip_missing` leaves out

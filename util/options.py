@@ -64,7 +64,7 @@ def with_defaults(config: argparse.Namespace | SimpleNamespace) -> SimpleNamespa
 
 
 def record_of(checkpoint: Path | str) -> Path | None:
-    """The config.json of the run that a checkpoint lies in, or beside the checkpoint; None where there is none."""
+    """The config.json of the run that holds a checkpoint, or beside the checkpoint; None where there is none."""
     places = (os.path.abspath(checkpoint), os.path.realpath(checkpoint))  # as it is named, and what a link points to
     records = [folder / 'config.json' for place in places for folder in list(Path(place).parents)[:2]]
     return next(filter(Path.exists, records), None)
@@ -156,7 +156,7 @@ def make_parser() -> argparse.ArgumentParser:
     add('--lower_is_better', 'a lower score in it is a better image', action='store_const', const=True)
     add('--higher_is_better', 'a higher one is, even if called dmos', action='store_const', const=False, dest='lower_is_better')
     add('--skip_missing', 'leave out listed images that are missing or unreadable; they are listed', action='store_true')
-    add('--resize', 'resize every image first (default: as its protocol says)', type=side, nargs=2, metavar=('H', 'W'))
+    add('--resize', 'resize every image first (default: as in its protocol)', type=side, nargs=2, metavar=('H', 'W'))
 
     group = parser.add_argument_group('training')
     add('--train_patch_num', 'random patches per training image and epoch', 25, type=positive)

@@ -46,7 +46,8 @@ def surroundings(device: str) -> dict[str, Any]:
         'device': distributed.device_name(device),
         'versions': {
             'python': platform.python_version(),
-            **{module.__name__.lower(): module.__version__ for module in (torch, torchvision, numpy, scipy, PIL)},
+            **{module.__name__: module.__version__ for module in (torch, torchvision, numpy, scipy)},
+            'pillow': PIL.__version__,
             'cuda': torch.version.cuda,
             'cudnn': torch.backends.cudnn.version(),
         },

@@ -176,7 +176,7 @@ def summarise(run: Path | str) -> dict[str, Any]:
 
 
 def rounds_in(run: Path) -> list[int]:
-    """The numbers of the finished rounds whose folders lie in `run` under their exact names."""
+    """The numbers of the finished rounds whose folders are in `run` under their exact names."""
     numbers = [int(path.name[6:]) for path in run.iterdir() if re.fullmatch(r'round_[0-9]{2,9}', path.name)]
     return sorted(number for number in numbers if (round_path(run, number) / 'result.json').exists())
 

@@ -127,7 +127,7 @@ def enlarged(picture: Image.Image, name: str) -> Image.Image:
 def trained(checkpoint: Path | str) -> tuple[models.HyperNet, dict[str, Any]]:
     """The network in a checkpoint, and what an image and a score mean to it, see `train_test_IQA.prepare_run`.
 
-    That is in the config.json of the run that the checkpoint lies in, or beside the checkpoint, or in a file of export.py. A
+    That is in the config.json of the run that holds the checkpoint, or beside the checkpoint, or in a file of export.py. A
     checkpoint without one is taken for the original authors' KonIQ model.
     """
     model = models.hyperiqa()
