@@ -220,7 +220,7 @@ def epoch(root, options):
     own = {'HyperIQA with data': (lambda: solver.train_epoch(0), images)}
     compare(options, 'epoch: images/s', {'bare ResNet-50': (bare_step(options, adam=False), images), **own})
     compare(options, 'epoch: images/s', {'bare ResNet-50 + Adam': (bare_step(options, adam=True), images), **own})
-    waits = []
+    waits: list[float] = []
     solver.train_data.crops = metered(solver.train_data.crops, waits)
     started = time.perf_counter()
     solver.train_epoch(0)
