@@ -215,13 +215,14 @@ class HyperIQASolver:
     def train_step(self, patches: torch.Tensor, scores: torch.Tensor, count: int) -> torch.Tensor:
         """One step of the optimizer on this rank's patches (B, 3, 224, 224), of the `count` that all ranks have.
 
+        Args:
+            scores: (B,), or none where the one patch is another rank's (see `DataLoader`).
+
         Returns:
             the scores (B,) that were predicted before the step.
         """
         low, high = self.score_range
-        if not len(patches):  # fewer patches than ranks: this one takes part with a gradient of zero
-            patches = patches.new_zeros((1, *patches.shape[1:]))
-        output = self.forward(self.train_model, patches)[: len(scores)]
+        output = self.forward(self.train_model, patches)[: len(scores)]  # a patch without a score has a gradient of zero
         # summed here and divided by the size of the whole batch, since the gradients are averaged over the ranks
         loss = F.l1_loss(output, (scores - low) / (high - low), reduction='sum') * distributed.world_size() / count
         self.solver.zero_grad()
@@ -241,9 +242,8 @@ class HyperIQASolver:
         distributed.copy_buffers(self.model_hyper)
         predicted = torch.zeros(len(data.patches.image), device=self.device)
         with torch.inference_mode(), self.memory_for('testing', 'test_batch_size', 'lower it'):
-            for rows, _, patches, _ in self.progress(data, 'test'):
-                if len(patches):
-                    predicted[rows] = self.forward(self.model_hyper, patches)
+            for rows, _, patches, scores in self.progress(data, 'test'):
+                predicted[rows] = self.forward(self.model_hyper, patches)[: len(scores)]
         predicted = distributed.sum_over_ranks(predicted).cpu().double().view(-1, data.patch_num).mean(1)
         return (low + (high - low) * predicted).numpy()
 

@@ -57,6 +57,9 @@ def draw_patches(seed: tuple[int, ...] | np.ndarray, sizes: np.ndarray, patch_nu
 class DataLoader:
     """An iterable of (patches, scores): float32 (B, 3, 224, 224), channels last and normalised, and float32 (B,).
 
+    Under torchrun a batch is this rank's part of it. Where a batch has fewer patches than there are ranks, a rank without one
+    gets another rank's patch with no score, so that its batch norm sees a photo as it takes part in the step.
+
     Before an epoch of training call `set_epoch`, as with torch's `DistributedSampler`; without it every pass draws the
     same patches.
 
@@ -137,7 +140,7 @@ class DataLoader:
         patch_scores = self.patch_scores
         for crops, rows in self.crops():
             scores = torch.from_numpy(patch_scores[rows])
-            flip = torch.from_numpy(self.patches.flip[rows])
+            flip = torch.from_numpy(self.patches.flip[at_least_one(rows)])
             yield to_device(crops, flip, self.device), scores.to(self.device, non_blocking=self.device.type == 'cuda')
 
     def crops(self) -> Iterator[tuple[torch.Tensor, slice]]:
@@ -160,12 +163,17 @@ class DataLoader:
 
     def gather(self, rows: slice) -> torch.Tensor:
         """The (B, 224, 224, 3) uint8 crops of the slice `rows` of `patches`."""
-        image, top, left = (column[rows].tolist() for column in self.patches[:3])
+        image, top, left = (column[at_least_one(rows)].tolist() for column in self.patches[:3])
         shape = (len(image), PATCH_SIZE, PATCH_SIZE, 3)
         crops = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == 'cuda')
         for crop, i, y, x in zip(crops.numpy(), image, top, left):
             crop[:] = self.frames[self.images[i]][y : y + PATCH_SIZE, x : x + PATCH_SIZE]
         return crops
+
+
+def at_least_one(rows: slice) -> slice:
+    """`rows`, or the one that an empty slice starts at: a rank without a patch of its own trains on one of another rank."""
+    return slice(rows.start, max(rows.stop, rows.start + 1))
 
 
 def to_device(crops: torch.Tensor, flip: torch.Tensor, device: torch.device | str) -> torch.Tensor:

@@ -110,6 +110,10 @@ def wrap(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def rank_slice(start: int, stop: int) -> slice:
-    """This rank's part of the rows start ... stop of a batch; it is empty if there are fewer rows than ranks."""
+    """This rank's part of the rows start ... stop of a batch; where there are fewer rows than ranks, it can be empty.
+
+    An empty one starts at a row of the batch, for the rank to take part in the step with.
+    """
     count, ranks = stop - start, world_size()
-    return slice(start + count * rank() // ranks, start + count * (rank() + 1) // ranks)
+    first, last = (start + count * number // ranks for number in (rank(), rank() + 1))
+    return slice(first, last) if first < last else slice(*2 * [start + rank() % count])
