@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,12 @@ class HyperIQASolver:
         torch.manual_seed((1000 * config.seed + round_index) % 2**64)
         self.model_hyper = models.hyperiqa()
         checkpoints.load_weights(self.model_hyper, config.weights)
-        # Convolutions of the CPU and of tensor cores are fastest on channels-last memory. The numbers are not the same: in
-        # fp32 training on a CPU, batch norm's variance at batch 96 is off by 7e-4 there, by 1.7e-7 in the plain layout.
-        self.model_hyper.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
+        # The numbers depend on the memory format: in fp32 training on a CPU, batch norm's variance at batch 96 is off by 7e-4
+        # with channels last, by 1.7e-7 in the plain layout.
+        memory_format = distributed.memory_format(self.device)
+        self.model_hyper.to(self.device, memory_format=memory_format)  # type: ignore[call-overload]  # not in its stub
         if config.compile:
-            self.model_hyper.compile()
+            self.model_hyper.compile(dynamic=False)
         self.train_model = distributed.wrap(self.model_hyper)
 
         backbone_params = list(self.model_hyper.res.parameters())
@@ -222,7 +223,8 @@ class HyperIQASolver:
             the scores (B,) that were predicted before the step.
         """
         low, high = self.score_range
-        output = self.forward(self.train_model, patches)[: len(scores)]  # a patch without a score has a gradient of zero
+        output = self.forward(self.train_model, patches, count == self.config.batch_size)
+        output = output[: len(scores)]  # a patch without a score has a gradient of zero
         # summed here and divided by the size of the whole batch, since the gradients are averaged over the ranks
         loss = F.l1_loss(output, (scores - low) / (high - low), reduction='sum') * distributed.world_size() / count
         self.solver.zero_grad()
@@ -242,8 +244,8 @@ class HyperIQASolver:
         distributed.copy_buffers(self.model_hyper)
         predicted = torch.zeros(len(data.patches.image), device=self.device)
         with torch.inference_mode(), self.memory_for('testing', 'test_batch_size', 'lower it'):
-            for rows, _, patches, scores in self.progress(data, 'test'):
-                predicted[rows] = self.forward(self.model_hyper, patches)[: len(scores)]
+            for rows, count, patches, scores in self.progress(data, 'test'):
+                predicted[rows] = self.forward(self.model_hyper, patches, count == data.batch_size)[: len(scores)]
         predicted = distributed.sum_over_ranks(predicted).cpu().double().view(-1, data.patch_num).mean(1)
         return (low + (high - low) * predicted).numpy()
 
@@ -261,8 +263,13 @@ class HyperIQASolver:
             size = getattr(self.config, option)
             raise InputError(f'{meaning}{reason} while {work} with --{option} {size}: {remedy}, or free memory{kept}')
 
-    def forward(self, model: torch.nn.Module, patches: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+    def forward(self, model: torch.nn.Module, patches: torch.Tensor, is_full: bool = True) -> torch.Tensor:
+        """The scores (B,) of patches (B, 3, 224, 224), which are a full batch or the shorter last one of an epoch."""
+        # A graph for each length would be compiled in every round, and one for all lengths is slower: two graphs, of a full
+        # batch in training and in testing, serve the whole run.
+        eager = self.config.compile and not is_full
+        stance = torch.compiler.set_stance('force_eager') if eager else nullcontext()
+        with stance, torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
             return models.predict_scores(model, patches)
 
     def set_learning_rates(self, hypernet_lr: float, backbone_lr: float) -> None:
@@ -323,7 +330,7 @@ def start(config: Any) -> str:
         log(f'{config.dataset} has its own defaults, here: {" ".join(f"--{name} {getattr(config, name)}" for name in own)}')
     log(f'Device: {device} ({distributed.device_name(device)}); seed: {config.seed}; initial weights: {config.weights}')
     if config.amp and not distributed.has_bfloat16(device):
-        log('--amp: this CPU has no bfloat16 instructions, so training is many times slower with it than without')
+        log('warning: bfloat16 has no instructions on this device, so --amp makes training many times slower; leave --amp out')
     return device
 
 
@@ -332,7 +339,8 @@ def check_weights(source: str) -> None:
     if source != 'none':
         with torch.device('meta'):  # names and shapes are all that is asked of this network
             model = models.hyperiqa()
-        checkpoints.initial_weights(model, source)
+        with distributed.first_rank_first():
+            checkpoints.initial_weights(model, source)
 
 
 def open_frames(config: Any, *databases: OpenDatabase) -> None:
@@ -348,16 +356,26 @@ def train_round(config: Any, job: Job, round_index: int) -> dict[str, Any]:
     record = split_record(split, job.database)
     with closing(RoundFolder(config, round_index, record)) as folder:
         print(f'Round {round_index + 1}', flush=True)
+        solver = None
         if not folder.finished:
             train, val, test = (split[part] for part in PARTS)
             solver = HyperIQASolver(config, '', train, test, val_idx=val, round_index=round_index, opened=job.database)
             folder.restore(solver.load_state_dict)
+        distributed.refuse_differences(state_of(solver), '--output and --weights must be on a disk that all machines share')
+        if solver:
             solver.train(folder.save)
             if solver.best:
                 finish_round(folder, solver, solver.best, job)
     results = run_folder.summarise(config.output) if rank() == 0 else {'rounds': {}}
     run_folder.print_round(results['rounds'].get(str(round_index + 1)), record)
     return results
+
+
+def state_of(solver: HyperIQASolver | None) -> str:
+    """What a round starts from, None where it is finished: as all ranks must see it."""
+    if solver is None:
+        return 'the round is finished'
+    return f'{len(solver.history)} epochs, weights {checkpoints.digest(solver.model_hyper.state_dict())[:8]}'
 
 
 def finish_round(folder: RoundFolder, solver: HyperIQASolver, best: dict[str, Any], job: Job) -> None:

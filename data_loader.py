@@ -55,7 +55,7 @@ def draw_patches(seed: tuple[int, ...] | np.ndarray, sizes: np.ndarray, patch_nu
 
 
 class DataLoader:
-    """An iterable of (patches, scores): float32 (B, 3, 224, 224), channels last and normalised, and float32 (B,).
+    """An iterable of (patches, scores): float32 (B, 3, 224, 224), normalised, and float32 (B,).
 
     Under torchrun a batch is this rank's part of it. Where a batch has fewer patches than there are ranks, a rank without one
     gets another rank's patch with no score, so that its batch norm sees a photo as it takes part in the step.
@@ -183,7 +183,7 @@ def to_device(crops: torch.Tensor, flip: torch.Tensor, device: torch.device | st
     flip = flip.to(device, non_blocking=asynchronous)
     crops = torch.where(flip.view(-1, 1, 1, 1), crops.flip(3), crops)
     mean, std = imagenet_statistics(crops.device)
-    return crops.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+    return crops.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=distributed.memory_format(device))
 
 
 @functools.cache

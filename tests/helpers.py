@@ -66,7 +66,7 @@ def tensors(path):
             for key, value in content.items() if isinstance(content, dict) else enumerate(content):
                 yield from walk(value, (*place, key))
 
-    return dict(walk(torch.load(path, weights_only=True), ()))
+    return dict(walk(torch.load(path, map_location='cpu', weights_only=True), ()))
 
 
 def assert_same_run(run, reference):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import PROJECT, TINY, assert_same_run, command, read_table, wait_until
 
 from util import distributed, files
-from util.errors import rank
+from util.errors import InputError, rank
 
 HANGING = Path(__file__).parent / 'hanging_worker.py'
 WORKER = Path(__file__).parent / 'distributed_worker.py'
@@ -134,6 +135,42 @@ def test_a_rank_that_hangs_ends_the_others_at_every_place(place):
         for process in ranks:
             process.kill()
             process.communicate()
+
+
+def test_the_memory_format_is_that_of_the_device():
+    assert distributed.memory_format('mps') == torch.contiguous_format  # batch norm's backward is wrong there otherwise
+    assert distributed.memory_format('cpu') == distributed.memory_format(torch.device('cuda:1')) == torch.channels_last
+
+
+@pytest.mark.parametrize(
+    'device, remedy',
+    [('cuda:1', 'give --device cuda, and each process takes a GPU of its own'), ('mps', 'start without torchrun')],
+)
+def test_a_device_for_one_process_is_refused_under_torchrun(monkeypatch, device, remedy):
+    for name, value in (('RANK', '0'), ('WORLD_SIZE', '2'), ('LOCAL_RANK', '0')):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f'--device {device} is for one process: {remedy}'):
+        distributed.pick_device(device)
+
+
+@pytest.mark.slow
+def test_machines_without_a_common_disk_train_nothing(tmp_path, finished_run):
+    """Each rank has a folder of its own; the run is there in the first one's alone, one epoch from its end."""
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / 'livec').symlink_to(finished_run / 'livec')
+    shutil.copytree(finished_run / 'run', tmp_path / '0' / 'run')
+    script = tmp_path / 'machine.py'
+    script.write_text(
+        f'import os, sys; sys.path.insert(0, {str(PROJECT)!r}); os.chdir(os.environ["RANK"])\n'
+        'import train_test_IQA; train_test_IQA.main(sys.argv[1:])\n'
+    )
+    options = (*TINY, '--epochs', 3, '--output', 'run', '--resume')
+    done = subprocess.run(torchrun(2, script, *options), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert 'error: the processes do not start from the same state (rank 0: 2 epochs, weights' in done.stderr
+    assert 'rank 1: 0 epochs' in done.stderr and 'on a disk that all machines share' in done.stderr
+    assert len(read_table(tmp_path / '0' / 'run' / 'round_01' / 'history.csv')) == 2
 
 
 def test_one_of_the_variables_of_torchrun_alone_starts_no_ranks(monkeypatch):

@@ -169,11 +169,27 @@ def test_an_epoch_on_cuda_is_that_of_the_cpu(make_solver, options):
 
 @pytest.mark.cuda
 def test_deterministic_runs_on_cuda_give_the_same_bytes(make_database, script, tmp_path):
-    make_database('livec')
+    make_database('livec', images=10)  # two of them are tested on
     for run in ('first', 'second'):
         done = script('train_test_IQA.py', *ONE_ROUND, '--device', 'cuda', '--deterministic', '--output', run)
         assert done.returncode == 0, done.stderr
     assert tensors(tmp_path / 'first' / 'round_01' / 'last.pth') == tensors(tmp_path / 'second' / 'round_01' / 'last.pth')
+
+
+@pytest.mark.slow
+def test_compile_makes_two_graphs_whatever_the_last_batches_are(make_solver, monkeypatch):
+    """Dynamo captures the graphs; what it hands them to is PyTorch's own eager backend, which takes no minutes."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, 'compile', lambda module, **how: compile_module(module, backend='eager', **how))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for train, patches in (((0, 1, 2, 3), 1), ((0, 1, 2), 3), ((0, 1, 2, 3), 2)):  # last batches of 1, none and 2 patches
+        solver = make_solver(
+            train, compile=True, batch_size=3, test_batch_size=3, train_patch_num=patches, test_patch_num=patches + 1
+        )
+        solver.train_epoch(0)
+        solver.predict(solver.test_data)
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 2
 
 
 @pytest.mark.slow

@@ -6,6 +6,9 @@ a group of their own; that a rank has died is noticed there at once.
 """
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -30,13 +33,18 @@ def pick_device(name: str | None, deterministic: bool = False) -> str:
         deterministic: make the process compute the same bytes each time; off leaves PyTorch as it is.
 
     Raises:
-        InputError: PyTorch has no such device here.
+        InputError: PyTorch has no such device here, or not for several processes.
     """
     if deterministic:
         os.environ['CUBLAS_WORKSPACE_CONFIG'] = ':4096:8'  # cuBLAS reads it once, when CUDA starts
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+        # what PyTorch would fill, at the cost of time, is overwritten before it is read
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # not in its stub
     name = name or ('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+    if launched() and (name.startswith('cuda:') or name == 'mps'):
+        remedy = 'start without torchrun' if name == 'mps' else 'give --device cuda, and each process takes a GPU of its own'
+        raise InputError(f'--device {name} is for one process: {remedy}')
     if launched() and name == 'cuda':
         name = f'cuda:{os.environ["LOCAL_RANK"]}'
     try:
@@ -55,8 +63,18 @@ def device_name(device: str) -> str:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether `device` computes in bfloat16 at least as fast as in float32: every GPU of use here does, not every CPU."""
+    """Whether `device` has instructions for bfloat16; without them it is emulated, many times slower than float32."""
+    if device.startswith('cuda'):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def memory_format(device: torch.device | str) -> torch.memory_format:
+    """How patches and convolutions lie in memory: channels last, in which a CPU and the tensor cores of a GPU are fastest.
+
+    Not on Apple's mps, where batch norm's backward is wrong or fails on channels-last memory (PyTorch issue 175189).
+    """
+    return torch.contiguous_format if torch.device(device).type == 'mps' else torch.channels_last
 
 
 def start(device: str) -> None:
@@ -65,7 +83,9 @@ def start(device: str) -> None:
     if launched() and not dist.is_initialized():
         if device.startswith('cuda'):
             torch.cuda.set_device(device)
-        dist.init_process_group('nccl' if device.startswith('cuda') else 'gloo', timeout=STEP_TIMEOUT)
+            dist.init_process_group('nccl', timeout=STEP_TIMEOUT, device_id=torch.device(device))
+        else:
+            dist.init_process_group('gloo', timeout=STEP_TIMEOUT)
         waiting_group = dist.new_group(backend='gloo', timeout=WAIT_TIMEOUT)
         wait()  # connects them, and only connected ranks notice at once that one has died
 
@@ -83,6 +103,26 @@ def wait() -> None:
     """Until every rank is here, however long the work of one takes."""
     if launched():
         dist.barrier(waiting_group)
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """The first rank runs the body while the others wait, and then they do: one downloads, and the others find the file."""
+    if rank() > 0:
+        wait()
+    yield
+    if rank() == 0:
+        wait()
+
+
+def refuse_differences(state: Any, remedy: str) -> None:
+    """Refuse to go on where the ranks do not hold the same `state`, as on machines that read different files."""
+    if launched():
+        states: list[Any] = [None] * world_size()
+        dist.all_gather_object(states, state, waiting_group)
+        if any(other != states[0] for other in states):
+            held = '; '.join(f'rank {number}: {other}' for number, other in enumerate(states))
+            raise InputError(f'the processes do not start from the same state ({held[:300]}); {remedy}')
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
@@ -106,7 +146,11 @@ def wrap(model: torch.nn.Module) -> torch.nn.Module:
     device = next(model.parameters()).device
     if device.type == 'cuda':
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, since `model` itself is none
-    return torch.nn.parallel.DistributedDataParallel(model, [device] if device.type == 'cuda' else None)
+    # Each rank keeps its own running statistics of batch norm, which no step reads; `copy_buffers` makes them one for a test.
+    options: dict[str, Any] = {'broadcast_buffers': False, 'gradient_as_bucket_view': True}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # PyTorch 2.14 has a new name for it, which 2.6 does not know
+        return torch.nn.parallel.DistributedDataParallel(model, [device] if device.type == 'cuda' else None, **options)
 
 
 def rank_slice(start: int, stop: int) -> slice:

@@ -14,7 +14,7 @@ import models
 from data_loader import draw_patches, to_device
 from models import PATCH_SIZE
 from util import checkpoints, frames
-from util.distributed import pick_device
+from util.distributed import memory_format, pick_device
 from util.errors import InputError, log
 from util.files import named, reading
 from util.options import facts_of_koniq, read_record, record_of
@@ -41,7 +41,7 @@ class Scorer:
         self.device = pick_device(device)
         self.patches = patches
         model, self.facts = trained(checkpoint)
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.model = model.to(self.device, memory_format=memory_format(self.device)).eval()  # type: ignore[call-overload]
 
     def __call__(self, images: Picture | list[Picture] | tuple[Picture, ...], spread: bool = False) -> Any:
         """Score one image or a list of them.
