@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import folders
 import models
-from data_loader import DataLoader
+from data_loader import SCALE_STREAM, DataLoader, draw_patches
 from folders import OpenDatabase
 from util import checkpoints, distributed, run_folder
 from util.errors import MEMORY, NO_RESULT, PERHAPS_MEMORY, InputError, first_line, log, machine_fault, rank
@@ -31,8 +31,15 @@ from util.options import is_plain_checkpoint, with_defaults
 from util.round_folder import RoundFolder, surroundings
 from util.splits import PARTS, Job, split_record
 
-HEADER = 'Epoch  Train_Loss  Train_SRCC  Test_SRCC  Test_PLCC'
-COLUMNS = {'epoch': '5d', 'train_loss': '12.3f', 'train_srcc': '12.4f', 'test_srcc': '11.4f', 'test_plcc': '11.4f'}
+COLUMNS = {  # of the printed table: title and format
+    'epoch': ('Epoch', '5d'),
+    'train_loss': ('  Train_Loss', '12.3f'),
+    'train_srcc': ('  Train_SRCC', '12.4f'),
+    'test_srcc': ('  Test_SRCC', '11.4f'),
+    'test_plcc': ('  Test_PLCC', '11.4f'),
+    'val_srcc': ('  Val_SRCC', '10.4f'),
+}
+SCALE_IMAGES = 200  # on which the unit of a trained network's scores is looked at
 
 
 def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float]:
@@ -82,6 +89,7 @@ class HyperIQASolver:
             opened.open_frames(config.patch_size, config.cache)
             train_idx, test_idx, val_idx = map(opened.images, (train_idx, test_idx, val_idx))
         self.score_range = opened.score_range if config.normalize_scores else (0, 1)
+        self.opened = opened
         self.train_data = self.loader(opened, train_idx, istrain=True)
         self.test_data = self.loader(opened, test_idx, istrain=False)
         self.val_data = self.loader(opened, val_idx, istrain=False) if val_idx else None
@@ -92,7 +100,7 @@ class HyperIQASolver:
         # A seed of its own for every round, so that a round's weights do not depend on which rounds ran before it.
         torch.manual_seed((1000 * config.seed + round_index) % 2**64)
         self.model_hyper = models.hyperiqa()
-        checkpoints.load_weights(self.model_hyper, config.weights)
+        self.layout = checkpoints.load_weights(self.model_hyper, config.weights)
         # The numbers depend on the memory format: in fp32 training on a CPU, batch norm's variance at batch 96 is off by 7e-4
         # with channels last, by 1.7e-7 in the plain layout.
         memory_format = distributed.memory_format(self.device)
@@ -132,7 +140,9 @@ class HyperIQASolver:
         Returns:
             SRCC and PLCC on the test part in the best epoch; nan without one.
         """
-        print(HEADER + '  Val_SRCC' * (self.val_data is not None), flush=True)
+        if not self.history and self.layout in checkpoints.WITH_SCORES:
+            self.check_scale()
+        print(''.join(title for title, _ in self.columns.values()), flush=True)
         for row in self.history:
             self.print_row(row)
         for epoch in range(len(self.history), self.config.epochs):
@@ -154,6 +164,39 @@ class HyperIQASolver:
             if save:
                 save(self.state_dict())
         return (self.best['test_srcc'], self.best['test_plcc']) if self.best else (math.nan, math.nan)
+
+    def check_scale(self) -> None:
+        """Log which scores the initial weights, of a trained HyperIQA, give to training images, beside those images' labels.
+
+        With `config.fit_scale` fit slope and offset to the labels by least squares and fold them into the last layer's two
+        generators, so that nothing that reads the weights later needs to know.
+
+        Raises:
+            InputError: with `config.fit_scale`, all scores are equal or one is not finite.
+        """
+        data = self.loader(self.opened, self.train_data.images[:SCALE_IMAGES], istrain=False)
+        seed = (self.config.seed, self.round_index, SCALE_STREAM)
+        data.patch_num, data.patches = 1, draw_patches(seed, data.frames.sizes[data.images], 1, istrain=False)
+        scores, labels = self.predict(data), data.scores
+        count, (low, high) = len(labels), self.score_range
+        varies = bool(np.isfinite(scores).all()) and np.ptp(scores) > 0
+        slope, offset = np.polyfit(scores, labels, 1).tolist() if varies else (math.nan, math.nan)
+        errors = [np.abs(predicted - labels).mean() for predicted in (scores, slope * scores + offset)]
+        ranges = f'{scores.min():.4g} to {scores.max():.4g}, the labels {labels.min():.4g} to {labels.max():.4g}'
+        what = f'{self.config.weights}: on {count} training images its scores are {ranges}, SRCC {srcc(scores, labels):.3f}'
+        if not self.config.fit_scale:
+            helps = slope < 0 or errors[1] < errors[0] / 2
+            log(what + '; --fit_scale fits them to the labels before training' * helps)
+            return
+        if not varies:
+            raise InputError(f'--fit_scale: {what}, so there is nothing to fit; give other --weights')
+        fell = f'the mean absolute error falls from {errors[0]:.4g} to {errors[1]:.4g}'
+        log(f'{what}; fitted with slope {slope:.4g} and offset {offset:.4g}: {fell}')
+        weight, bias = self.model_hyper.fc5w_fc, self.model_hyper.fc5b_fc
+        with torch.no_grad():
+            for parameter in (*weight.parameters(), *bias.parameters()):
+                parameter.mul_(slope)
+            bias.bias.add_((slope * low + offset - low) / (high - low))
 
     def run_epoch(self, epoch: int) -> tuple[dict[str, float], np.ndarray]:
         """Train and test the 0-based `epoch`: its row of the history, and the test images' scores (images,)."""
@@ -177,9 +220,14 @@ class HyperIQASolver:
         column = self.selected_on
         return column is None or is_better(row[column], self.best[column] if self.best else math.nan)
 
+    @property
+    def columns(self) -> dict[str, tuple[str, str]]:
+        """Those of `COLUMNS` whose part this round has."""
+        parts = {'test': self.test_data.images, 'val': self.val_data}
+        return {name: column for name, column in COLUMNS.items() if parts.get(name.partition('_')[0], True)}
+
     def print_row(self, row: dict[str, float]) -> None:
-        columns = COLUMNS if self.val_data is None else {**COLUMNS, 'val_srcc': '10.4f'}
-        print(''.join(format(row.get(column, math.nan), form) for column, form in columns.items()), flush=True)
+        print(''.join(format(row.get(column, math.nan), form) for column, (_, form) in self.columns.items()), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, as tensors and plain types."""
@@ -298,7 +346,7 @@ def is_better(value: float, best: float) -> bool:
 def run(config: Any, job: Job) -> None:
     """Train and test the rounds into the run folder and print their medians."""
     device = start(config)
-    check_weights(config.weights)
+    check_weights(config.weights, config.fit_scale)
     open_frames(config, job.database, *job.others.values())
     if rank() == 0:
         run_folder.open_run(
@@ -317,7 +365,7 @@ def run(config: Any, job: Job) -> None:
     without = [k for k in rounds if k not in finished or (math.isnan(finished[k]) and not config.train_on_all)]
     if without and rank() == 0:
         numbers = ', '.join(map(str, without[:5]))
-        log(f'no result: in round {numbers} no epoch has a finite loss and test SRCC; a lower --lr may help')
+        log(f'no result: in round {numbers} no epoch has a finite loss and test SRCC')
         sys.exit(NO_RESULT)
 
 
@@ -334,13 +382,19 @@ def start(config: Any) -> str:
     return device
 
 
-def check_weights(source: str) -> None:
-    """Read the initial weights for the sake of the errors, before hours of work."""
+def check_weights(source: str, gives_scores: bool = False) -> None:
+    """Read the initial weights for the sake of the errors, before hours of work.
+
+    Args:
+        gives_scores: they must be of a whole HyperIQA.
+    """
     if source != 'none':
         with torch.device('meta'):  # names and shapes are all that is asked of this network
             model = models.hyperiqa()
         with distributed.first_rank_first():
-            checkpoints.initial_weights(model, source)
+            layout = checkpoints.load_weights(model, source)
+        if gives_scores and layout not in checkpoints.WITH_SCORES:
+            raise InputError(f'--fit_scale: {source} holds a {layout} alone, which gives no scores; leave --fit_scale out')
 
 
 def open_frames(config: Any, *databases: OpenDatabase) -> None:

@@ -23,7 +23,7 @@ from util.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCHES_AHEAD = 4
-TRAIN_STREAM, TEST_STREAM = 0, 1
+TRAIN_STREAM, TEST_STREAM, SCALE_STREAM = 0, 1, 2
 
 
 class Patches(NamedTuple):

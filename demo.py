@@ -7,7 +7,8 @@ Prints `path<TAB>score`. From Python:
     from demo import Scorer
     score = Scorer('runs/koniq-seed0/round_01/best.pth')('photo.jpg')
 
-An image's score is the mean over random patches that its own content seeds, so it is the same at every call.
+An image's score is the mean over random patches, whose places depend on its height and width alone, so it is the same at every
+call. Photos are shown as a viewer shows them: upright, and in sRGB.
 """
 
 import argparse
@@ -48,9 +49,10 @@ def main(argv: list[str] | None = None) -> None:
             remedies.append('the scores so far are kept')
         check_input(options.checkpoint, 'a checkpoint')
         # Here and not at the top, since torch takes seconds to import: --help, a typo and a missing file answer at once.
-        from util.scorer import Scorer
+        from util.scorer import Scorer, scale_of
 
         scorer = Scorer(options.checkpoint, options.device, options.patches)
+        log(scale_of(scorer.facts))
         rows: list[dict[str, Any]] = []
         try:
             score_all(scorer, paths, options.spread, rows)
@@ -69,12 +71,12 @@ def score_all(scorer: Any, paths: list[Path], spread: bool, rows: list[dict[str,
         for path in batch:
             try:
                 crops.append(scorer.crops(path))
-                names.append(one_line(path))
-            except InputError as error:
+                names.append(str(path))
+            except (InputError, PermissionError) as error:
                 log(f'skipped: {error}')
         for name, (score, deviation) in zip(names, scorer.scores(crops)):
             rows.append({'image': name, 'score': score, 'spread': deviation})
-            print(f'{name}\t{score:.4f}' + (f'\t{deviation:.4f}' if spread else ''), flush=True)
+            print(f'{one_line(name)}\t{score:.4f}' + (f'\t{deviation:.4f}' if spread else ''), flush=True)
 
 
 def list_images(arguments: list[str]) -> list[Path]:

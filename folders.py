@@ -8,7 +8,10 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shlex
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +23,14 @@ from PIL import Image
 from util import demo_database
 from util.errors import InputError, log
 from util.frames import CachedFrames, DirectFrames, folder_of, load_image, on_all_cores, open_frames
-from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, set_of
-from util.tables import Table, find_columns, is_number, normalized_name, read_rows
+from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, known_set, set_of
+from util.tables import BLANK, Table, find_columns, is_number, normalized_name, read_rows
 
 THUMBNAIL = 256  # pixels, at most
+# names of columns that no role takes without being asked
+REFERENCES = {'ref', 'ref_image', 'reference_image', 'refnames_all', 'source', 'prompt'}
+GROUPS, GROUP = 10, 3  # so many file names that start alike, so many times, are hardly an accident
+FEW_CONTENTS = 5
 
 
 def read_live(labels: Labels) -> None:
@@ -41,28 +48,36 @@ def read_live(labels: Labels) -> None:
         raise InputError(f'{labels.file}: {len(scores)} scores for {len(names)} images; use the files of the second release')
     folder = labels.folder('jp2k').parent
     for k, name in enumerate(names):
-        if not pristine[k]:
-            labels.add(folder, name, scores[k], f'entry {k + 1}', references[k])
+        where = f'entry {k + 1}'
+        if labels.number(pristine[k], where, 'mark of a pristine image'):
+            labels.add_known(folder, name)
+        else:
+            labels.add(folder, name, scores[k], where, references[k])
 
 
 def read_csiq(labels: Labels) -> None:
     """https://s2.smu.edu/~eclarson/csiq.html
 
-    csiq_label.txt (from the original HyperIQA project) or csiq.beta.xlsx, and dst_imgs_all/, or dst_imgs/ with a folder
-    for each type
+    csiq_label.txt (from the original HyperIQA project), csiq.DMOS.xlsx or csiq.beta.xlsx, and dst_imgs_all/, or dst_imgs/ with
+    a folder for each type
     """
-    labels.open('csiq_label.txt', 'csiq.beta.xlsx')
+    labels.open('csiq_label.txt', 'csiq.DMOS.xlsx', 'csiq.beta.xlsx')
     folder = labels.folder('dst_imgs_all', 'dst_imgs')
     if labels.file.suffix == '.txt':
         for where, (name, score) in labels.rows(0, 1, header=False):
-            labels.add(folder, name, score, where, name.split('.')[0], deep=True)
+            labels.add(folder, name, score, where, name.split('.')[0], find=labels.files_below)
         return
     types = {'noise': 'AWGN', 'jpeg 2000': 'jpeg2000'}  # where the sheet's words and the file names differ
+    order = ('awgn', 'jpeg', 'jpeg2000', 'fnoise', 'blur', 'contrast')  # of csiq_label.txt, whose rows published splits count
+    keys = []
     for where, (image, kind, level, score) in labels.rows('image', 'dst_type', 'dst_lev', 'dmos', sheet='all_by_image'):
         image = f'{image:g}' if isinstance(image, float) else str(image).strip()
         kind = types.get(normalized_name(kind), str(kind).strip())
         level = labels.number(level, where, 'distortion level')
-        labels.add(folder, f'{image}.{kind}.{level:g}.png', score, where, image, deep=True)
+        labels.add(folder, f'{image}.{kind}.{level:g}.png', score, where, image, find=labels.files_below)
+        type_number = order.index(kind.lower()) if kind.lower() in order else len(order)
+        keys.append((type_number, image.replace('_', ''), level))
+    labels.row_numbers = [sorted(keys).index(key) for key in keys]
 
 
 def read_tid2013(labels: Labels) -> None:
@@ -73,7 +88,7 @@ def read_tid2013(labels: Labels) -> None:
     labels.open('mos_with_names.txt')
     folder = labels.folder('distorted_images')
     for where, (score, name) in labels.rows(0, 1, header=False):
-        labels.add(folder, name, score, where, name[:3].upper(), deep=True)
+        labels.add(folder, name, score, where, name[:3].upper(), find=labels.files_below)
 
 
 def read_kadid10k(labels: Labels) -> None:
@@ -99,8 +114,11 @@ def read_livec(labels: Labels) -> None:
     if len(names) != len(scores):
         raise InputError(f'{labels.file}: {len(scores)} scores for the {len(names)} names beside them; download both again')
     folder = labels.folder('Images')
-    for k in range(7, len(names)):  # the first seven were for training the observers and are in Images/trainingImages
-        labels.add(folder, names[k], scores[k], f'entry {k + 1}')
+    for k, name in enumerate(names):
+        if k < 7:  # these were for training the observers
+            labels.add_known(folder / 'trainingImages', name)
+        else:
+            labels.add(folder, name, scores[k], f'entry {k + 1}')
 
 
 def read_koniq(labels: Labels) -> None:
@@ -112,7 +130,7 @@ def read_koniq(labels: Labels) -> None:
     scores_file, sets_file = 'koniq10k_scores_and_distributions.csv', 'koniq10k_distributions_sets.csv'
     sets: dict[str, str] = {}
     if labels.open(sets_file, needed=False):
-        sets = {name: set_of(text, labels.file, where) for where, (name, text) in labels.rows('image_name', 'set')}
+        sets = {name: known_set(text) for _, (name, text) in labels.rows('image_name', 'set')}
     labels.open(scores_file, sets_file)
     folder = labels.folder('1024x768', '512x384')
     for where, (name, score) in labels.rows('image_name', 'MOS_zscore' if labels.file.name == scores_file else 'MOS'):
@@ -197,45 +215,74 @@ def read_csv(labels: Labels) -> None:
     """
     table = find_columns(labels.file, read_rows(labels.file), labels.settings.columns, ('image', 'score'), ('content', 'set'))
     start = labels.settings.images or os.path.dirname(labels.file)
+    find = labels.matches_by_end if labels.settings.images else labels.matches
     for where, cells, decimal in table.rows:
-        row = {role: str(cells[k]).strip() for role, k in table.columns.items()}
+        row = {role: str(cells[k]).strip(BLANK) for role, k in table.columns.items()}
         for role, cell in row.items():
-            if not cell:
+            if not cell and role != 'set':
                 raise InputError(f'{labels.file}, {where}: the {role} is empty; fill it in or remove that row')
         score = row['score'].replace(decimal, '.') if is_number(row['score']) else row['score']
-        official_set = set_of(row['set'], labels.file, where) if 'set' in row else ''
-        labels.add(start, row['image'], score, where, row.get('content', row['image']), official_set)
+        in_set, has_content = known_set(row.get('set', '')), 'content' in row
+        labels.add(start, row['image'], score, where, row.get('content', row['image']), in_set, find, folded=has_content)
+    if labels.found_by_end:
+        count, (name, path) = len(labels.found_by_end), labels.found_by_end[0]
+        log(f'{labels.file}: {count} images are found by the ends of their names, the first of them {name} as {path}')
     describe_table(labels, table)
-    if 'content' not in table.columns:
+    if 'content' in table.columns:
+        warn_of_attribute(labels, table)
+    else:
         warn_of_references(labels, table)
 
 
 def describe_table(labels: Labels, table: Table) -> None:
     """Set which way the scores run, and log what was taken from a user's own table."""
-    by_name = table.named and normalized_name(table.header[table.columns['score']]) == 'dmos'
+    name = normalized_name(table.header[table.columns['score']]) if table.named else ''
     lower = labels.settings.lower_is_better
-    labels.higher_is_better = not by_name if lower is None else not lower
+    labels.higher_is_better = name != 'dmos' if lower is None else not lower
     direction = f'{"higher" if labels.higher_is_better else "lower"} is better'
-    if lower is None and by_name:
-        direction += ', as a column named dmos is read; --higher_is_better or --lower_is_better settles it'
+    if lower is None and (name.startswith('dmos') or name.endswith('dmos')):
+        reason = 'as a column named dmos is read' if name == 'dmos' else 'since the column is not named dmos alone'
+        direction += f', {reason}; --higher_is_better or --lower_is_better settles it'
     taken = ', '.join(f'{role} from {table.header[k]!r}' for role, k in table.columns.items())
     if not table.named:
-        taken = 'no header, so each line is a name and a score'
+        columns = ', '.join(f'{role} from column {k + 1}' for role, k in table.columns.items())
+        taken = f'no header, so the first line is an image too; {columns}'
     ignored = [repr(name) for k, name in enumerate(table.header) if name and k not in table.columns.values()]
     log(f'{labels.file}: {taken}; {direction}' + f'; ignored: {", ".join(ignored)}' * bool(ignored and table.named))
 
 
 def warn_of_references(labels: Labels, table: Table) -> None:
-    """Warn of an unused column that looks like the name of what the images show.
+    """Warn of what looks like the reference of each image where the table names none.
 
-    That is one whose cells, each of several images, are how those images' file names start.
+    That is a column that is called so and holds names several times, one whose cells, each of several images, are how those
+    images' file names start, or many file names that start alike.
     """
     names = [stem_of(sample.path) for sample in labels.samples]
+    found = False
     for k, column in enumerate(table.header):
         stems = [stem_of(row.cells[k]) for row in table.rows] if k not in table.columns.values() else []
-        if len(set(stems)) < len(stems) and all(stem and name.startswith(stem) for stem, name in zip(stems, names)):
+        is_called = normalized_name(column) in REFERENCES and not all(map(is_number, stems))
+        is_start = all(stem and name.startswith(stem) for stem, name in zip(stems, names))
+        if len(set(stems)) < len(stems) and (is_called or is_start):
             remedy = f'--columns {shlex.quote(f"content={column}")} keeps images of one scene together in a split'
             log(f'warning: the column {column!r} of {labels.file} looks like the reference of each image; {remedy}')
+            found = True
+    starts = Counter(re.split('[^a-z0-9]', name)[0] for name in names)
+    groups = sum(count >= GROUP for count in starts.values())
+    if groups >= GROUPS and not found and not table.named:
+        remedy = 'a column with the scene of each, named by --columns content=NAME, keeps them together in a split'
+        log(f'warning: in {labels.file}, {groups} groups of file names start alike, perhaps versions of one scene; {remedy}')
+
+
+def warn_of_attribute(labels: Labels, table: Table) -> None:
+    """Warn of a content column that may be an attribute of the images and not the scene that they show."""
+    contents = {sample.content for sample in labels.samples}
+    numeric = all(map(is_number, contents)) and not all(content.isdigit() for content in contents)
+    if len(contents) < len(labels.samples) and (numeric or len(contents) <= FEW_CONTENTS):
+        column = table.header[table.columns['content']]
+        what = f'has {len(contents)} values for {len(labels.samples)} images' + ', which are numbers' * numeric
+        remedy = '--split_by image draws single images if it is no scene'
+        log(f'warning: the column {column!r} of {labels.file} {what}; images of one value stay together in a split; {remedy}')
 
 
 def stem_of(path: Any) -> str:
@@ -252,9 +299,10 @@ class Database(NamedTuple):
         score_range: (low, high) of the label's unit; single scores may be beyond. None: as in the user's file.
         higher_is_better: False for a DMOS.
         by_content: a split keeps the images of one content together; otherwise it draws single images.
-        official: the labels can name the official set of each image.
+        official: what names the official set of each image, or '' where nothing does.
         resize: (height, width) that every image is resized to before it is cropped, or None.
         exif_rotation: images are turned by their EXIF orientation.
+        srgb: images with a wide-gamut profile are converted to sRGB; not those of databases that are published without.
         defaults: options of the script that this database sets unless the user does.
     """
 
@@ -264,9 +312,10 @@ class Database(NamedTuple):
     score_range: tuple[float, float] | None
     higher_is_better: bool = True
     by_content: bool = False
-    official: bool = False
+    official: str = ''
     resize: tuple[int, int] | None = None
     exif_rotation: bool = False
+    srgb: bool = False
     defaults: Mapping[str, Any] = {}
 
     @property
@@ -285,12 +334,16 @@ DATABASES = {
     'tid2013': Database('TID2013', read_tid2013, 3000, (0, 9), by_content=True),
     'kadid10k': Database('KADID-10k', read_kadid10k, 10125, (1, 5), by_content=True),
     'livec': Database('LIVE Challenge', read_livec, 1162, (0, 100)),
-    'koniq': Database('KonIQ-10k', read_koniq, 10073, (0, 100), official=True, resize=(512, 384)),
+    'koniq': Database('KonIQ-10k', read_koniq, 10073, (0, 100), official='koniq10k_distributions_sets.csv', resize=(512, 384)),
     'bid': Database('BID', read_bid, 586, (0, 5), resize=(512, 512)),
     'spaq': Database('SPAQ', read_spaq, 11125, (0, 100), resize=(512, 384), exif_rotation=True),
-    'flive': Database('FLIVE', read_flive, 39810, (0, 100), official=True, resize=(512, 512)),
+    'flive': Database(
+        'FLIVE', read_flive, 39810, (0, 100), official='labels640.csv and labels=640_padded.csv', resize=(512, 512)
+    ),
     'agiqa3k': Database('AGIQA-3K', read_agiqa3k, 2982, (0, 5)),
-    'csv': Database('your images', read_csv, None, None, by_content=True, official=True, exif_rotation=True),
+    'csv': Database(
+        'your images', read_csv, None, None, by_content=True, official='a column called set', exif_rotation=True, srgb=True
+    ),
     'demo': Database(
         'the demo database', read_demo, demo_database.IMAGES, (1, 5), by_content=True, defaults=demo_database.DEFAULTS
     ),
@@ -341,12 +394,24 @@ def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENT
         raise InputError(f'{labels.file} lists no image. {labels.remedy}')
     labels.refuse_repeated()
     places = zip(labels.samples, labels.places)
-    missing = [f'{sample.path} ({where})' for sample, where in places if not os.path.isfile(sample.path)]
+    labels.files = [file_id(sample.path) for sample in labels.samples]
+    missing = [f'{sample.path} ({where})' for (sample, where), file in zip(places, labels.files) if file is None]
     if missing and not settings.skip_missing:
         what = f'{len(missing)} of the {len(labels.samples)} images that {labels.file} lists are missing'
         first = f'the first of them {", ".join(missing[:5])}. {labels.remedy} --skip_missing leaves them out.'
         raise InputError(f'{database.title}: {what}, {first}')
     return labels
+
+
+def file_id(path: str) -> Any:
+    """What is the same for every name of a file, or None where there is none; on systems without inodes, its path."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return (status.st_dev, status.st_ino) if status.st_ino else path
 
 
 def fault_of(sample: Sample, exif_rotation: bool) -> str:
@@ -355,7 +420,7 @@ def fault_of(sample: Sample, exif_rotation: bool) -> str:
         return 'missing'
     try:
         load_image(sample.path, exif_rotation=exif_rotation)
-    except InputError as error:
+    except (InputError, PermissionError) as error:
         return str(error)
     return ''
 
@@ -391,7 +456,9 @@ class OpenDatabase:
         self.resize = resize or self.entry.resize
         self.settings = settings
         labels = read_labels(self.key, path, settings)
-        self.samples, self.rows = labels.samples, list(range(len(labels.samples)))
+        self.samples, self.places, self.files = labels.samples, labels.places, labels.files
+        self.rows = labels.row_numbers or list(range(len(labels.samples)))
+        self.known, self.label_file, self.srgb = labels.known, labels.file, self.entry.srgb
         self.left_out: list[dict[str, str]] = []
         if settings.skip_missing:
             self.leave_out(labels)
@@ -400,7 +467,11 @@ class OpenDatabase:
             raise InputError(f'{labels.file}: all {len(scores)} scores are {scores[0]:g}; give scores that differ')
         self.higher_is_better = self.entry.higher_is_better if labels.higher_is_better is None else labels.higher_is_better
         self.by_content = {'content': True, 'image': False, None: self.entry.by_content}[settings.split_by]
+        if settings.split_by == 'content' and len({sample.content for sample in self.samples}) == len(self.samples):
+            remedy = '--columns content=NAME names the column' if self.key == 'csv' else f'{self.entry.title} names none'
+            raise InputError(f'--split_by content: no two images of {labels.file} have the same content; {remedy}')
         self.units = split_units(self.samples, self.by_content)
+        self.warn_of_links()
 
     def leave_out(self, labels: Labels) -> None:
         """Leave out the images that are missing or unreadable, and log how many."""
@@ -408,8 +479,9 @@ class OpenDatabase:
         names = self.names(range(len(self.samples)))
         rows = zip(names, labels.places, faults)
         self.left_out = [{'image': name, 'row': where, 'reason': fault} for name, where, fault in rows if fault]
-        self.rows = [k for k, fault in enumerate(faults) if not fault]
-        self.samples = [self.samples[k] for k in self.rows]
+        kept = [k for k, fault in enumerate(faults) if not fault]
+        self.rows, self.samples = [self.rows[k] for k in kept], [self.samples[k] for k in kept]
+        self.places, self.files = [self.places[k] for k in kept], [self.files[k] for k in kept]
         del self.all_names  # which were of all that are listed
         if not self.samples:
             raise InputError(f'{labels.file}: none of the {len(faults)} images that it lists can be read. {labels.remedy}')
@@ -419,7 +491,8 @@ class OpenDatabase:
 
     def open_frames(self, smallest: int, cache: Path | str | None = None) -> 'OpenDatabase':
         """Make the images ready, decoding them into the cache if need be (see `util.frames.open_frames`); returns itself."""
-        direct = DirectFrames([sample.path for sample in self.samples], smallest, self.resize, self.entry.exif_rotation)
+        paths, exif_rotation = [sample.path for sample in self.samples], self.entry.exif_rotation
+        direct = DirectFrames(paths, smallest, self.resize, exif_rotation, self.srgb)
         self.frames = open_frames(direct, self.path, self.key, cache)
         return self
 
@@ -433,8 +506,10 @@ class OpenDatabase:
 
     @cached_property
     def all_names(self) -> list[str]:
-        start = self.settings.images or folder_of(self.path)
-        return [Path(os.path.relpath(sample.path, start)).as_posix() for sample in self.samples]
+        return [self.name_of(sample.path) for sample in self.samples]
+
+    def name_of(self, path: str) -> str:
+        return Path(os.path.relpath(path, self.settings.images or folder_of(self.path))).as_posix()
 
     @cached_property
     def digest(self) -> str:
@@ -453,7 +528,7 @@ class OpenDatabase:
 
     def thumbnail(self, position: int) -> Image.Image:
         """A small picture of an image, in the proportions of its file even where the frame is squeezed."""
-        picture = load_image(self.samples[position].path, exif_rotation=self.entry.exif_rotation)
+        picture = load_image(self.samples[position].path, exif_rotation=self.entry.exif_rotation, srgb=self.srgb)
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         return picture
 
@@ -462,6 +537,14 @@ class OpenDatabase:
         """(low, high) of the scores: nominal, or of the samples for `csv`."""
         scores = [sample.score for sample in self.samples]
         return self.entry.score_range or (min(scores), max(scores))
+
+    def warn_of_links(self) -> None:
+        """Warn of files that are listed under several names: links and hard links."""
+        first: dict[Any, int] = {}
+        pairs = [(first[file], k) for k, file in enumerate(self.files) if first.setdefault(file, k) != k]
+        if pairs:
+            one, other = self.names(pairs[0])
+            log(f'warning: {len(pairs)} images of {self.label_file} are links to others, the first of them {other}, to {one}')
 
     def warn_of_count(self) -> None:
         """Warn if the labels list more or fewer images than the complete database has."""
@@ -483,7 +566,7 @@ def dataset_table() -> str:
     """All databases as a table, a line each."""
     rows = [('--dataset', 'database', 'images', 'scores', 'a split draws')]
     for key, database in DATABASES.items():
-        draws = ('contents' if database.by_content else 'images') + ' or official sets' * database.official
+        draws = ('contents' if database.by_content else 'images') + ' or official sets' * bool(database.official)
         rows.append((key, database.title, str(database.images or 'any'), database.scale, draws))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -15,11 +15,11 @@ import folders
 from folders import OpenDatabase
 from util import run_folder
 from util.check_database import check_images
-from util.errors import InputError, boundary, log, rank
+from util.errors import NO_RESULT, InputError, boundary, log, rank
 from util.files import check_input
 from util.labels import Sample, Settings
-from util.options import is_plain_checkpoint, parse_options, read_record
-from util.splits import Job, draw_splits, read_split, split_record
+from util.options import is_plain_checkpoint, parse_options, read_record, record_of
+from util.splits import Job, draw_splits, read_split, sizes_of, split_record
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
         if config.list_datasets:
             print(folders.dataset_table())
         elif config.summarize:
-            run_folder.print_medians(run_folder.summarise(config.summarize))
+            summarize(config.summarize)
         elif config.check:
             check(config)
         else:
@@ -52,13 +52,20 @@ def prepare_run(config: Namespace) -> Job:
     others = open_others(config)
     warn_of_trained(config, others, database.samples)
     splits = draw_splits(config, database)
+    log(f'{database.entry.title}: {sizes_of(splits, len(database.samples))}')
     model = {
+        'title': database.entry.title,
+        'label_range': database.score_range,
+        'higher_is_better': database.higher_is_better,
+        'score_range': database.score_range if config.normalize_scores else None,
         'resize': database.resize,
         'exif_rotation': database.entry.exif_rotation,
-        'score_range': database.score_range if config.normalize_scores else None,
-        'higher_is_better': database.higher_is_better,
+        'srgb': database.srgb,
     }
-    run_folder.check_run(config, model, [split_record(split, database) for split in splits])
+    before = run_folder.check_run(config, model, [split_record(split, database) for split in splits])
+    if before and 'srgb' not in before['model']:  # an earlier version converted no image
+        for earlier in (database, *others.values()):
+            earlier.srgb = False
     if config.weights not in ('none', 'imagenet'):
         check_input(config.weights, 'a checkpoint')
     return Job(database, others, splits, model)
@@ -67,6 +74,9 @@ def prepare_run(config: Namespace) -> Job:
 def prepare_test(config: Namespace) -> Job:
     """As `prepare_run`, for --evaluate: the database and split of the checkpoint's round, or the databases of --test_on."""
     checkpoint = Path(os.path.abspath(config.evaluate))
+    record = record_of(checkpoint)
+    if record and record.parent != checkpoint.parent.parent:  # by a link, from outside the run folder
+        checkpoint = Path(os.path.realpath(checkpoint))
     if is_plain_checkpoint(config):
         entry = folders.DATABASES[config.dataset]
         model: dict[str, Any] = {'score_range': None, 'higher_is_better': entry.higher_is_better}
@@ -80,10 +90,22 @@ def prepare_test(config: Namespace) -> Job:
         warn_of_trained(config, others)
         return Job(next(iter(others.values())), others, [], model)
     database = open_database(config)
-    split = read_split(checkpoint.with_name('split.json'), database)
+    database.srgb = model.get('srgb', False)
+    path = checkpoint.with_name('split.json')
+    split = read_split(path, database)
     if not split['test']:
         raise InputError(f'{checkpoint} was trained without a test part; --test_on NAME=DIR tests it on a database')
+    run_folder.refuse_other_images(path, split_record(split, database), 'test on other labels with --test_on NAME=DIR')
     return Job(database, {}, [split], model)
+
+
+def summarize(run: str) -> None:
+    """Print the medians of the finished rounds; exit with 3 where there is no result."""
+    results = run_folder.summarise(run)
+    run_folder.print_medians(results)
+    if not results['rounds']:
+        log(f'no result: no round in {run} is finished')
+        sys.exit(NO_RESULT)
 
 
 def open_database(config: Namespace) -> OpenDatabase:

@@ -1,7 +1,7 @@
 """Small copies of the databases in their authors' on-disk formats, with real image files."""
 
 import csv
-import os
+import io
 
 import numpy as np
 import openpyxl
@@ -26,12 +26,13 @@ def pictures(folder, names, **options):
         picture(folder / name, seed=k, **options)
 
 
-def links(folder, names):
-    """The files `names`, all linked to one picture: for databases whose number of images matters."""
-    one = picture(folder / names[0])
-    for name in names[1:]:
+def copies(folder, names):
+    """The files `names`, small copies of one grey picture: for databases whose number of images matters."""
+    grey = io.BytesIO()
+    Image.new('RGB', (250, 240), 'grey').save(grey, 'PNG')
+    for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.link(one, folder / name)
+        (folder / name).write_bytes(grey.getvalue())
 
 
 def write_csv(path, header, rows, newline='\n'):
@@ -61,7 +62,7 @@ LIVE_PRISTINE = 203
 def live(root):
     """All 982 entries, since the order of the label file is the format; the images are links to one picture."""
     names = [f'{kind}/img{k}.bmp' for kind, count in LIVE_KINDS for k in range(1, count + 1)]
-    links(root, names + ['refimgs/ref00.bmp'])
+    copies(root, names + ['refimgs/ref00.bmp'])
     orgs = np.zeros(982)
     orgs[-LIVE_PRISTINE:] = 1
     scores = np.where(orgs == 1, 0, np.linspace(-2.6, 111.8, 982))
@@ -142,7 +143,7 @@ def kadid10k(root):
         for k in range(1, 82)
         for kind in (1, 25)
     ]
-    links(root / 'images', [row[0] for row in rows] + [f'I{k:02d}.png' for k in range(1, 82)])
+    copies(root / 'images', [row[0] for row in rows] + [f'I{k:02d}.png' for k in range(1, 82)])
     write_csv(root / 'dmos.csv', ['dist_img', 'ref_img', 'dmos', 'var'], rows)
 
 

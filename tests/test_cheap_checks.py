@@ -35,7 +35,7 @@ def run_of_other_images(root, finished_run):
         (foreign_weights, ('--weights', 'foreign.pth'), 'foreign.pth'),
         (None, ('--weights', 'absent.pth'), 'there is no file absent.pth'),
         (None, ('--split', 'absent.json'), 'absent.json'),
-        (None, ('--split', 'official'), '--split official: the labels of LIVE Challenge put 8 images into no set'),
+        (None, ('--split', 'official'), '--split official: LIVE Challenge has no official sets; use --split random'),
         (None, ('--val_ratio', 0.01), '8 images or contents are too few to split'),
         (None, ('--test_on', 'koniq=absent'), 'KonIQ-10k: there is no folder absent'),
         (other_without_images, ('--test_on', 'koniq=koniq'), 'there is no image folder 1024x768'),

@@ -75,6 +75,7 @@ def test_a_faultless_database(make_database, report):
         '    125.0 to 130.0       0',
         '    130.0 to 135.0       1  ########################################',
         '    135.0 to 140.0       1  ########################################',
+        'Split                 4 to train on, 2 to test on',
         'Height                240 to 301 pixels',
         'Width                 250 to 407 pixels',
         'Different sizes       2',

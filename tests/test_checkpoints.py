@@ -142,7 +142,7 @@ def test_pyiqas_file_is_renamed_and_its_images_prepared_as_there(tmp_path, hyper
     torch.save({'params': theirs}, tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
     network, facts = scorer.trained(tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
     assert_loaded(network, hyperiqa)
-    assert facts == {'resize': None, 'exif_rotation': False, 'score_range': (0, 100)}
+    assert (facts['resize'], facts['score_range'], facts['label_range']) == (None, (0, 100), (0, 100))
     assert 'c96c41b1.pth is of pyiqa: images are prepared as it does, without a resize' in capsys.readouterr().err
 
 

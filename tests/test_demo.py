@@ -108,23 +108,46 @@ def test_from_python_a_path_an_image_and_an_array_score_alike(tmp_path, in_proce
 
     image = Image.open(path)
     array = np.asarray(image)
-    of_pixels = scorer(array)
-    assert scorer([image, array[::-1], path]) == pytest.approx([of_pixels, scorer(array[::-1].copy()), score], abs=1e-5)
-    assert of_pixels == scorer(array) != score  # other crops than the file's, for ever the same
+    assert scorer(array) == scorer(image) == score  # the same crops, for ever
+    assert scorer([image, array[::-1], path]) == pytest.approx([score, scorer(array[::-1].copy()), score], abs=1e-5)
     assert scorer([]) == []
 
 
-def test_an_image_from_python_is_shown_and_turned_as_its_file_is(tmp_path, scorer, monkeypatch):
-    monkeypatch.setitem(scorer.facts, 'exif_rotation', True)
+def test_an_image_from_python_is_shown_and_turned_as_its_file_is(tmp_path, scorer):
     exif = Image.Exif()
     exif[0x0112] = 6
     for name, options in (('turned.jpg', {'exif': exif}), ('grey.png', {})):
         path = databases.picture(tmp_path / name, size=(300, 400), **options)
         if name == 'grey.png':
             Image.open(path).convert('LA').save(path)
-        shown = frames.load_image(path, (512, 384), True)
-        prepared = frames.resized(scoring.rgb_of(Image.open(path), True), (512, 384))
-        assert np.array_equal(np.asarray(shown), np.asarray(prepared))
+        shown = frames.load_image(path, exif_rotation=True)
+        assert np.array_equal(np.asarray(shown), np.asarray(scoring.rgb_of(Image.open(path))))
+        assert scorer(path) == scorer(Image.open(path)) == scorer(np.asarray(shown))  # upright with every checkpoint
+
+
+def test_names_with_odd_spaces_and_folders_that_are_links(tmp_path, in_process, checkpoint):
+    """As macOS names screenshots; the link and its target give each photo once."""
+    name = 'Screenshot 9.41.00\u202fAM\u00a0.png'
+    databases.picture(tmp_path / 'photos' / name)
+    (tmp_path / 'more').mkdir()
+    (tmp_path / 'more' / 'link').symlink_to(tmp_path / 'photos')
+    (tmp_path / 'more' / 'again').symlink_to(tmp_path / 'more')
+    done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, '--csv', 'scores.csv', 'more')
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / 'scores.csv', newline='', encoding='utf-8') as file:
+        assert [row['image'] for row in csv.DictReader(file)] == [f'more/link/{name}']
+    assert 'scores on the scale of the labels of KonIQ-10k: 0 to 100, higher is better' in done.stderr
+
+
+def test_a_score_that_is_not_finite_is_an_error(tmp_path, in_process):
+    model = models.hyperiqa()
+    with torch.no_grad():
+        model.fc5b_fc.bias.fill_(3e38)
+        model.fc5b_fc.weight.fill_(3e38)
+    torch.save(model.state_dict(), tmp_path / 'huge.pth')
+    databases.picture(tmp_path / 'a.png', size=(500, 400))
+    done = in_process(demo.main, '--checkpoint', 'huge.pth', '--patches', 1, 'a.png')
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('error: huge.pth gives a score that is not finite')
 
 
 @pytest.mark.parametrize('image', [np.zeros((300, 300, 3)), np.zeros((300, 300), np.uint8), np.zeros((0, 9, 3), np.uint8), 7])
@@ -151,8 +174,9 @@ def test_folders_give_their_pictures_and_name_the_photos_that_cannot_be_read(tmp
     names = ['folder/a.png', 'folder/caf\\udce9.png', 'folder/new\\nline\\t.png']
     assert done.returncode == 2 and sorted(name for name, _ in scores(done)) == sorted([*names, 'folder/a.png'])
     assert 'skipped: folder/IMG_1.HEIC cannot be read as an image' in done.stderr and done.stderr.count('skipped: ') == 1
-    with open(tmp_path / 'scores.csv', newline='') as file:
-        assert [row['image'] for row in csv.DictReader(file)] == [name for name, _ in scores(done)]
+    with open(tmp_path / 'scores.csv', newline='', errors='surrogateescape') as file:
+        found = [row['image'] for row in csv.DictReader(file)]
+    assert found == ['folder/a.png', f'folder/{odd}', 'folder/new\nline\t.png', 'folder/a.png']
 
 
 @pytest.mark.slow

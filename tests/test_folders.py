@@ -14,6 +14,7 @@ import folders
 from util import frames
 from util.errors import InputError
 from util.labels import Settings
+from util.splits import official_split
 from util.tables import ROLES
 
 
@@ -124,7 +125,8 @@ def test_an_unknown_set_is_named_by_line(make_database):
     root = make_database('koniq_sets')
     file = root / 'koniq10k_distributions_sets.csv'
     file.write_text(file.read_text().replace('validation', 'later'))
-    assert "koniq10k_distributions_sets.csv, line 5: the set 'later' is none of train" in refusal('koniq', root)
+    with pytest.raises(InputError, match=r"koniq10k_distributions_sets.csv, line 5: the set 'later' is none of train"):
+        official_split(folders.OpenDatabase('koniq', root))
     root = make_database('flive')
     file = root / 'labels=640_padded.csv'
     file.write_text(file.read_text().replace('False', 'maybe'))
@@ -282,7 +284,8 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
         ('', 'line 1: no column is the image'),
         (
             'a.png,3,4\nb.png,4,5\n',
-            "line 1: no column is the score; --columns score=NUMBER; there is no header, and its 3 columns are 'a.png,3,4'",
+            'line 1: no column is the score; give --columns image=NUMBER score=NUMBER; '
+            "there is no header, and of its 3 columns 1 is 'a.png', 2 is '3', 3 is '4'",
         ),
         ('image,quality\na.png,3\n', 'line 1: no column is the score; name it score or mos or dmos'),
         ('a.png,3\nb.png,good\n', "line 2: the score 'good' is not a number"),
@@ -305,8 +308,6 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
         ('image,score\na.png,"3,5"\n', "line 2: the score '3,5' is not a number"),
         ('image;score\na.png;1.234,5\n', "line 2: the score '1.234,5' is not a number"),
         ('image,score\na.png,3\nb.png,4\n./a.png,3\n', './a.png is on line 2 already; remove one of the two'),
-        ('image,score,set\na.png,3,train\nb.png,4,spare\n', "line 3: the set 'spare' is none of train"),
-        ('image,score,set\na.png,3,train\nb.png,4,\n', 'line 3: the set is empty'),
         ('image,score\na.png,3\n"b.png,4\nc.png,5\nd.png,6\n', 'line 3: unexpected end of data; correct the quotes'),
         ('"image"x,score\na.png,3\n', 'line 1: '),
         ('image,score\n\n', 'lists no image. Each line names'),
@@ -671,7 +672,10 @@ def test_a_table_without_a_header(tmp_path, capsys, text, mark):
         (tmp_path / name).touch()
     samples = layout(tmp_path, text.format(mark, mark)).samples
     assert sorted((Path(sample.path).name, sample.score) for sample in samples) == [('b.png', 1.5), ('my a.png', 3)]
-    assert 'mine.csv: no header, so each line is a name and a score; higher is better' in capsys.readouterr().err
+    assert (
+        'mine.csv: no header, so the first line is an image too; image from column 1, score from column 2'
+        in capsys.readouterr().err
+    )
 
 
 def test_nothing_is_taken_from_an_own_table_silently(make_database, capsys):

@@ -59,7 +59,7 @@ VALUES = (
 
 def test_odd_option_values_are_taken_or_refused_in_one_line(make_database, in_process, finished_run, tmp_path):
     """Together with what keeps a value that is taken from training for hours: a check, a summary, or no database."""
-    make_database('livec')
+    make_database('livec', images=10)
     (tmp_path / 'run').symlink_to(finished_run / 'run')
     rng = random.Random(13)
     flags = [action for action in make_parser()._actions if action.dest != 'help']

@@ -19,7 +19,7 @@ from util import files
 from util.errors import InputError
 from util.metrics import all_metrics
 from util.options import parse_options, refuse_other_options
-from util.splits import draw_splits
+from util.splits import asked_splits, draw_splits
 
 MODEL = {'resize': None, 'exif_rotation': False, 'score_range': None, 'higher_is_better': True}
 
@@ -59,6 +59,8 @@ def drawn(dataset, root, **options):
 
 def test_the_official_split_is_that_of_the_labels(make_database):
     root = make_database('koniq_sets')
+    file = root / 'koniq10k_distributions_sets.csv'
+    file.write_text(file.read_text().replace('training', 'validation', 1))  # two of each part or more
     database = folders.OpenDatabase('koniq', root)
     first, second = drawn('koniq', root, split='official')
     assert (
@@ -70,8 +72,8 @@ def test_the_official_split_is_that_of_the_labels(make_database):
         }
     )
     assert first['train'] and first['val'] and first['test']
-    with pytest.raises(InputError, match='--split official: the labels of LIVE Challenge put 6 images into no set'):
-        drawn('livec', make_database('livec'), split='official')
+    with pytest.raises(InputError, match='--split official: LIVE Challenge has no official sets'):
+        drawn('livec', make_database('livec', images=10), split='official')
 
 
 def test_a_split_of_another_run_is_taken_as_it_is(make_database, tmp_path):
@@ -82,7 +84,7 @@ def test_a_split_of_another_run_is_taken_as_it_is(make_database, tmp_path):
     for change, reason in (
         ({'train': ['Images/none.bmp']}, 'names 1 images that are not in .*none.bmp'),
         ({'val': second['test'][:1]}, 'twice; an image belongs to one part'),
-        ({'test': []}, 'there must be images to train on and to test on'),
+        ({'test': []}, 'in round 1, the test part has 0 images: too few for an SRCC'),
     ):
         files.write_json(tmp_path / 'changed.json', {**second, **change})
         with pytest.raises(InputError, match=reason):
@@ -99,8 +101,11 @@ def test_a_seed_gives_the_same_names_wherever_and_in_whatever_order_the_files_li
     for path in sorted((root / 'distorted_images').iterdir(), reverse=True):
         shutil.copy(path, other / 'distorted_images' / path.name)
     shutil.copy(label_file, other)
-    assert drawn('tid2013', other, seed=3) == drawn('tid2013', root, seed=3)
-    assert drawn('tid2013', other, seed=3) != drawn('tid2013', root, seed=4)
+    database, same = folders.OpenDatabase('tid2013', root), folders.OpenDatabase('tid2013', other)
+    config = split_config('tid2013', root, seed=3)
+    splits = [asked_splits(config, each)[1][0] for each in (database, same)]
+    assert [database.names(images) for images in splits[0].values()] == [same.names(images) for images in splits[1].values()]
+    assert asked_splits(split_config('tid2013', root, seed=4), database)[1][0] != splits[0]
 
 
 def test_contents_of_ones_own_stay_together_and_sets_fix_the_split(tmp_path):
@@ -109,18 +114,20 @@ def test_contents_of_ones_own_stay_together_and_sets_fix_the_split(tmp_path):
     for split in drawn('csv', file, val_ratio=0.25):
         scenes = [{contents[int(name.removesuffix('.png'))] for name in split[part]} for part in ('train', 'val', 'test')]
         assert len(set.union(*scenes)) == sum(map(len, scenes)) == 5 and all(scenes)
-    sets = ['test', 'val', 'val', *['train'] * 7]
+    sets = ['test', 'test', 'val', 'val', *['train'] * 6]
     file = own_images(tmp_path, content=contents, set=sets)
-    assert drawn('csv', file)[0] == {'train': [f'{k}.png' for k in range(3, 10)], 'val': ['1.png', '2.png'], 'test': ['0.png']}
+    parts = {'test': ['0.png', '1.png'], 'val': ['2.png', '3.png'], 'train': [f'{k}.png' for k in range(4, 10)]}
+    assert drawn('csv', file, split=None)[0] == parts == drawn('csv', file, split='official')[0]
+    assert drawn('csv', file, split='random')[0] != parts
     with pytest.raises(InputError, match='--val_ratio: the sets in .* already name'):
-        drawn('csv', file, val_ratio=0.2)
+        drawn('csv', file, split=None, val_ratio=0.2)
 
 
 @pytest.mark.slow
 def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(program, make_database, tmp_path, capsys):
     """The scores are a DMOS, so agreement with LIVE Challenge, where higher is better, has the other sign."""
     file = own_images(tmp_path, score='dmos')
-    make_database('livec')
+    make_database('livec', images=10)
     done = program(
         '--dataset',
         'csv',
@@ -141,7 +148,15 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(pr
     row = best_row(history(tmp_path / 'run'))
     assert float(row['train_loss']) > 1  # in the unit of the labels, 10 ... 100
     record = json.loads((tmp_path / 'run' / 'config.json').read_text())['model']
-    assert record == {'resize': [240, 250], 'exif_rotation': True, 'score_range': [10, 100], 'higher_is_better': False}
+    assert record == {
+        'title': 'your images',
+        'label_range': [10, 100],
+        'higher_is_better': False,
+        'score_range': [10, 100],
+        'resize': [240, 250],
+        'exif_rotation': True,
+        'srgb': True,
+    }
     across = json.loads((tmp_path / 'run' / 'results.json').read_text())['rounds']['1']['test_on']['livec']
     assert set(across) == {'SRCC', 'PLCC', 'KRCC'}
     assert f'On LIVE Challenge: SRCC {across["SRCC"]:.4f}, PLCC {across["PLCC"]:.4f}' in done.stdout
@@ -153,10 +168,10 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(pr
     assert again.stdout == f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n'
 
     rows = read_table(folder / 'predictions_livec.csv')
-    assert [row['image'] for row in rows] == [f'Images/{k}.{"bmp" if k % 2 else "JPG"}' for k in range(3, 9)]
-    assert [float(row['score']) for row in rows] == [90, 100, 110, 120, 130, 140]
+    assert [row['image'] for row in rows] == [f'Images/{k}.{"bmp" if k % 2 else "JPG"}' for k in range(3, 13)]
+    assert [float(row['score']) for row in rows] == [10 * k for k in range(9, 19)]
     predicted = np.array([float(row['prediction']) for row in rows])
-    assert spearmanr(predicted, range(6)).statistic == pytest.approx(-across['SRCC'])
+    assert spearmanr(predicted, range(10)).statistic == pytest.approx(-across['SRCC'])
     assert_plain_checkpoint_is_tested_on_tables(folder / 'best.pth', file, program)
 
     assert_demo_scores_in_the_labels_unit(folder / 'best.pth', tmp_path / 'mine' / '3.png', capsys)
@@ -231,10 +246,10 @@ def assert_demo_scores_in_the_labels_unit(checkpoint, picture, capsys):
 
 @pytest.mark.slow
 def test_training_on_all_keeps_the_last_epoch(program, make_database, tmp_path):
-    make_database('livec')
+    make_database('livec', images=10)
     done = program('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_on_all', '--output', 'run')
     assert done.returncode == 0, done.stderr
-    assert 'Trained on all 6 images; the last epoch, 2, is kept' in done.stdout
+    assert 'Trained on all 10 images; the last epoch, 2, is kept' in done.stdout and 'nan' not in done.stdout
     folder = tmp_path / 'run' / 'round_01'
     best, last = (torch.load(folder / name, weights_only=True) for name in ('best.pth', 'last.pth'))
     assert all(torch.equal(value, last['model'][name]) for name, value in best.items())
@@ -270,10 +285,10 @@ def test_options_that_contradict_each_other(program, options, reason):
 
 
 def test_the_check_reads_everything_and_trains_nothing(program, make_database, tmp_path):
-    root = make_database('livec')
+    root = make_database('livec', images=10)
     done = program('--dataset', 'livec', '--data_root', 'livec', '--check')
     assert done.returncode == 0, done.stderr
-    assert 'LIVE Challenge has 1162 images; 6 are listed' in done.stderr
+    assert 'LIVE Challenge has 1162 images; 10 are listed' in done.stderr
     assert not (tmp_path / 'runs').exists() and not (root / '.hyperiqa_cache').exists()
     (root / 'Images' / '5.bmp').write_bytes(b'no image')
     done = program('--dataset', 'livec', '--data_root', 'livec', '--check')
@@ -296,10 +311,10 @@ def test_metrics_of_no_images_are_nan():
 
 
 def test_test_on_what_is_trained_on_is_a_warning(make_database, program, tmp_path):
-    make_database('livec')
+    make_database('livec', images=10)
     (tmp_path / 'mine.csv').write_text('image,score\nlivec/Images/3.bmp,1\nlivec/Images/5.bmp,2\n')
     options = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--weights', 'gone.pth')  # ends before any training
     done = program(*options, '--test_on', 'livec=livec', 'csv=mine.csv')
     assert done.returncode == 2 and done.stderr.splitlines()[-1] == 'error: there is no file gone.pth'
-    for start in ('livec: 6 of its 6', 'mine: 2 of its 2'):
+    for start in ('livec: 10 of its 10', 'mine: 2 of its 2'):
         assert f'warning: --test_on {start} images are of the training database' in done.stderr

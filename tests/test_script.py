@@ -44,7 +44,7 @@ def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(finished_r
 
 
 def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
-    make_database('livec')
+    make_database('livec', images=10)
     done = program(*ONE_ROUND, '--lr', 1e30, '--epochs', 4)
     assert done.returncode == 3 and 'no result: in round 1 no epoch has' in done.stderr
     assert len(rows(done.stdout)) < 4
@@ -55,7 +55,7 @@ def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
 
 @pytest.mark.slow
 def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database, program, tmp_path):
-    make_database('livec')
+    make_database('livec', images=10)
     torch.save({name: torch.zeros_like(value) for name, value in models.hyperiqa().state_dict().items()}, tmp_path / 'zero.pth')
     done = program(*ONE_ROUND, '--weights', 'zero.pth', '--lr', 0, '--weight_decay', 0)
     assert [row[2:] for row in rows(done.stdout)] == [['nan'] * 3] * 2
@@ -80,7 +80,7 @@ def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database
     ],
 )
 def test_bad_options_give_one_line_and_exit_code_2(make_database, monkeypatch, capsys, options, reason):
-    monkeypatch.chdir(make_database('livec').parent)
+    monkeypatch.chdir(make_database('livec', images=10).parent)
     with pytest.raises(SystemExit) as exit:
         main([*map(str, ONE_ROUND), *map(str, options)])
     assert exit.value.code == 2
@@ -91,7 +91,7 @@ def test_bad_options_give_one_line_and_exit_code_2(make_database, monkeypatch, c
 
 
 def test_faults_of_a_database_give_one_line_and_exit_code_2(make_database, program):
-    root = make_database('livec')
+    root = make_database('livec', images=10)
     image = databases.picture(root / 'Images' / '3.bmp', size=(200, 300))
     for content, reason in (
         (None, '3.bmp is 300x200: an image must be at least 224x224'),
@@ -105,7 +105,7 @@ def test_faults_of_a_database_give_one_line_and_exit_code_2(make_database, progr
 
 
 def test_imagenet_weights_without_a_network_say_what_to_do(make_database, script, tmp_path):
-    make_database('livec')
+    make_database('livec', images=10)
     done = script(
         'train_test_IQA.py',
         *ONE_ROUND,

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from util.errors import InputError
-from util.frames import DEEP, TRANSPARENT, decode_image, on_all_cores
+from util.frames import DEEP, TRANSPARENT, WIDE, decode_image, on_all_cores
 from util.labels import Sample
+from util.splits import sizes_of
 
 BINS, LONGEST_BAR = 10, 40  # of the histogram
 NAMED = 5  # of a longer list
@@ -18,6 +19,7 @@ FLAT, FLAT_ROWS = 'flat to its end', 16
 ODDITIES = {
     DEEP: '{}, scaled to 8 bits',
     TRANSPARENT: '{}, shown on white',
+    WIDE: '{}: of a table of your own they are converted to sRGB, a published database is read as it is',
     FLAT: 'warning: {}, whose last rows are one colour, as those of a file that was cut often are',
 }
 
@@ -51,6 +53,7 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
     """
     samples, resize, exif_rotation = database.samples, database.resize, database.entry.exif_rotation
     report_labels(samples)
+    report('Split', sizes_of(splits, len(samples)))
     paths = [sample.path for sample in samples]
     pictures = on_all_cores('check', lambda path: read_picture(path, exif_rotation), paths)
     sizes = [picture.size for picture in pictures]
@@ -85,10 +88,10 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
 def read_picture(path: str, exif_rotation: bool) -> Picture:
     try:
         image, oddities = decode_image(path, exif_rotation)
-    except InputError as error:
+    except (InputError, PermissionError) as error:
         return Picture(None, None, str(error).removeprefix(path).strip())
     rows = np.asarray(image)[-FLAT_ROWS:]
-    if (rows == rows[-1, -1]).all():
+    if (rows == rows[-1, -1]).all() and rows.any():  # a cut JPEG ends in grey, a night photo in black
         oddities.append(FLAT)
     size = image.height, image.width
     return Picture(size, hashlib.sha256(repr(size).encode() + image.tobytes()).digest(), oddities=oddities)

@@ -24,6 +24,7 @@ from util.files import reading
 
 WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'params', 'net')  # keys under which training code keeps a state_dict
 PREFIXES = {'module', '_orig_mod'}  # of DataParallel and of torch.compile
+WITH_SCORES = ('HyperIQA', 'pyiqa')  # layouts of whole networks
 NEITHER = 'is not the state_dict of a torchvision ResNet-50 or of a HyperIQA'
 COUNTER = 'num_batches_tracked'  # of batch norm; unused here, and younger than torchvision's first weights
 FACTS = 'hyperiqa'  # under which export.py writes what an image and a score mean
@@ -54,24 +55,26 @@ def digest(state: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def load_weights(model: nn.Module, source: Path | str) -> None:
+def load_weights(model: nn.Module, source: Path | str) -> str:
     """Load initial weights into a `HyperNet`.
 
     Args:
         source: `none` keeps the random initialisation; `imagenet` downloads torchvision's `IMAGENET1K_V1` weights for
             the backbone; a path names a file of a ResNet-50, whose classifier is left out, or of a HyperIQA.
 
+    Returns:
+        the layout of the weights (see `state_of`), or ''.
+
     Raises:
         InputError: the download fails, or the file does not hold every weight of one of the two and nothing else.
     """
-    if source != 'none':
-        model.load_state_dict(initial_weights(model, source), strict=False)
-
-
-def initial_weights(model: nn.Module, source: Path | str) -> dict[str, Any]:
-    """What `load_weights` copies into `model`, of which only names, shapes and types are looked at; the same errors."""
-    content = read_imagenet() if source == 'imagenet' else read_checkpoint(source)
-    return fitting_state(model, *state_of(content, source), source)
+    if source == 'none':
+        return ''
+    state, layout = state_of(read_imagenet() if source == 'imagenet' else read_checkpoint(source), source)
+    fitting = fitting_state(model, state, layout, source)
+    if not next(model.parameters()).is_meta:  # where the errors alone are asked for
+        model.load_state_dict(fitting, strict=False)
+    return layout
 
 
 def load_trained(model: nn.Module, path: Path | str) -> tuple[str, dict[str, Any] | None]:

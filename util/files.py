@@ -85,16 +85,28 @@ def check_input(path: Path | str, kind: str) -> None:
 def walk(folder: Path | str, strict: bool = False) -> Iterator[str]:
     """The files in `folder` and below, by name; not hidden ones, nor what a Mac puts beside a zip's files.
 
-    A folder that cannot be listed is passed over, or with `strict` an OSError.
+    Links to folders are followed, after all others, and each folder once. A folder that cannot be listed is passed over; with
+    `strict` it is an OSError.
     """
 
     def fail(error: OSError) -> None:
         if strict:
             raise error
 
-    for place, inner, names in os.walk(folder, onerror=fail):
-        inner[:] = sorted(filter(is_entered, inner))
-        yield from (os.path.join(place, name) for name in sorted(names) if not name.startswith('.'))
+    seen: set[Any] = set()
+    starts = [str(folder)]
+    for start in starts:
+        for place, inner, names in os.walk(start, onerror=fail):
+            status = os.stat(place)
+            identity = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(place)
+            if identity in seen:
+                inner.clear()
+                continue
+            seen.add(identity)
+            links = [name for name in filter(is_entered, inner) if os.path.islink(os.path.join(place, name))]
+            starts += [os.path.join(place, name) for name in sorted(links)]  # the loop over `starts` comes to them
+            inner[:] = sorted(name for name in inner if is_entered(name) and name not in links)
+            yield from (os.path.join(place, name) for name in sorted(names) if not name.startswith('.'))
 
 
 def is_entered(name: str) -> bool:
@@ -229,7 +241,10 @@ def locked(path: Path | str, busy: str = '') -> Iterator[bool]:
         whether there is a lock to hold.
     """
     # A lock whose existence is the lock would outlive a killed process: rather none than a soft one.
-    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock = FileLock(path, fallback_to_soft=False)
+    except TypeError:
+        raise InputError('the installed filelock is too old; pip install "filelock>=3.24"')
     try:
         lock.acquire(0)
     except Timeout:

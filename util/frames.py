@@ -8,6 +8,7 @@ is a hash of all that its content depends on, so a cache that is there is curren
 
 import errno
 import hashlib
+import io
 import logging
 import os
 import shutil
@@ -16,12 +17,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 from tqdm import tqdm
 
 from util.errors import InputError, log
@@ -30,7 +31,8 @@ from util.files import is_locked, locked, reading, remove_abandoned, writing
 FORMAT = 3  # of the cache; changes with anything that gives other pixels for the same files
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SAMPLED = 64  # images whose first and last kilobyte are in the cache's name
-DEEP, TRANSPARENT = '16-bit grey', 'transparent'
+DEEP, TRANSPARENT, WIDE = '16-bit grey', 'transparent', 'in a wide-gamut profile'
+CLOSE = 3  # levels by which a colour profile may differ from sRGB and count as it
 T = Image.Transpose
 TURNS = dict(
     enumerate([T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90], 2)
@@ -40,27 +42,29 @@ warnings.filterwarnings('ignore', module=r'PIL\.')  # they do not name the file
 logging.getLogger('PIL').addHandler(logging.NullHandler())
 
 
-def load_image(path: Path | str, resize: Sequence[int] | None = None, exif_rotation: bool = False) -> Image.Image:
+def load_image(
+    path: Path | str, resize: Sequence[int] | None = None, exif_rotation: bool = False, srgb: bool = False
+) -> Image.Image:
     """The first picture in a file as an RGB `PIL.Image`, resized to (height, width) `resize` if that is given.
 
-    With `exif_rotation` it is turned first by its EXIF orientation.
+    With `exif_rotation` it is turned first by its EXIF orientation, and with `srgb` converted from its colour profile to sRGB.
 
     Raises:
         InputError: it cannot be read, or holds numbers of an unknown range.
     """
-    return resized(decode_image(path, exif_rotation)[0], resize)
+    return resized(decode_image(path, exif_rotation, srgb)[0], resize)
 
 
-def decode_image(path: Path | str, exif_rotation: bool = False) -> tuple[Image.Image, list[str]]:
-    """The picture of `load_image` before any resize, and which of DEEP and TRANSPARENT it was."""
+def decode_image(path: Path | str, exif_rotation: bool = False, srgb: bool = False) -> tuple[Image.Image, list[str]]:
+    """The picture of `load_image` before any resize, and which of DEEP, TRANSPARENT and WIDE it was."""
     with reading(path, 'an image') as file, Image.open(file) as image:
-        return as_rgb(image, exif_rotation)
+        return as_rgb(image, exif_rotation, srgb)
 
 
-def as_rgb(image: Image.Image, exif_rotation: bool) -> tuple[Image.Image, list[str]]:
-    """A picture of any mode as RGB, upright if `exif_rotation` is set, and which of DEEP and TRANSPARENT it was.
+def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.Image, list[str]]:
+    """A picture of any mode as RGB, upright if `exif_rotation` is set, and which of DEEP, TRANSPARENT and WIDE it was.
 
-    16-bit grey is scaled to 8 bits, and transparent pixels are shown on white.
+    16-bit grey is scaled to 8 bits, transparent pixels are shown on white, and with `srgb` a wide gamut becomes sRGB's.
     """
     turn = TURNS.get(orientation(image)) if exif_rotation else None
     image.load()
@@ -76,7 +80,33 @@ def as_rgb(image: Image.Image, exif_rotation: bool) -> tuple[Image.Image, list[s
             image = Image.alpha_composite(Image.new('RGBA', layer.size, 'white'), layer)
             oddities.append(TRANSPARENT)
     rgb = image.convert('RGB')
+    transform = srgb_transform(image.info.get('icc_profile') or b'')
+    if transform:
+        oddities.append(WIDE)
+        if srgb:
+            ImageCms.applyTransform(rgb, transform, inPlace=True)
     return rgb if turn is None else rgb.transpose(turn), oddities
+
+
+@lru_cache(maxsize=64)
+def srgb_transform(profile: bytes) -> Any:
+    """The conversion from a colour profile to sRGB, or None where the picture means sRGB already, as by far most do.
+
+    Of an RGB profile alone, relative to white; what differs by up to CLOSE levels is one of the many spellings of sRGB.
+    """
+    if profile[16:20] != b'RGB ':
+        return None
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    lattice = Image.fromarray(np.stack(np.meshgrid(steps, steps, steps), -1).reshape(len(steps), -1, 3))
+    try:
+        to_srgb = ImageCms.buildTransform(
+            io.BytesIO(profile), ImageCms.createProfile('sRGB'), 'RGB', 'RGB', ImageCms.Intent.RELATIVE_COLORIMETRIC
+        )
+        converted = ImageCms.applyTransform(lattice, to_srgb)
+    except (ImageCms.PyCMSError, OSError):  # a damaged profile means nothing
+        return None
+    difference = np.asarray(converted, np.int16) - np.asarray(lattice, np.int16)
+    return to_srgb if np.abs(difference).max() > CLOSE else None
 
 
 def orientation(image: Image.Image) -> Any:
@@ -161,10 +191,13 @@ class DirectFrames:
         smallest: height and width that an image must have at least after the resize.
         resize: (height, width) that every image is resized to, or None.
         exif_rotation: turn images by their EXIF orientation.
+        srgb: convert images with a wide-gamut profile to sRGB.
     """
 
-    def __init__(self, paths: list[str], smallest: int, resize: Sequence[int] | None, exif_rotation: bool) -> None:
-        self.paths, self.smallest, self.resize, self.exif_rotation = paths, smallest, resize, exif_rotation
+    def __init__(
+        self, paths: list[str], smallest: int, resize: Sequence[int] | None, exif_rotation: bool, srgb: bool = False
+    ) -> None:
+        self.paths, self.smallest, self.resize, self.exif_rotation, self.srgb = paths, smallest, resize, exif_rotation, srgb
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -183,7 +216,7 @@ class DirectFrames:
         return height, width
 
     def __getitem__(self, k: int) -> np.ndarray:
-        frame = np.asarray(load_image(self.paths[k], self.resize, self.exif_rotation))
+        frame = np.asarray(load_image(self.paths[k], self.resize, self.exif_rotation, self.srgb))
         if frame.shape[:2] != tuple(self.sizes[k]):
             raise changed(self.paths[k])
         return frame
@@ -213,7 +246,8 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
         InputError: an image cannot be read or is too small.
     """
     place = os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
-    made = repr((FORMAT, place, direct.resize and tuple(direct.resize), direct.exif_rotation)).encode()
+    how = (direct.exif_rotation, *(['sRGB'] if direct.srgb else []))
+    made = repr((FORMAT, place, direct.resize and tuple(direct.resize), *how)).encode()
     start = f'{name}-{hashlib.sha256(made).hexdigest()[:8]}'
     stamps = stamps_of(direct.paths, root)
     path = folder / f'{start}-{hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]}.frames'

@@ -12,7 +12,7 @@ import scipy.io
 
 from util.errors import InputError
 from util.files import is_entered, reading, walk
-from util.tables import normalized_name, read_rows
+from util.tables import BLANK, normalized_name, read_rows
 
 SETS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
 HEADER_ROWS = 10  # of an Excel sheet, in which its header is looked for
@@ -22,7 +22,7 @@ class Sample(NamedTuple):
     """One labelled image.
 
     `content` names what the image shows: images of one content stay on one side of a split. `official_set` is the set
-    that the labels put it in, 'train', 'val' or 'test', or '' where they name none.
+    that the labels put it in, 'train', 'val' or 'test', another word that the labels have in its place, or '' for none.
     """
 
     path: str
@@ -49,7 +49,10 @@ class Settings(NamedTuple):
     def of(cls, config: Any) -> 'Settings':
         """The settings in the script's options."""
         images = getattr(config, 'image_root', None)
-        return cls(config.columns or {}, images, config.lower_is_better, config.split_by, config.skip_missing)
+        columns = dict(config.columns or {})
+        if config.split not in (None, 'random', 'official'):
+            columns.pop('set', None)  # it is a column of the split's table
+        return cls(columns, images, config.lower_is_better, config.split_by, config.skip_missing)
 
 
 AS_DOCUMENTED = Settings()
@@ -67,6 +70,9 @@ class Labels:
     Attributes:
         file: the label file that was opened last.
         samples, places: a `Sample` for every row, and what the row is called.
+        row_numbers: the number by which a split of row numbers names each sample, where it is not its position.
+        files: what identifies the file of each sample, or None where it is missing (see `folders.file_id`).
+        known: paths of images that the complete database has beside its samples; a list that names them too is right.
         higher_is_better: which way the scores run, where the label file shows it.
     """
 
@@ -78,6 +84,11 @@ class Labels:
         self.file = self.root
         self.samples: list[Sample] = []
         self.places: list[str] = []
+        self.row_numbers: list[int] | None = None
+        self.known: list[str] = []
+        self.files: list[Any] = []
+        self.contents: dict[str, str] = {}
+        self.found_by_end: list[tuple[str, str]] = []
         self.higher_is_better: bool | None = None
         self.listings: dict[str, dict[str, list[str]]] = {}
         self.trees: dict[str, dict[str, list[str]]] = {}
@@ -105,6 +116,22 @@ class Labels:
             entries = {place: ['..'] if step == '..' else self.listing(place).get(key, []) for place in places}
             places = [os.path.join(place, entry) for place in places for entry in entries[place]]
         return [place for place in places if is_kind(place)]
+
+    def matches_by_end(self, folder: Path | str, name: str) -> list[str]:
+        """As `matches`, else the files that the longest end of the path `name` fits, as of a path on another machine.
+
+        A folder in the name that exists in `folder` too is never left out.
+        """
+        steps = name.replace('\\', '/').split('/')
+        for k, step in enumerate(steps):
+            found = self.matches(folder, '/'.join(steps[k:]))
+            if found:
+                if k:
+                    self.found_by_end.append((name, found[0]))
+                return found
+            if step and os.path.isdir(os.path.join(folder, step)):
+                break
+        return []
 
     def files_below(self, folder: Path | str, name: str) -> list[str]:
         """The files called `name` that are nearest to `folder`, in it or anywhere below."""
@@ -194,17 +221,33 @@ class Labels:
         return value
 
     def add(
-        self, folder: Path | str, name: Any, score: Any, where: str, content: Any = None, in_set: str = '', deep: bool = False
+        self,
+        folder: Path | str,
+        name: Any,
+        score: Any,
+        where: str,
+        content: Any = None,
+        in_set: str = '',
+        find: Callable[[Path | str, str], list[str]] | None = None,
+        folded: bool = True,
     ) -> None:
-        """Append the sample whose image is `name` in `folder`, or with `deep` in any folder below it.
+        """Append the sample whose image is `name` in `folder`, as `find` finds it there: by default `matches`.
 
-        Without `content` the image is a content of its own.
+        Without `content` the image is a content of its own. Spellings of a content that differ in letter case or Unicode form
+        are one content, which has the first of them, if `folded`.
         """
-        find, name = self.files_below if deep else self.matches, str(name).strip()
+        find, name = find or self.matches, str(name).strip(BLANK)
         found = find(folder, name) or ('\\' in name and find(folder, name.replace('\\', '/')))
         path = unambiguous(name, found) if found else os.path.join(folder, name)
-        self.samples.append(Sample(path, self.number(score, where), str(content or path), in_set))
+        folded &= bool(content)
+        content = str(content or path)
+        if folded:
+            content = self.contents.setdefault(normalized_name(content), content)
+        self.samples.append(Sample(path, self.number(score, where), content, in_set))
         self.places.append(where)
+
+    def add_known(self, folder: Path | str, name: Any) -> None:
+        self.known.append(os.path.join(folder, str(name).strip(BLANK)))
 
     def refuse_repeated(self) -> None:
         """An image that is listed twice would be trained on and tested on."""
@@ -213,6 +256,11 @@ class Labels:
             before = first.setdefault(os.path.normpath(sample.path), where)
             if before != where:
                 raise InputError(f'{self.file}, {where}: {sample.path} is on {before} already; remove one of the two')
+
+
+def known_set(text: Any) -> str:
+    """The official set that a cell means, or its own word where that is none; whether it will do shows where sets are used."""
+    return SETS.get(normalized_name(text), str(text).strip(BLANK))
 
 
 def set_of(text: Any, file: Path | str, where: str, sets: Mapping[str, str] = SETS) -> str:

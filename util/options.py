@@ -16,6 +16,7 @@ from util.tables import ROLES
 
 MOST, MOST_ROUNDS, LARGEST_SIDE = 1_000_000, 1000, 20_000
 # Options that a resumed run may change: where things are and how fast they go, not what is computed.
+MODEL_FACTS = ('resize', 'exif_rotation', 'score_range', 'higher_is_better')  # which a resume compares
 FREE_OPTIONS = {
     *('data_root', 'image_root', 'csv', 'output', 'resume', 'rounds', 'device', 'num_workers', 'cache', 'test_batch_size')
 }
@@ -37,7 +38,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     config = parser.parse_args(argv)
     config.dataset = folders.database_key(config.dataset)
     config.columns = dict(config.columns or {})
-    config.split = config.split[0] if len(config.split) == 1 and isinstance(config.split, list) else config.split
+    config.split = config.split[0] if isinstance(config.split, list) and len(config.split) == 1 else config.split
     refuse_contradictions(config)
     config.rounds = config.rounds and list(config.rounds)
     config.image_root = config.data_root if config.csv else None
@@ -80,6 +81,11 @@ def read_record(path: Path) -> dict[str, Any]:
     record = read_json(path)
     if not isinstance(record.get('options'), dict) or not isinstance(record.get('model'), dict):
         raise InputError(f'{path} does not hold the options of a run; put the file back as the run wrote it')
+    options, entry = record['options'], folders.DATABASES.get(record['options'].get('dataset', ''))
+    if 'fit_scale' not in options and options.get('split') == 'random':
+        options['split'] = None  # an earlier version's default, which gave way to the sets of a table
+    if entry:
+        record['model'] = {'title': entry.title, 'label_range': entry.score_range, **record['model']}
     return record
 
 
@@ -104,7 +110,7 @@ def refuse_other_options(path: Path, record: dict[str, Any]) -> None:
     changes = [(f'--{name}', options[name], asked.get(name)) for name in sorted(options.keys() - FREE_OPTIONS)]
     changes = [change for change in changes if differs(*change)]
     was, means = before['model'], now['model']
-    changes += [(name, value, means.get(name)) for name, value in was.items() if value != means.get(name)]
+    changes += [(name, was[name], means[name]) for name in MODEL_FACTS if name in was and was[name] != means[name]]
     if changes:
         listed = '; '.join(f'{name} was {old}, is {new}' for name, old, new in changes)
         raise InputError(f'{path.parent} was made with other options: {listed}; give the same, or --output DIR for a new run')
@@ -114,6 +120,8 @@ def differs(name: str, before: Any, now: Any) -> bool:
     """Whether an option that a resume compares has changed; None, False and an empty list all mean that it is not given."""
     if name == '--epochs' and isinstance(before, int):
         return now < before  # more may follow, since the learning rates do not depend on their number
+    if name == '--split' and all(value in (None, 'random') for value in (before, now)):
+        return False  # they differ where a table names sets alone, and there the splits are other ones, which is refused too
     return before != now and bool(before or now)
 
 
@@ -123,13 +131,15 @@ def refuse_contradictions(config: argparse.Namespace) -> None:
     if bool(config.csv) != (config.dataset == 'csv'):
         raise InputError('--dataset csv and --csv FILE go together: the file lists your images and their scores')
     for name in ('val_ratio', 'split_by'):
-        if getattr(config, name) and config.split != 'random':
+        if getattr(config, name) and config.split not in (None, 'random'):
             raise InputError(f'--{name} goes with --split random; another split names its own parts')
     own = config.csv or any(key == 'csv' for _, key, _ in config.test_on or [])
     if not own and (set(config.columns) - {'set'} or config.lower_is_better is not None):
         raise InputError('--columns, --lower_is_better and --higher_is_better describe the table of --csv FILE')
-    if config.train_on_all and (config.val_ratio or config.patience or config.split != 'random'):
+    if config.train_on_all and (config.val_ratio or config.patience or config.split):
         raise InputError('--train_on_all leaves nothing to choose an epoch on: give no --val_ratio, --patience or --split')
+    if config.fit_scale and config.weights in ('none', 'imagenet'):
+        raise InputError('--fit_scale goes with --weights FILE, a HyperIQA that gives scores already')
     if config.rounds and config.rounds[-1] > config.train_test_num:
         raise InputError(f'--rounds: there are {config.train_test_num} rounds; --train_test_num sets how many')
     names = [name for name, _, _ in config.test_on or []]
@@ -169,13 +179,19 @@ def make_parser() -> argparse.ArgumentParser:
     add('--patch_size', 'the network takes no other', 224, type=int)
     add('--seed', 'what the splits, initial weights and patches depend on', 0, type=number(int, 0, 2**32 - 1))
     add('--weights', 'initial weights: imagenet, none, or a file of a ResNet-50 or HyperIQA', 'imagenet', metavar='SOURCE')
+    add(
+        '--fit_scale',
+        'first fit the scores of --weights FILE, a HyperIQA, to the labels: slope and offset',
+        action='store_true',
+    )
     add('--normalize_scores', 'train on scores mapped to 0..1; reports stay in their own unit', action='store_true')
 
     group = parser.add_argument_group('splits and tests')
     add('--train_test_num', f'rounds: train-test splits, at most {MOST_ROUNDS}', 10, type=number(int, 1, MOST_ROUNDS))
     add('--rounds', 'run only these rounds, beside other processes in the same folder', type=round_numbers, metavar='A-B')
     splits = 'random; official; a split.json; a table with a set column; a folder of lists; or train=FILE test=FILE [val=FILE]'
-    add('--split', f'{splits}; {{round}} in a path stands for the round', 'random', nargs='+', metavar='SPLIT')
+    default = 'default: random, or the sets that a table of your own names'
+    add('--split', f'{splits}; {{round}} in a path stands for the round ({default})', nargs='+', metavar='SPLIT')
     add('--split_by', 'what a random split keeps together (default: depends on the database)', choices=('image', 'content'))
     add('--val_ratio', 'fraction of the training part that chooses the epoch; 0: the test part', 0, type=fraction, metavar='R')
     add('--train_on_all', 'train on the whole database and keep the last epoch', action='store_true')
@@ -231,24 +247,31 @@ def round_numbers(text: str) -> range:
 
 def role_column(text: str) -> tuple[str, str]:
     """'score=mos' -> ('score', 'mos')."""
-    role, _, column = text.partition('=')
-    if not column or role not in ROLES:
+    role, mark, column = text.partition('=')
+    if role not in ROLES or not (column or (mark and role in ('content', 'set'))):
         raise InputError(f'{text} is not ROLE=NAME with a role of {", ".join(ROLES)}')
     return role, column
 
 
 def named_folder(text: str) -> list[str]:
-    """'koniq=DIR' -> ['koniq', 'koniq', 'DIR'], 'csv=DIR/mine.csv' -> ['mine', 'csv', 'DIR/mine.csv']: name, key and path."""
+    """'koniq=DIR' -> ['koniq', 'koniq', 'DIR'], 'csv=DIR/mine.csv' -> ['mine', 'csv', 'DIR/mine.csv']: name, key and path.
+
+    A user's table that is called as a database keeps the ending: 'csv=DIR/koniq.csv' -> ['koniq.csv', ...].
+    """
     name, mark, folder = text.partition('=')
     if not mark or not folder:
         raise InputError(f'{text} is not NAME=DIR, as in koniq=data/koniq')
     key = folders.database_key(name)
-    return [Path(folder).stem if key == 'csv' else key, key, folder]
+    path = Path(folder)
+    own = path.name if path.stem.lower() in {*folders.DATABASES, *folders.ALIASES} else path.stem
+    return [own if key == 'csv' else key, key, folder]
 
 
 def facts_of_koniq() -> dict[str, Any]:
     """What an image and a score mean to the original authors' model for KonIQ-10k, as in the `model` of a record."""
-    return {'resize': folders.DATABASES['koniq'].resize, 'exif_rotation': False, 'score_range': None}
+    entry = folders.DATABASES['koniq']
+    facts = {'title': entry.title, 'label_range': entry.score_range, 'higher_is_better': True}
+    return {'resize': entry.resize, 'exif_rotation': False, 'score_range': None, **facts}
 
 
 def title_of(name: str) -> str:

@@ -30,12 +30,15 @@ PREDICTION_COLUMNS = ('image', 'content', 'score', 'prediction')
 METRICS = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic')
 
 
-def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> None:
+def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> dict[str, Any] | None:
     """Refuse a run folder `config.output` that this run may not make or continue; nothing is written.
 
     Args:
         model: what an image and a score mean to the networks of this run; demo.py reads it.
         splits: the record of each round's split.
+
+    Returns:
+        the record of the run that is continued, or None.
 
     Raises:
         InputError: it exists and `config.resume` is not set, it was made with other options or images, or it is no run folder.
@@ -51,8 +54,10 @@ def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> 
         refuse_other_options(path, {'options': vars(config), 'model': model})
         for number, split in enumerate(splits, start=1):
             refuse_other_images(round_path(folder, number) / 'split.json', split)
+        return read_record(path)
     if not path.exists() and folder.exists() and any(not entry.name.startswith('.') for entry in folder.iterdir()):
         raise InputError(f'{folder} holds files, but it is not a run folder; --output DIR names another one')
+    return None
 
 
 def open_run(config: Any, model: dict[str, Any], splits: list[SplitRecord], surroundings: dict[str, Any]) -> None:
@@ -61,14 +66,16 @@ def open_run(config: Any, model: dict[str, Any], splits: list[SplitRecord], surr
     Args:
         surroundings: what the numbers may depend on beside the options.
     """
-    check_run(config, model, splits)
     folder = Path(config.output)
     path = folder / 'config.json'
-    if has_epochs(folder):
-        before = read_record(path)
-        here = surroundings['device']
-        if before.get('device') != here:
-            log(f'this run was made on {before.get("device")} and continues on {here}, where the last digits can differ')
+    if check_run(config, model, splits):
+        before = read_json(path)
+        for name, was, here in (
+            ('', before.get('device'), surroundings['device']),
+            ('PyTorch ', before.get('versions', {}).get('torch'), surroundings['versions']['torch']),
+        ):
+            if was != here:
+                log(f'this run was made on {name}{was} and continues on {name}{here}, where the last digits can differ')
         if before['options'].get('epochs') != config.epochs:
             before['options']['epochs'] = config.epochs
             write_json(path, before)
@@ -111,17 +118,21 @@ def project_commit() -> str | None:
         return None
 
 
-def refuse_other_images(path: Path, split: SplitRecord) -> None:
-    """Refuse the split.json of a round if it is there and is of other images than `split`, or of other labels."""
+def refuse_other_images(path: Path, split: SplitRecord, remedy: str = 'give --output DIR') -> None:
+    """Refuse the split.json of a round if it is there and is of other images than `split`, or of other labels.
+
+    Args:
+        remedy: what to do beside putting the old files back.
+    """
     if not path.exists():
         return
     before = {'labels': split['labels'], **read_json(path)}  # the first versions wrote no digest
     changed = [part for part in before | split if before.get(part) != split.get(part)]
     if changed == ['labels']:
         what = 'the scores, contents or sets of the labels have changed'
-        raise InputError(f'{what} since {path} was made; restore the label file, or give --output DIR')
+        raise InputError(f'{what} since {path} was made; restore the label file, or {remedy}')
     if changed:
-        raise InputError(f'{path} names other images than the database has now; restore its files, or give --output DIR')
+        raise InputError(f'{path} names other images than the database has now; restore its files, or {remedy}')
 
 
 def write_predictions(path: Path, tested: TestedImages) -> None:
@@ -233,8 +244,10 @@ def print_round(result: dict[str, Any] | None, split: SplitRecord) -> None:
 
 
 def print_medians(results: dict[str, Any]) -> None:
-    """Print the medians over the rounds of a results.json."""
+    """Print the medians over the rounds of a results.json; nothing where no round has a test part."""
     median, count = results['median'], len(results['rounds'])
+    if count and all(math.isnan(result['SRCC']) for result in results['rounds'].values()):
+        return
     of_rounds = f' of {count} rounds' if count > 1 else ''
     print(f'Testing median {with_interval(median, "SRCC")}, median {with_interval(median, "PLCC")}{of_rounds}', flush=True)
     print_on_others(median.get('test_on', {}), 'median ')

@@ -1,8 +1,7 @@
 """A trained network that scores whole images, and the network itself with what an image and a score mean to it."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from models import PATCH_SIZE
 from util import checkpoints, frames
 from util.distributed import memory_format, pick_device
 from util.errors import InputError, log
-from util.files import named, reading
+from util.files import named
 from util.options import facts_of_koniq, read_record, record_of
 
 BATCH_SIZE = 100
@@ -40,6 +39,7 @@ class Scorer:
     def __init__(self, checkpoint: Path | str, device: str | None = None, patches: int = 25) -> None:
         self.device = pick_device(device)
         self.patches = patches
+        self.checkpoint = checkpoint
         model, self.facts = trained(checkpoint)
         self.model = model.to(self.device, memory_format=memory_format(self.device)).eval()  # type: ignore[call-overload]
 
@@ -47,8 +47,8 @@ class Scorer:
         """Score one image or a list of them.
 
         Args:
-            images: a path, a `PIL.Image`, or an (H, W, 3) uint8 RGB array, or a list of such. The patches are seeded by
-                the file's bytes, or by the pixels where there is no file.
+            images: a path, a `PIL.Image`, or an (H, W, 3) uint8 RGB array, or a list of such. Files and opened pictures are
+                shown as a viewer shows them: upright, and with the colours of their profile in sRGB.
             spread: also give the standard deviation over the patches.
 
         Returns:
@@ -68,24 +68,22 @@ class Scorer:
         return (images[start : start + count] for start in range(0, len(images), count))
 
     def crops(self, image: Picture) -> np.ndarray:
-        """(patches, 224, 224, 3) uint8 crops of an image, at places that its content decides."""
-        resize, exif_rotation = self.facts['resize'], self.facts['exif_rotation']
+        """(patches, 224, 224, 3) uint8 crops of an image, at places that the frame's height and width decide."""
         if isinstance(image, str | os.PathLike):
-            name, picture = str(image), frames.load_image(Path(image), resize, exif_rotation)
-            with reading(image, 'an image') as file:
-                content = file.read()
+            name, picture = str(image), frames.load_image(Path(image), exif_rotation=True, srgb=True)
         else:
-            name, picture = 'the image', rgb_of(image, exif_rotation)
-            content = str(picture.size).encode() + picture.tobytes()
-            picture = frames.resized(picture, resize)
-        frame = np.asarray(enlarged(picture, name))
-        seed = np.frombuffer(hashlib.sha256(content).digest(), np.uint32)
-        places = draw_patches(seed, np.array([frame.shape[:2]]), self.patches, istrain=False)
+            name, picture = 'the image', rgb_of(image)
+        frame = np.asarray(enlarged(frames.resized(picture, self.facts['resize']), name))
+        places = draw_patches(frame.shape[:2], np.array([frame.shape[:2]]), self.patches, istrain=False)
         return np.stack([frame[top : top + PATCH_SIZE, left : left + PATCH_SIZE] for top, left in zip(places.top, places.left)])
 
     @torch.inference_mode()
     def scores(self, crops: Iterable[np.ndarray]) -> list[tuple[float, float]]:
-        """Mean and deviation of the scores of each image's `crops`, in the unit of the labels."""
+        """Mean and deviation of the scores of each image's `crops`, in the unit of the labels.
+
+        Raises:
+            InputError: a score is not finite.
+        """
         crops = list(crops)
         if not crops:
             return []
@@ -98,14 +96,16 @@ class Scorer:
         low, high = self.facts['score_range'] or (0, 1)
         of_images = torch.cat(scores).double().view(-1, self.patches)
         means, deviations = of_images.mean(1), of_images.std(1, correction=0)
+        if not means.isfinite().all():
+            raise InputError(f'{self.checkpoint} gives a score that is not finite; take the weights of another epoch')
         return list(zip((low + (high - low) * means).tolist(), ((high - low) * deviations).tolist()))
 
 
-def rgb_of(image: Any, exif_rotation: bool = False) -> Image.Image:
-    """An RGB `PIL.Image` of a `PIL.Image` of any mode, or of an (H, W, 3) uint8 array."""
+def rgb_of(image: Any) -> Image.Image:
+    """An RGB `PIL.Image`, as a viewer shows it, of a `PIL.Image` of any mode, or of an (H, W, 3) uint8 array."""
     if isinstance(image, Image.Image):
         with named('the image', 'an image'):
-            return frames.as_rgb(image, exif_rotation)[0]
+            return frames.as_rgb(image, exif_rotation=True, srgb=True)[0]
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         found = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
         raise InputError(f'an image is a path, a PIL image or an (H, W, 3) uint8 RGB array, not {found}')
@@ -124,6 +124,13 @@ def enlarged(picture: Image.Image, name: str) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
+def scale_of(facts: Mapping[str, Any]) -> str:
+    """What a score means, in one line."""
+    unit = ': {:g} to {:g}'.format(*facts['label_range']) if facts.get('label_range') else ''
+    direction = 'higher' if facts.get('higher_is_better', True) else 'lower'
+    return f'scores on the scale of the labels of {facts.get("title", "the training images")}{unit}, {direction} is better'
+
+
 def trained(checkpoint: Path | str) -> tuple[models.HyperNet, dict[str, Any]]:
     """The network in a checkpoint, and what an image and a score mean to it, see `train_test_IQA.prepare_run`.
 
@@ -134,7 +141,7 @@ def trained(checkpoint: Path | str) -> tuple[models.HyperNet, dict[str, Any]]:
     layout, facts = checkpoints.load_trained(model, checkpoint)
     if layout == 'pyiqa':
         log(f'{checkpoint} is of pyiqa: images are prepared as it does, without a resize, and its 0..1 is shown as 0..100')
-        return model, {'resize': None, 'exif_rotation': False, 'score_range': (0, 100)}
+        return model, {**facts_of_koniq(), 'resize': None, 'score_range': (0, 100)}
     record = record_of(checkpoint)
     if record:
         return model, read_record(record)['model']

@@ -16,11 +16,11 @@ from folders import OpenDatabase
 from util.errors import InputError, log
 from util.files import reading
 from util.labels import SETS, set_of
-from util.tables import ROLES, find_columns, normalized_name, read_rows
+from util.tables import BLANK, ROLES, find_columns, normalized_name, read_rows
 
 TRAIN_FRACTION = 0.8
 PARTS = ('train', 'val', 'test')
-LEFT_OUT, SEVERAL = -1, -2  # positions of an image that --skip_missing left out, and of a name that fits several images
+LEFT_OUT, SEVERAL = -1, -2  # positions of an image that is known and left out, and of a name that fits several images
 Split = dict[str, list[int]]
 SplitRecord = dict[str, Any]  # of a round: the names of the images of each part, and in `labels` a digest of the labels
 
@@ -44,30 +44,81 @@ def draw_splits(config: Any, database: OpenDatabase) -> list[Split]:
     """The split of every round that the options `config` ask for.
 
     Raises:
-        InputError: there are too few images, or the asked sets or file do not fit the database.
+        InputError: there are too few images, the asked sets or file do not fit the database, or a part has no two scores that
+            differ, so that there would be no SRCC.
     """
-    rounds = range(config.train_test_num)
-    if config.train_on_all:
-        return [{'train': list(range(len(database.samples))), 'val': [], 'test': []} for _ in rounds]
-    has_sets = database.key == 'csv' and any(sample.official_set for sample in database.samples)
-    if config.split == 'random' and not has_sets:
-        drawn = [draw_split(len(database.units), config.seed, round_index, config.val_ratio) for round_index in rounds]
-        return [{part: database.images(split[part]) for part in split} for split in drawn]
-    if config.val_ratio:
-        raise InputError(f'--val_ratio: the sets in {database.path} already name the images that choose the epoch')
-    if config.split in ('random', 'official'):
-        splits = [official_split(database)] * len(rounds)
-        what = f'the sets in {database.path}'
-    else:
-        what = f'--split {config.split if isinstance(config.split, str) else " ".join(config.split)}'
-        splits = [read_split(config.split, database, k + 1, config.columns or {}) for k in rounds]
+    what, splits = asked_splits(config, database)
+    needed = ('train',) if config.train_on_all else ('train', 'test')
     for number, split in enumerate(splits, start=1):
-        if not split['train'] or not split['test']:
-            raise InputError(f'{what}: there must be images to train on and to test on, in round {number} too')
-    if len(splits) > 1 and all(split == splits[0] for split in splits):
+        for part in PARTS:
+            if split[part] or part in needed:
+                option = '--val_ratio' if part == 'val' and config.val_ratio else what
+                refuse_equal_scores(database, split[part], f'{option}: in round {number}, the {part} part')
+        refuse_links(database, split, f'{what}: in round {number}')
+    alone = [k for k, split in enumerate(splits, 1) if database.by_content and len({*database.contents(split['test'])}) == 1]
+    if alone:
+        log(f'warning: {what}: in round {alone[0]}, the test part has one content alone, so its SRCC has no interval')
+    if len(splits) > 1 and all(split == splits[0] for split in splits) and not config.train_on_all:
         log(f'{what}: one split for all {len(splits)} rounds, which differ in initial weights and patches alone')
     warn_of_shared_contents(splits[0], database)
     return splits
+
+
+def asked_splits(config: Any, database: OpenDatabase) -> tuple[str, list[Split]]:
+    """What the options ask for, in the words of messages, and the split of every round."""
+    rounds = range(config.train_test_num)
+    if config.train_on_all:
+        return '--train_on_all', [{'train': list(range(len(database.samples))), 'val': [], 'test': []} for _ in rounds]
+    if config.split == 'random' or (config.split is None and not has_usable_sets(database)):
+        drawn = [draw_split(len(database.units), config.seed, round_index, config.val_ratio) for round_index in rounds]
+        return '--split random', [{part: database.images(split[part]) for part in split} for split in drawn]
+    if config.val_ratio:
+        raise InputError(f'--val_ratio: the sets in {database.path} already name the images that choose the epoch')
+    if config.split in (None, 'official'):
+        return f'--split official (the sets in {database.path})', [official_split(database)] * len(rounds)
+    what = f'--split {config.split if isinstance(config.split, str) else " ".join(config.split)}'
+    return what, [read_split(config.split, database, k + 1, config.columns or {}) for k in rounds]
+
+
+def has_usable_sets(database: OpenDatabase) -> bool:
+    """Whether a table of one's own names sets that split it without being asked to; log it where they do not."""
+    sets = {sample.official_set for sample in database.samples}
+    if database.key != 'csv' or sets == {''}:
+        return False
+    if sets & {*PARTS} and sets != {'train'}:
+        return True
+    found = ', '.join(sorted(sets - {''})[:3])
+    log(f'{database.label_file}: its sets ({found}) name no test images, so splits are random, as with --split random')
+    return False
+
+
+def refuse_equal_scores(database: OpenDatabase, images: list[int], what: str) -> None:
+    """Refuse a part in whose images' scores, as the network sees them, no two differ."""
+    scores = {float(np.float32(database.samples[k].score)) for k in images}
+    if len(scores) < 2:
+        number = f'{len(images)} image' + 's' * (len(images) != 1)
+        size = number + f', all with the score {min(scores, default=0):g}' * (len(images) > 1)
+        raise InputError(f'{what} has {size}: too few for an SRCC; give another split (--split, --split_by) or more images')
+
+
+def refuse_links(database: OpenDatabase, split: Split, what: str) -> None:
+    """Refuse a split that has one file, under two names, in two parts."""
+    part_of: dict[Any, tuple[str, int]] = {}
+    for part in PARTS:
+        for k in split[part]:
+            other, first = part_of.setdefault(database.files[k], (part, k))
+            if other != part:
+                names = ' and '.join(database.names([first, k]))
+                raise InputError(f'{what}, {names} are one file, in {other} and in {part}; leave one of the two out')
+
+
+def sizes_of(splits: list[Split], listed: int) -> str:
+    """How many images each part has, over the rounds, and how many are in none, as '94 to 96 to train on, 24 to test on'."""
+    uses = {'train': 'to train on', 'val': 'to choose the epoch', 'test': 'to test on'}
+    counts = {use: {len(split.get(part, [])) for split in splits} for part, use in uses.items()}
+    counts['in no part'] = {listed - sum(map(len, split.values())) for split in splits}
+    shown = {use: ' to '.join(map(str, sorted({min(found), max(found)}))) for use, found in counts.items() if any(found)}
+    return ', '.join(f'{count} {use}' for use, count in shown.items())
 
 
 def split_record(split: Split, database: OpenDatabase) -> SplitRecord:
@@ -104,10 +155,19 @@ def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Spl
 
 def official_split(database: OpenDatabase) -> Split:
     """The images of each official set."""
+    names, remedy = database.entry.official, 'use --split random'
+    if not names:
+        raise InputError(f'--split official: {database.entry.title} has no official sets; {remedy}')
+    if not any(sample.official_set for sample in database.samples):
+        raise InputError(f'--split official: the sets are named by {names}, which {database.path} does not have; {remedy}')
+    for k, sample in enumerate(database.samples):
+        if sample.official_set not in (*PARTS, ''):
+            what = f'{database.label_file}, {database.places[k]}: the set {sample.official_set!r} is none of {", ".join(SETS)}'
+            raise InputError(f'{what}; correct that row, or do without: {remedy}, or --columns set=')
     without = [sample.path for sample in database.samples if not sample.official_set]
     if without:
         what = f'the labels of {database.entry.title} put {len(without)} images into no set, the first of them {without[0]}'
-        raise InputError(f'--split official: {what}; use --split random')
+        raise InputError(f'--split official: {what}; {remedy}')
     return {part: [k for k, sample in enumerate(database.samples) if sample.official_set == part] for part in PARTS}
 
 
@@ -134,7 +194,8 @@ def read_split(
     else:
         files = files_in(texts[0], round_number) if os.path.isdir(texts[0]) else {'': texts[0]}
     lists = {part: read_list(file, part, chosen, round_number) for part, file in files.items()}
-    return positions_of([(name, own, files[part]) for part in files for name, own in lists[part]], database)
+    listed = [(name, own, files[part]) for part in files for name, own in lists[part]]
+    return positions_of(listed, database, is_first=round_number == 1)
 
 
 def with_round(text: Path | str, round_number: int) -> str:
@@ -143,8 +204,11 @@ def with_round(text: Path | str, round_number: int) -> str:
 
 def files_in(folder: str, round_number: int) -> dict[str, str]:
     """The list of each part in `folder`, or in the folder of the round inside: the files with the part in their names."""
-    inner = os.path.join(folder, str(round_number))
-    folder = inner if os.path.isdir(inner) else folder
+    rounds = [name for name in os.listdir(folder) if name.isdigit() and os.path.isdir(os.path.join(folder, name))]
+    if rounds:
+        if str(round_number) not in rounds:
+            raise too_few_rounds(folder, len(rounds))
+        folder = os.path.join(folder, str(round_number))
     files: dict[str, str] = {}
     for name in sorted(os.listdir(folder)):
         stem, kind = os.path.splitext(name.lower())
@@ -172,11 +236,15 @@ def read_list(file: str, part: str, chosen: dict[str, str], round_number: int) -
             return [(name_in(record), own) for own in lists if own in (part, *PARTS) for record in lists[own]]
     rows = read_rows(file)
     names = [normalized_name(cell) for cell in rows[0].cells] if rows else []
-    of_round = [name for name in names if re.fullmatch(rf'.*split_0*{round_number}', name)]  # as in seed123_split_01
-    if of_round and not set(ROLES['set']) & set(names):
-        chosen = {'set': of_round[0], **chosen}
+    of_rounds = {int(name.rpartition('_')[2]): name for name in names if re.fullmatch(r'.*split_\d+', name)}  # seed123_split_01
+    if of_rounds and not part and not set(ROLES['set']) & set(names) and 'set' not in chosen:
+        if round_number not in of_rounds:
+            raise too_few_rounds(file, len(of_rounds))
+        chosen = {'set': of_rounds[round_number], **chosen}
+    # the other choices are of the label table, which this one can have in common with it
+    chosen = {role: own for role, own in chosen.items() if role == 'set' or normalized_name(own) in names}
     table = find_columns(file, rows, chosen, ('image',) if part else ('image', 'set'))
-    images = [(where, str(cells[table.columns['image']]).strip(), cells) for where, cells, _ in table.rows]
+    images = [(where, str(cells[table.columns['image']]).strip(BLANK), cells) for where, cells, _ in table.rows]
     return [(name, part or set_of(cells[table.columns['set']], file, where)) for where, name, cells in images]
 
 
@@ -187,8 +255,12 @@ def read_row_numbers(file: str, round_number: int) -> list[int]:
         if array.dtype.kind not in 'iu' or array.ndim not in (1, 2):
             raise ValueError(f'row numbers are integers in the shape (n,) or (rounds, n), not {array.dtype} {array.shape}')
     if array.ndim == 2 and len(array) < round_number:
-        raise InputError(f'{file} is for {len(array)} rounds; --train_test_num {len(array)} runs those')
+        raise too_few_rounds(file, len(array))
     return [int(row) for row in (array if array.ndim == 1 else array[round_number - 1]) if row != -1]
+
+
+def too_few_rounds(file: str, rounds: int) -> InputError:
+    return InputError(f'{file} is for {rounds} rounds; --train_test_num {rounds} runs those')
 
 
 def name_in(record: Any) -> str:
@@ -212,7 +284,8 @@ class ImageNames:
         self.ends: dict[str, int] = {}
         self.folders: set[str] = set()
         images = list(enumerate(database.names(range(len(database.samples)))))
-        for k, name in images + [(LEFT_OUT, entry['image']) for entry in database.left_out]:
+        left_out = [entry['image'] for entry in database.left_out] + [database.name_of(path) for path in database.known]
+        for k, name in images + [(LEFT_OUT, name) for name in left_out]:
             self.folders.update(steps_of(name)[:-1])
             for end in path_ends(name):
                 self.ends[end] = k if end not in self.ends else SEVERAL
@@ -241,11 +314,15 @@ def path_ends(name: str) -> list[str]:
     return ['/'.join(steps[k:]) for k in range(len(steps))]
 
 
-def positions_of(listed: list[tuple[Any, str, str]], database: OpenDatabase) -> Split:
-    """The positions of images, of which each is listed as (name or row number, part, file that lists it)."""
+def positions_of(listed: list[tuple[Any, str, str]], database: OpenDatabase, is_first: bool) -> Split:
+    """The positions of images, of which each is listed as (name or row number, part, file that lists it).
+
+    Of the first round it is logged how many listed images are known and left out.
+    """
     known = ImageNames(database)
     split: Split = {part: [] for part in PARTS}
     seen: dict[int, Any] = {}
+    left_out: dict[str, int] = {}
     faults: dict[tuple[str, str], list[str]] = {}
     for name, part, file in listed:
         position = known.position(name)
@@ -255,10 +332,14 @@ def positions_of(listed: list[tuple[Any, str, str]], database: OpenDatabase) -> 
         elif position in seen:
             also = f', also as {seen[position]}' if name != seen[position] else ''
             raise InputError(f'{file} names {name} twice{also}; an image belongs to one part')
-        elif position != LEFT_OUT:
+        elif position == LEFT_OUT:
+            left_out[file] = left_out.get(file, 0) + 1
+        else:
             seen[position] = name
             split[part].append(position)
     for (file, what), names in faults.items():
         first = ', '.join(names[:3])
         raise InputError(f'{file} names {len(names)} images that {what} in {database.path}, the first of them {first}')
+    for file, count in left_out.items() if is_first else ():
+        log(f'{file} names {count} images that are known and left out')
     return split

@@ -1,11 +1,12 @@
 """Tables of any kind as rows, and which of their columns is the image, the score, the content and the set.
 
-A table is text in UTF-8, whose cells are separated by commas, semicolons, tabs or the last space of a line, or an Excel file;
-what it is shows in its content. It has a header, or its columns are numbered from 1.
+A table is text in UTF-8, whose cells are separated by commas, semicolons, tabs or the last space of a line, an Excel file, or
+objects in JSON; what it is shows in its content. It has a header, or its columns are numbered from 1.
 """
 
 import csv
 import io
+import json
 import re
 import shlex
 import unicodedata
@@ -19,7 +20,12 @@ from util.errors import InputError
 from util.files import reading
 
 EXCEL = (b'PK\3\4', b'\xd0\xcf\x11\xe0')  # how .xlsx and .xls start
-FOREIGN = {b'\x80': 'a pickle, which is never read, since reading it could run anything'}  # how other files start
+FOREIGN = {  # how other files start
+    b'\x80': 'a pickle, which is never read, since reading it could run anything',
+    b'PAR1': 'a Parquet file',
+    b'\x1f\x8b': 'compressed with gzip; unpack it',
+}
+BLANK = ' \t\r\n'  # what is cut off around a cell; other white space can be part of a file's name, as in macOS screenshots
 ROLES = {  # names of columns, found in tables of other people
     'image': (
         *('image', 'image_name', 'img_name', 'image name', 'name_image', 'name', 'filename', 'file_name', 'img_path'),
@@ -60,7 +66,7 @@ class Table(NamedTuple):
 
 def normalized_name(name: Any) -> str:
     """A name without what differs between systems: letter case, spaces around it, and the Unicode form of accents."""
-    return unicodedata.normalize('NFC', str(name)).strip().lower()
+    return unicodedata.normalize('NFC', str(name)).strip(BLANK).lower()
 
 
 def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
@@ -82,7 +88,10 @@ def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
         for start, what in FOREIGN.items():
             if content.startswith(start):
                 raise InputError(f'{path} is {what}; save it as CSV')
-        rows = rows_of_text(text_of(content, path), path)
+        text = text_of(content, path)
+        if text.lstrip().startswith(('{', '[')):
+            return rows_of_json(text, path)
+        rows = rows_of_text(text, path)
     width = len(rows[0].cells) if rows else 0
     for where, cells, _ in rows:
         if len(cells) < width or any(cell.strip() for cell in cells[width:]):
@@ -101,13 +110,28 @@ def text_of(content: bytes, path: Path | str) -> str:
         raise InputError(f'{path}, line {line}: this is not UTF-8 text; save the file as UTF-8')
 
 
+def rows_of_json(text: str, path: Path | str) -> list[Row]:
+    """The rows of JSON lines, or of one list, whose objects have the columns' names as keys; the first row is the header."""
+    try:
+        lines = [(number, json.loads(line)) for number, line in enumerate(text.split('\n'), start=1) if line.strip()]
+        if isinstance(lines[0][1], list):
+            lines = list(enumerate(lines[0][1], start=1))
+    except ValueError as error:
+        raise InputError(f'{path} is JSON, but neither a list in one line nor an object in each ({error}); save it as CSV')
+    if not all(isinstance(record, dict) for _, record in lines):
+        raise InputError(f'{path} is JSON, but not of an object for each image; save it as CSV')
+    header = list(dict.fromkeys(name for _, record in lines for name in record))
+    return [Row('line 1', header)] + [Row(f'record {k}', [record.get(name, '') for name in header]) for k, record in lines]
+
+
 def rows_of_text(text: str, path: Path | str) -> list[Row]:
-    first = next((line for line in text.splitlines() if line.strip()), '')
+    lines = re.split(r'\r\n|\r|\n', text)
+    first = next((line for line in lines if line.strip()), '')
     # the one that gives most known names; where none does, a tab before a semicolon before a comma, which may be decimal
     known = {mark: sum(normalized_name(cell.strip(' "')) in KNOWN for cell in first.split(mark)) for mark in '\t;,'}
     delimiter = max('\t;,', key=lambda mark: (known[mark], mark in first))
     if delimiter not in first:
-        return [Row(f'line {k}', words_of(line)) for k, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        return [Row(f'line {k}', words_of(line)) for k, line in enumerate(lines, start=1) if line.strip()]
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     end = 0
@@ -123,13 +147,13 @@ def rows_of_text(text: str, path: Path | str) -> list[Row]:
 
 def words_of(line: str) -> list[str]:
     """The cells of a line without a delimiter: a name, which may hold spaces, and perhaps a number before or behind it."""
-    words = line.split()
+    words = re.split(r'[ \t]+', line.strip(BLANK))
     numbers = [is_number(word) for word in words]
     if sum(numbers) >= len(words) - 1:
         return words
     if numbers[-1]:
-        return [part.strip(' "') for part in line.strip().rsplit(None, 1)]
-    return [line.strip(' "\t')]
+        return [line.strip(BLANK).removesuffix(words[-1]).strip(f'{BLANK}"'), words[-1].strip('"')]
+    return [line.strip(f'{BLANK}"')]
 
 
 def is_number(cell: Any) -> bool:
@@ -145,14 +169,14 @@ def find_columns(
     The first row is a header if it has a known or chosen name. A table without one is as if its header were 1, 2, 3 ...
 
     Args:
-        chosen: names of columns by role; the exact spelling wins.
+        chosen: names or numbers of columns by role; the exact spelling wins, and '' means that there is no such column.
         needed, optional: roles that are looked for.
 
     Raises:
         InputError: a needed or chosen role has no column, or a role could have two.
     """
     where, first, _ = rows[0] if rows else Row('line 1', [])
-    wanted = KNOWN | {normalized_name(name) for name in chosen.values()}
+    wanted = KNOWN | {normalized_name(name) for name in chosen.values() if not name.isdigit()}
     named = any(normalized_name(cell) in wanted for cell in first) or not (needed == ('image',) or any(map(is_number, first)))
     header = [str(cell).strip() for cell in first] if named else [str(k) for k in range(1, len(first) + 1)]
     if not named:
@@ -160,8 +184,10 @@ def find_columns(
     columns = {}
     for role in (*needed, *optional):
         own = chosen.get(role)
-        accepted = [normalized_name(own)] if own else ROLES[role]
+        accepted = [normalized_name(own)] if own else () if own == '' else ROLES[role]
         exact = [k for k, name in enumerate(header) if name == own]
+        if not exact and own and own.isdigit() and 1 <= int(own) <= len(header):
+            exact = [int(own) - 1]
         found = exact or [k for k, name in enumerate(header) if normalized_name(name) in accepted]
         if len(found) > 1:
             both, advice = ' and '.join(header[k] for k in found), shlex.quote(f'{role}={header[found[0]]}')
@@ -169,11 +195,13 @@ def find_columns(
         if found:
             columns[role] = found[0]
         elif own or role in needed:
-            remedy = (
-                f'name it {" or ".join(accepted[:4])}, or give ' * named + f'--columns {role}={"NAME" if named else "NUMBER"}'
-            )
-            cells = ','.join(map(str, first))[:200]
-            what = f'the header is {cells!r}' if named else f'there is no header, and its {len(first)} columns are {cells!r}'
+            if named:
+                remedy = f'name it {" or ".join(accepted[:4])}, or give --columns {role}=NAME'
+                what = f'the header is {",".join(map(str, first))[:200]!r}'
+            else:
+                remedy = f'give --columns {" ".join(f"{name}=NUMBER" for name in needed)}'
+                numbered = ', '.join(f'{k} is {cell!r}' for k, cell in enumerate(first, start=1))
+                what = f'there is no header, and of its {len(first)} columns {numbered[:200]}'
             raise InputError(f'{path}, {where}: no column is the {role}; {remedy}; {what}')
     return Table(header, named, columns, rows[named:])
 
