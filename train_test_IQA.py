@@ -77,6 +77,7 @@ def prepare_test(config: Namespace) -> Job:
     record = record_of(checkpoint)
     if record and record.parent != checkpoint.parent.parent:  # by a link, from outside the run folder
         checkpoint = Path(os.path.realpath(checkpoint))
+        config.evaluate = str(checkpoint)
     if is_plain_checkpoint(config):
         entry = folders.DATABASES[config.dataset]
         model: dict[str, Any] = {'score_range': None, 'higher_is_better': entry.higher_is_better}
