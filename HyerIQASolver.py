@@ -185,7 +185,7 @@ class HyperIQASolver:
         ranges = f'{scores.min():.4g} to {scores.max():.4g}, the labels {labels.min():.4g} to {labels.max():.4g}'
         what = f'{self.config.weights}: on {count} training images its scores are {ranges}, SRCC {srcc(scores, labels):.3f}'
         if not self.config.fit_scale:
-            helps = slope < 0 or errors[1] < errors[0] / 2
+            helps = bool(slope < 0 or errors[1] < errors[0] / 2)
             log(what + '; --fit_scale fits them to the labels before training' * helps)
             return
         if not varies:

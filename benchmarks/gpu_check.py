@@ -266,7 +266,7 @@ def parse_options():
         options.device = pick_device(options.device)
     cuda = is_cuda(options.device)
     options.batch_size = 96 if cuda else 2
-    options.steps, options.repetitions, options.images = (30, 3, 48) if cuda else (1, 1, 6)
+    options.steps, options.repetitions, options.images = (30, 3, 48) if cuda else (1, 1, 10)
     return options
 
 
