@@ -124,6 +124,9 @@ def resume(root, options):
     """A run that was stopped after an epoch and resumed has the weights of one that was not."""
     common = ['--dataset', 'koniq', '--data_root', root, '--weights', 'none', '--train_test_num', '1', '--deterministic']
     common += ['--device', options.device, '--train_patch_num', '1', '--test_patch_num', '2', '--batch_size', '4']
+    for part, numbers in (('train', range(options.images - 2)), ('test', range(options.images - 2, options.images))):
+        (root / f'{part}.txt').write_text('\n'.join(f'{k}.jpg' for k in numbers))
+    common += ['--split', f'train={root}/train.txt', f'test={root}/test.txt']
     for name, epochs in (('whole', '2'), ('parts', '1'), ('parts', '2')):
         command = [sys.executable, PROJECT / 'train_test_IQA.py', *common, '--epochs', epochs, '--output', root / name]
         done = subprocess.run([*map(str, command), '--resume'], capture_output=True, text=True)
@@ -266,7 +269,7 @@ def parse_options():
         options.device = pick_device(options.device)
     cuda = is_cuda(options.device)
     options.batch_size = 96 if cuda else 2
-    options.steps, options.repetitions, options.images = (30, 3, 48) if cuda else (1, 1, 10)
+    options.steps, options.repetitions, options.images = (30, 3, 48) if cuda else (1, 1, 6)
     return options
 
 
