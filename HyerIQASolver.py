@@ -392,7 +392,7 @@ def check_weights(source: str, gives_scores: bool = False) -> None:
         with torch.device('meta'):  # names and shapes are all that is asked of this network
             model = models.hyperiqa()
         with distributed.first_rank_first():
-            layout = checkpoints.load_weights(model, source)
+            _, layout = checkpoints.initial_weights(model, source)
         if gives_scores and layout not in checkpoints.WITH_SCORES:
             raise InputError(f'--fit_scale: {source} holds a {layout} alone, which gives no scores; leave --fit_scale out')
 
@@ -415,7 +415,8 @@ def train_round(config: Any, job: Job, round_index: int) -> dict[str, Any]:
             train, val, test = (split[part] for part in PARTS)
             solver = HyperIQASolver(config, '', train, test, val_idx=val, round_index=round_index, opened=job.database)
             folder.restore(solver.load_state_dict)
-        distributed.refuse_differences(state_of(solver), '--output and --weights must be on a disk that all machines share')
+        remedy = '--output and --weights must be on a disk that all machines share'
+        distributed.refuse_differences(lambda: state_of(solver), remedy)
         if solver:
             solver.train(folder.save)
             if solver.best:

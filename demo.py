@@ -49,10 +49,10 @@ def main(argv: list[str] | None = None) -> None:
             remedies.append('the scores so far are kept')
         check_input(options.checkpoint, 'a checkpoint')
         # Here and not at the top, since torch takes seconds to import: --help, a typo and a missing file answer at once.
-        from util.scorer import Scorer, scale_of
+        from util.scorer import Scorer, scale_line
 
         scorer = Scorer(options.checkpoint, options.device, options.patches)
-        log(scale_of(scorer.facts))
+        log(scale_line(scorer.facts))
         rows: list[dict[str, Any]] = []
         try:
             score_all(scorer, paths, options.spread, rows)
@@ -72,7 +72,7 @@ def score_all(scorer: Any, paths: list[Path], spread: bool, rows: list[dict[str,
             try:
                 crops.append(scorer.crops(path))
                 names.append(str(path))
-            except (InputError, PermissionError) as error:
+            except InputError as error:
                 log(f'skipped: {error}')
         for name, (score, deviation) in zip(names, scorer.scores(crops)):
             rows.append({'image': name, 'score': score, 'spread': deviation})

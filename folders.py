@@ -22,8 +22,9 @@ from PIL import Image
 
 from util import demo_database
 from util.errors import InputError, log
+from util.files import identity_of
 from util.frames import CachedFrames, DirectFrames, folder_of, load_image, on_all_cores, open_frames
-from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, known_set, set_of
+from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, known_set, scale_of, set_of
 from util.tables import BLANK, Table, find_columns, is_number, normalized_name, read_rows
 
 THUMBNAIL = 256  # pixels, at most
@@ -77,7 +78,7 @@ def read_csiq(labels: Labels) -> None:
         labels.add(folder, f'{image}.{kind}.{level:g}.png', score, where, image, find=labels.files_below)
         type_number = order.index(kind.lower()) if kind.lower() in order else len(order)
         keys.append((type_number, image.replace('_', ''), level))
-    labels.row_numbers = [sorted(keys).index(key) for key in keys]
+    labels.row_numbers = np.argsort(sorted(range(len(keys)), key=keys.__getitem__)).tolist()
 
 
 def read_tid2013(labels: Labels) -> None:
@@ -320,8 +321,7 @@ class Database(NamedTuple):
 
     @property
     def scale(self) -> str:
-        unit = '{} to {}'.format(*self.score_range) if self.score_range else 'as in the file'
-        return f'{unit}, {"higher" if self.higher_is_better else "lower"} is better'
+        return scale_of(self.score_range, self.higher_is_better)
 
     @property
     def source_and_layout(self) -> list[str]:
@@ -404,14 +404,12 @@ def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENT
 
 
 def file_id(path: str) -> Any:
-    """What is the same for every name of a file, or None where there is none; on systems without inodes, its path."""
+    """What is the same for every name of a file, or None where there is none."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
         return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return (status.st_dev, status.st_ino) if status.st_ino else path
+    return identity_of(path, status) if stat.S_ISREG(status.st_mode) else None
 
 
 def fault_of(sample: Sample, exif_rotation: bool) -> str:
@@ -420,7 +418,7 @@ def fault_of(sample: Sample, exif_rotation: bool) -> str:
         return 'missing'
     try:
         load_image(sample.path, exif_rotation=exif_rotation)
-    except (InputError, PermissionError) as error:
+    except InputError as error:
         return str(error)
     return ''
 
@@ -436,6 +434,7 @@ class OpenDatabase:
     Attributes:
         key: its name in `DATABASES`, and `entry` what stands there.
         samples: its `Sample`s, in the order of the label file, and `rows` the 0-based row of each among all listed images.
+        linked: positions of the samples whose file is listed under another name too.
         left_out: with `settings.skip_missing`, for each image that is listed and left out its name, row and the reason.
         units: what a split draws from: for each unit, the positions of its samples. A unit is a content, in the order
             of their names, for the databases that are split by content, and an image for the others.
@@ -471,7 +470,7 @@ class OpenDatabase:
             remedy = '--columns content=NAME names the column' if self.key == 'csv' else f'{self.entry.title} names none'
             raise InputError(f'--split_by content: no two images of {labels.file} have the same content; {remedy}')
         self.units = split_units(self.samples, self.by_content)
-        self.warn_of_links()
+        self.linked = self.find_links()
 
     def leave_out(self, labels: Labels) -> None:
         """Leave out the images that are missing or unreadable, and log how many."""
@@ -538,13 +537,14 @@ class OpenDatabase:
         scores = [sample.score for sample in self.samples]
         return self.entry.score_range or (min(scores), max(scores))
 
-    def warn_of_links(self) -> None:
-        """Warn of files that are listed under several names: links and hard links."""
+    def find_links(self) -> set[int]:
+        """The positions of files that are listed under several names, links and hard links; warn of them."""
         first: dict[Any, int] = {}
         pairs = [(first[file], k) for k, file in enumerate(self.files) if first.setdefault(file, k) != k]
         if pairs:
             one, other = self.names(pairs[0])
             log(f'warning: {len(pairs)} images of {self.label_file} are links to others, the first of them {other}, to {one}')
+        return {k for pair in pairs for k in pair}
 
     def warn_of_count(self) -> None:
         """Warn if the labels list more or fewer images than the complete database has."""
@@ -563,7 +563,7 @@ def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:
 
 
 def dataset_table() -> str:
-    """All databases as a table, a line each."""
+    """All databases as a table, one line each."""
     rows = [('--dataset', 'database', 'images', 'scores', 'a split draws')]
     for key, database in DATABASES.items():
         draws = ('contents' if database.by_content else 'images') + ' or official sets' * bool(database.official)
@@ -582,7 +582,7 @@ class DatabaseFolder:
         root: the database's folder.
         index: positions of the wanted units (see `OpenDatabase`): images, or references where the split is by content.
         transform: turns a `PIL.Image` into what the dataset gives.
-        patch_num: how many patches an epoch takes from each image.
+        patch_num: how many patches each image gives per epoch.
     """
 
     def __init__(

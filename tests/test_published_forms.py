@@ -6,6 +6,7 @@ import databases
 import numpy as np
 import openpyxl
 import pytest
+import scipy.io
 from helpers import QUICK
 from PIL import Image
 
@@ -266,8 +267,6 @@ def test_evaluate_refuses_other_labels_and_takes_a_link(program, make_database, 
     for checkpoint in ('link/best.pth', 'best.pth'):
         done = program('--evaluate', checkpoint)
         assert done.returncode == 0 and done.stdout.startswith('test_srcc '), done.stderr
-    import scipy.io
-
     file = tmp_path / 'livec' / 'Data' / 'AllMOS_release.mat'
     scipy.io.savemat(file, {'AllMOS_release': 200 - scipy.io.loadmat(file)['AllMOS_release']})
     done = program('--evaluate', 'run/round_01/best.pth')

@@ -88,7 +88,7 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
 def read_picture(path: str, exif_rotation: bool) -> Picture:
     try:
         image, oddities = decode_image(path, exif_rotation)
-    except (InputError, PermissionError) as error:
+    except InputError as error:
         return Picture(None, None, str(error).removeprefix(path).strip())
     rows = np.asarray(image)[-FLAT_ROWS:]
     if (rows == rows[-1, -1]).all() and rows.any():  # a cut JPEG ends in grey, a night photo in black

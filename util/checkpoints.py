@@ -70,11 +70,15 @@ def load_weights(model: nn.Module, source: Path | str) -> str:
     """
     if source == 'none':
         return ''
-    state, layout = state_of(read_imagenet() if source == 'imagenet' else read_checkpoint(source), source)
-    fitting = fitting_state(model, state, layout, source)
-    if not next(model.parameters()).is_meta:  # where the errors alone are asked for
-        model.load_state_dict(fitting, strict=False)
+    state, layout = initial_weights(model, source)
+    model.load_state_dict(state, strict=False)
     return layout
+
+
+def initial_weights(model: nn.Module, source: Path | str) -> tuple[dict[str, Any], str]:
+    """What `load_weights` copies into `model`, which is only looked at, and its layout; the same errors."""
+    state, layout = state_of(read_imagenet() if source == 'imagenet' else read_checkpoint(source), source)
+    return fitting_state(model, state, layout, source), layout
 
 
 def load_trained(model: nn.Module, path: Path | str) -> tuple[str, dict[str, Any] | None]:

@@ -7,7 +7,7 @@ a group of their own; that a rank has died is noticed there at once.
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -115,11 +115,11 @@ def first_rank_first() -> Iterator[None]:
         wait()
 
 
-def refuse_differences(state: Any, remedy: str) -> None:
-    """Refuse to go on where the ranks do not hold the same `state`, as on machines that read different files."""
+def refuse_differences(state: Callable[[], str], remedy: str) -> None:
+    """Refuse to go on where `state` does not return the same on all ranks, as on machines that read different files."""
     if launched():
         states: list[Any] = [None] * world_size()
-        dist.all_gather_object(states, state, waiting_group)
+        dist.all_gather_object(states, state(), waiting_group)
         if any(other != states[0] for other in states):
             held = '; '.join(f'rank {number}: {other}' for number, other in enumerate(states))
             raise InputError(f'the processes do not start from the same state ({held[:300]}); {remedy}')

@@ -47,6 +47,8 @@ def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(f'there is no file {name}')
+    except PermissionError as error:
+        raise InputError(f'{name} cannot be read: {error.strerror}')
     except (InputError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes its reader raise anything
@@ -97,8 +99,7 @@ def walk(folder: Path | str, strict: bool = False) -> Iterator[str]:
     starts = [str(folder)]
     for start in starts:
         for place, inner, names in os.walk(start, onerror=fail):
-            status = os.stat(place)
-            identity = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(place)
+            identity = identity_of(place, os.stat(place))
             if identity in seen:
                 inner.clear()
                 continue
@@ -107,6 +108,11 @@ def walk(folder: Path | str, strict: bool = False) -> Iterator[str]:
             starts += [os.path.join(place, name) for name in sorted(links)]  # the loop over `starts` comes to them
             inner[:] = sorted(name for name in inner if is_entered(name) and name not in links)
             yield from (os.path.join(place, name) for name in sorted(names) if not name.startswith('.'))
+
+
+def identity_of(path: str, status: os.stat_result) -> Any:
+    """What is the same for every name of a file or folder; on systems without inodes, its real path."""
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
 def is_entered(name: str) -> bool:

@@ -122,7 +122,7 @@ class Labels:
 
         A folder in the name that exists in `folder` too is never left out.
         """
-        steps = name.replace('\\', '/').split('/')
+        steps = name.split('/')
         for k, step in enumerate(steps):
             found = self.matches(folder, '/'.join(steps[k:]))
             if found:
@@ -263,12 +263,18 @@ def known_set(text: Any) -> str:
     return SETS.get(normalized_name(text), str(text).strip(BLANK))
 
 
-def set_of(text: Any, file: Path | str, where: str, sets: Mapping[str, str] = SETS) -> str:
+def set_of(text: Any, file: Path | str, where: str, sets: Mapping[str, str] = SETS, remedy: str = 'correct that row') -> str:
     """The official set that the cell `text` of a row means."""
     found = sets.get(normalized_name(text))
     if found is None:
-        raise InputError(f'{file}, {where}: the set {text!r} is none of {", ".join(sets)}; correct that row')
+        raise InputError(f'{file}, {where}: the set {text!r} is none of {", ".join(sets)}; {remedy}')
     return found
+
+
+def scale_of(label_range: Sequence[float] | None, higher_is_better: bool) -> str:
+    """What a score means, as in '0 to 100, higher is better'."""
+    unit = '{:g} to {:g}'.format(*label_range) if label_range else 'as in the file'
+    return f'{unit}, {"higher" if higher_is_better else "lower"} is better'
 
 
 def unambiguous(name: str, found: list[str]) -> str:

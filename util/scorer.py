@@ -16,6 +16,7 @@ from util import checkpoints, frames
 from util.distributed import memory_format, pick_device
 from util.errors import InputError, log
 from util.files import named
+from util.labels import scale_of
 from util.options import facts_of_koniq, read_record, record_of
 
 BATCH_SIZE = 100
@@ -124,11 +125,10 @@ def enlarged(picture: Image.Image, name: str) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def scale_of(facts: Mapping[str, Any]) -> str:
-    """What a score means, in one line."""
-    unit = ': {:g} to {:g}'.format(*facts['label_range']) if facts.get('label_range') else ''
-    direction = 'higher' if facts.get('higher_is_better', True) else 'lower'
-    return f'scores on the scale of the labels of {facts.get("title", "the training images")}{unit}, {direction} is better'
+def scale_line(facts: Mapping[str, Any]) -> str:
+    """What the scores mean, in one line."""
+    scale = scale_of(facts.get('label_range'), facts.get('higher_is_better', True))
+    return f'scores on the scale of the labels of {facts.get("title", "the training images")}: {scale}'
 
 
 def trained(checkpoint: Path | str) -> tuple[models.HyperNet, dict[str, Any]]:

@@ -49,11 +49,12 @@ def draw_splits(config: Any, database: OpenDatabase) -> list[Split]:
     """
     what, splits = asked_splits(config, database)
     needed = ('train',) if config.train_on_all else ('train', 'test')
+    scores = np.array([sample.score for sample in database.samples], np.float32)  # as the network sees them
     for number, split in enumerate(splits, start=1):
         for part in PARTS:
             if split[part] or part in needed:
                 option = '--val_ratio' if part == 'val' and config.val_ratio else what
-                refuse_equal_scores(database, split[part], f'{option}: in round {number}, the {part} part')
+                refuse_equal_scores(scores[split[part]], f'{option}: in round {number}, the {part} part')
         refuse_links(database, split, f'{what}: in round {number}')
     alone = [k for k, split in enumerate(splits, 1) if database.by_content and len({*database.contents(split['test'])}) == 1]
     if alone:
@@ -92,12 +93,11 @@ def has_usable_sets(database: OpenDatabase) -> bool:
     return False
 
 
-def refuse_equal_scores(database: OpenDatabase, images: list[int], what: str) -> None:
-    """Refuse a part in whose images' scores, as the network sees them, no two differ."""
-    scores = {float(np.float32(database.samples[k].score)) for k in images}
-    if len(scores) < 2:
-        number = f'{len(images)} image' + 's' * (len(images) != 1)
-        size = number + f', all with the score {min(scores, default=0):g}' * (len(images) > 1)
+def refuse_equal_scores(scores: np.ndarray, what: str) -> None:
+    """Refuse a part with the `scores` (images,), of which no two differ."""
+    if len(scores) < 2 or np.ptp(scores) == 0:
+        number = f'{len(scores)} image' + 's' * (len(scores) != 1)
+        size = f'{number}, all with the score {scores[0]:g}' if len(scores) > 1 else number
         raise InputError(f'{what} has {size}: too few for an SRCC; give another split (--split, --split_by) or more images')
 
 
@@ -105,7 +105,7 @@ def refuse_links(database: OpenDatabase, split: Split, what: str) -> None:
     """Refuse a split that has one file, under two names, in two parts."""
     part_of: dict[Any, tuple[str, int]] = {}
     for part in PARTS:
-        for k in split[part]:
+        for k in sorted(database.linked.intersection(split[part])):
             other, first = part_of.setdefault(database.files[k], (part, k))
             if other != part:
                 names = ' and '.join(database.names([first, k]))
@@ -161,9 +161,9 @@ def official_split(database: OpenDatabase) -> Split:
     if not any(sample.official_set for sample in database.samples):
         raise InputError(f'--split official: the sets are named by {names}, which {database.path} does not have; {remedy}')
     for k, sample in enumerate(database.samples):
-        if sample.official_set not in (*PARTS, ''):
-            what = f'{database.label_file}, {database.places[k]}: the set {sample.official_set!r} is none of {", ".join(SETS)}'
-            raise InputError(f'{what}; correct that row, or do without: {remedy}, or --columns set=')
+        if sample.official_set:
+            without = f'correct that row, or do without: {remedy}, or --columns set='
+            set_of(sample.official_set, database.label_file, database.places[k], remedy=without)
     without = [sample.path for sample in database.samples if not sample.official_set]
     if without:
         what = f'the labels of {database.entry.title} put {len(without)} images into no set, the first of them {without[0]}'
