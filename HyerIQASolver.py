@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import folders
 import models
@@ -28,6 +27,7 @@ from util.files import write_table
 from util.labels import Settings
 from util.metrics import TestedImages, all_metrics, plcc, srcc
 from util.options import is_plain_checkpoint, with_defaults
+from util.progress import progress
 from util.round_folder import RoundFolder, surroundings
 from util.splits import PARTS, Job, split_record
 
@@ -254,11 +254,16 @@ class HyperIQASolver:
         self.model_hyper.train()
         self.train_data.set_epoch(epoch)
         predicted = torch.zeros(len(self.train_data.patches.image), device=self.device)
+        subjective = torch.from_numpy(self.train_data.patch_scores)
+
+        def loss_so_far() -> str:
+            errors = (predicted.cpu() - subjective)[predicted.cpu() != 0]  # of the patches seen so far
+            return f', loss so far {errors.abs().mean():.4g}'
+
         with self.memory_for('training', 'batch_size', 'lower it, in a new run'):
-            for rows, count, patches, scores in self.progress(self.train_data, f'epoch {epoch + 1}'):
+            for rows, count, patches, scores in self.batches(self.train_data, f'epoch {epoch + 1}', loss_so_far):
                 predicted[rows] = self.train_step(patches, scores, count)
         predicted = distributed.sum_over_ranks(predicted).cpu()
-        subjective = torch.from_numpy(self.train_data.patch_scores)
         return F.l1_loss(predicted, subjective).item(), srcc(predicted, subjective)
 
     def train_step(self, patches: torch.Tensor, scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -292,7 +297,7 @@ class HyperIQASolver:
         distributed.copy_buffers(self.model_hyper)
         predicted = torch.zeros(len(data.patches.image), device=self.device)
         with torch.inference_mode(), self.memory_for('testing', 'test_batch_size', 'lower it'):
-            for rows, count, patches, scores in self.progress(data, 'test'):
+            for rows, count, patches, scores in self.batches(data, 'test'):
                 predicted[rows] = self.forward(self.model_hyper, patches, count == data.batch_size)[: len(scores)]
         predicted = distributed.sum_over_ranks(predicted).cpu().double().view(-1, data.patch_num).mean(1)
         return (low + (high - low) * predicted).numpy()
@@ -326,16 +331,14 @@ class HyperIQASolver:
         self.solver.param_groups[0]['lr'] = hypernet_lr
         self.solver.param_groups[1]['lr'] = backbone_lr
 
-    def progress(self, data: DataLoader, title: str) -> Iterator[tuple[slice, int, torch.Tensor, torch.Tensor]]:
+    def batches(self, data: DataLoader, title: str, note: Callable[[], str] = str) -> Iterator[Any]:
         """Yields (rows of this rank's patches, size of the whole batch, patches, scores) for each batch of `data`.
 
-        A progress bar on stderr, if that is a terminal, shows patches/s.
+        Args:
+            title, note: of the progress on stderr (see `util.progress`).
         """
-        hidden = True if rank() else None  # None: hidden where stderr is no terminal
-        with tqdm(total=len(data.patches.image), desc=title, unit='patch', leave=False, disable=hidden) as bar:
-            for (rows, count), (patches, scores) in zip(data.batches, data):
-                yield rows, count, patches, scores
-                bar.update(count)
+        batches = ((*batch, *tensors) for batch, tensors in zip(data.batches, data))
+        return progress(batches, title, len(data.patches.image), 'patches', lambda batch: batch[1], note)
 
 
 def is_better(value: float, best: float) -> bool:

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
-from tqdm import tqdm
 
 from util.errors import InputError, log
 from util.files import is_locked, locked, reading, remove_abandoned, writing
+from util.progress import progress
 
 FORMAT = 3  # of the cache; changes with anything that gives other pixels for the same files
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -337,10 +337,10 @@ def build(path: Path, sizes: np.ndarray, direct: DirectFrames, is_change: bool) 
 
 
 def on_all_cores(title: str, function: Callable[[Any], Any], images: Sequence[Any]) -> list[Any]:
-    """`function` of each of `images`, in order, with a progress bar on stderr if that is a terminal."""
+    """`function` of each of `images`, in order; stderr shows how far it is."""
     pool = ThreadPoolExecutor(cores(), thread_name_prefix=title)
     try:
-        return list(tqdm(pool.map(function, images), title, total=len(images), unit='img', leave=False, disable=None))
+        return list(progress(pool.map(function, images), title, len(images), 'images'))
     finally:
         pool.shutdown(cancel_futures=True)
 
