@@ -6,6 +6,7 @@
 """
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,9 +26,9 @@ from util import checkpoints, distributed, run_folder
 from util.errors import MEMORY, NO_RESULT, PERHAPS_MEMORY, InputError, first_line, log, machine_fault, rank
 from util.files import write_table
 from util.labels import Settings
-from util.metrics import TestedImages, all_metrics, plcc, srcc
+from util.metrics import TestedImages, all_metrics, intervals, mae, plcc, srcc
 from util.options import is_plain_checkpoint, with_defaults
-from util.progress import progress
+from util.progress import duration, progress
 from util.round_folder import RoundFolder, surroundings
 from util.splits import PARTS, Job, split_record
 
@@ -38,6 +39,9 @@ COLUMNS = {  # of the printed table: title and format
     'test_srcc': ('  Test_SRCC', '11.4f'),
     'test_plcc': ('  Test_PLCC', '11.4f'),
     'val_srcc': ('  Val_SRCC', '10.4f'),
+    'test_mae': ('  Test_MAE', '10.4g'),
+    'time': ('        Time', '>12s'),
+    'left': ('        Left', '>12s'),
 }
 SCALE_IMAGES = 200  # on which the unit of a trained network's scores is looked at
 
@@ -131,11 +135,12 @@ class HyperIQASolver:
         options |= {'istrain': istrain, 'device': self.device, 'opened': database}
         return DataLoader(database.key, database.path, images, config.patch_size, *sizes, **options)
 
-    def train(self, save: Callable[[dict[str, Any]], None] | None = None) -> tuple[float, float]:
+    def train(self, save: Callable[[dict[str, Any]], None] | None = None, later: int = 0) -> tuple[float, float]:
         """Train the epochs that are not in `history` yet, printing a table row for each.
 
         Args:
             save: is given the `state_dict` of the solver after every epoch, or None to keep nothing.
+            later: how many epochs of later rounds follow, for the estimate of the time left.
 
         Returns:
             SRCC and PLCC on the test part in the best epoch; nan without one.
@@ -159,7 +164,9 @@ class HyperIQASolver:
             if self.is_best(row):
                 self.best = {**row, 'scores': torch.from_numpy(test_scores)}
             self.history.append(row)
-            self.print_row(row)
+            seconds = [row['seconds'] for row in self.history[1:]]  # the first epoch may have waited for a compiler
+            left = np.mean(seconds) * (self.config.epochs - epoch - 1 + later) if seconds else 0
+            self.print_row(row, duration(left) if left else '')
             self.set_learning_rates(*learning_rates(epoch, self.lr, self.lrratio))
             if save:
                 save(self.state_dict())
@@ -210,7 +217,8 @@ class HyperIQASolver:
         row |= {'hypernet_lr': hypernet_lr, 'backbone_lr': backbone_lr}
         if self.val_data is not None:
             row['val_srcc'], row['val_plcc'] = self.test(self.val_data)
-        return row | {'seconds': round(time.monotonic() - started, 3)}, test_scores
+        row |= {'seconds': round(time.monotonic() - started, 3)}
+        return row | {'test_mae': mae(test_scores, self.test_data.scores)}, test_scores
 
     def is_finite(self) -> bool:
         """Whether no weight has become nan or infinite."""
@@ -226,8 +234,11 @@ class HyperIQASolver:
         parts = {'test': self.test_data.images, 'val': self.val_data}
         return {name: column for name, column in COLUMNS.items() if parts.get(name.partition('_')[0], True)}
 
-    def print_row(self, row: dict[str, float]) -> None:
-        print(''.join(format(row.get(column, math.nan), form) for column, (_, form) in self.columns.items()), flush=True)
+    def print_row(self, row: dict[str, float], left: str = '') -> None:
+        """Print a row of the history; `left` is the time that all later epochs take."""
+        cells: dict[str, Any] = {**row, 'time': duration(row['seconds']), 'left': left}
+        text = ''.join(format(cells.get(column, math.nan), form) for column, (_, form) in self.columns.items())
+        print(text.rstrip(), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, as tensors and plain types."""
@@ -359,8 +370,8 @@ def run(config: Any, job: Job) -> None:
             write_table(Path(config.output) / 'left_out.csv', ['image', 'row', 'reason'], job.database.left_out)
     distributed.wait()
     rounds = config.rounds or range(1, config.train_test_num + 1)
-    for number in rounds:
-        results = train_round(config, job, number - 1)
+    for later, number in zip(reversed(range(len(rounds))), rounds):
+        results = train_round(config, job, number - 1, later * config.epochs)
     if rank() == 0:
         run_folder.print_medians(results)
     distributed.stop()
@@ -370,6 +381,21 @@ def run(config: Any, job: Job) -> None:
         numbers = ', '.join(map(str, without[:5]))
         log(f'no result: in round {numbers} no epoch has a finite loss and test SRCC')
         sys.exit(NO_RESULT)
+    log_next(config, number, is_whole=len(finished) == config.train_test_num)
+
+
+def log_next(config: Any, number: int, is_whole: bool) -> None:
+    """Log where the results of a run are, `number` being its last round, and what can be done with them."""
+    run, folder = Path(config.output), run_folder.round_path(config.output, number)
+    best, quoted = shlex.quote(f'{folder}/best.pth'), shlex.quote(str(run))
+    log(f'Results: {run}/results.json; weights: {folder}/best.pth; pictures: {folder}/*.png')
+    log(f'Score a photo:    python demo.py --checkpoint {best} PHOTO')
+    if not is_whole:
+        log(f'Other rounds:     python train_test_IQA.py --resume {quoted}')
+    elif config.train_on_all:
+        log(f'More epochs:      python train_test_IQA.py --resume {quoted} --epochs {2 * config.epochs}')
+    else:
+        log(f'Compare two runs: python compare.py {quoted} OTHER_RUN')
 
 
 def start(config: Any) -> str:
@@ -379,7 +405,7 @@ def start(config: Any) -> str:
     own = folders.DATABASES[config.dataset].defaults
     if own:
         log(f'{config.dataset} has its own defaults, here: {" ".join(f"--{name} {getattr(config, name)}" for name in own)}')
-    log(f'Device: {device} ({distributed.device_name(device)}); seed: {config.seed}; initial weights: {config.weights}')
+    log(f'{distributed.processes_on(device)}; initial weights: {config.weights}; seed: {config.seed}')
     if config.amp and not distributed.has_bfloat16(device):
         log('warning: bfloat16 has no instructions on this device, so --amp makes training many times slower; leave --amp out')
     return device
@@ -407,8 +433,12 @@ def open_frames(config: Any, *databases: OpenDatabase) -> None:
     distributed.wait()
 
 
-def train_round(config: Any, job: Job, round_index: int) -> dict[str, Any]:
-    """Train and test one round, or what is left of it, and write its results; those of all rounds that are finished."""
+def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict[str, Any]:
+    """Train and test one round, or what is left of it, and write its results; those of all rounds that are finished.
+
+    Args:
+        later: how many epochs of later rounds follow.
+    """
     split = job.splits[round_index]
     record = split_record(split, job.database)
     with closing(RoundFolder(config, round_index, record)) as folder:
@@ -421,7 +451,7 @@ def train_round(config: Any, job: Job, round_index: int) -> dict[str, Any]:
         remedy = '--output and --weights must be on a disk that all machines share'
         distributed.refuse_differences(lambda: state_of(solver), remedy)
         if solver:
-            solver.train(folder.save)
+            solver.train(folder.save, later)
             if solver.best:
                 finish_round(folder, solver, solver.best, job)
     results = run_folder.summarise(config.output) if rank() == 0 else {'rounds': {}}
@@ -452,26 +482,28 @@ def tested_images(database: OpenDatabase, images: Sequence[int], data: DataLoade
     return TestedImages(database.names(images), database.contents(images), data.scores, predicted)
 
 
-def test_on_others(solver: HyperIQASolver, job: Job, folder: Path | None = None) -> dict[str, dict[str, float]]:
+def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, dict[str, Any]]:
     """Test the solver's network on the whole other databases of a job.
 
     Args:
-        folder: of the round, for a predictions_<name>.csv of each database, or None to write nothing.
+        folder: for a predictions_<name>.csv of each database.
 
     Returns:
-        SRCC, PLCC and KRCC by the database's name. A higher value always means more agreement: where one of the
-        two databases has scores that fall with quality, the sign is turned.
+        by the database's name how many images it has, and SRCC, PLCC, KRCC and MAE with intervals. A higher correlation
+        always means more agreement: where one of the two databases has scores that fall with quality, the sign is turned.
     """
     results = {}
     for name, database in job.others.items():
         images = range(len(database.samples))
         data = solver.loader(database, images, istrain=False)
         sign = 1 if database.higher_is_better == job.model['higher_is_better'] else -1
-        predicted = solver.predict(data)
-        metrics = all_metrics(predicted, data.scores)
-        if folder and rank() == 0:
-            run_folder.write_predictions(folder / f'predictions_{name}.csv', tested_images(database, images, data, predicted))
-        results[name] = {metric: sign * metrics[metric] for metric in ('SRCC', 'PLCC', 'KRCC')}
+        tested = tested_images(database, images, data, solver.predict(data))
+        if rank() == 0:
+            run_folder.write_predictions(folder / f'predictions_{name}.csv', tested)
+        results[name] = {'images': len(images), 'MAE': mae(tested.predicted, tested.subjective)}
+        tested = tested._replace(predicted=sign * tested.predicted)
+        metrics: dict[str, Any] = {**all_metrics(tested.predicted, tested.subjective), **intervals([tested])}
+        results[name] |= {metric: metrics[metric] for metric in run_folder.ON_OTHERS if metric in metrics}
     return results
 
 
@@ -484,10 +516,16 @@ def evaluate(config: Any, job: Job) -> None:
     # with --test_on a solver without images, for its network and its way to predict
     test = [] if job.others else job.splits[0]['test']
     solver = HyperIQASolver(config, config.data_root, [], test, round_index=round_index, opened=job.database)
+    folder = Path(config.output)
     if job.others:
         solver.score_range = job.model['score_range'] or (0, 1)  # the network's scores are in the unit that it was trained in
-        run_folder.print_on_others(test_on_others(solver, job))
+        run_folder.print_on_others(test_on_others(solver, job, folder))
     else:
-        test_srcc, test_plcc = solver.test(solver.test_data)
-        print(f'test_srcc {test_srcc}\ntest_plcc {test_plcc}')
+        tested = tested_images(job.database, test, solver.test_data, solver.predict(solver.test_data))
+        metrics = all_metrics(tested.predicted, tested.subjective) | intervals([tested])
+        print(f'test_srcc {metrics["SRCC"]}\ntest_plcc {metrics["PLCC"]}')
+        print(f'{len(test)} test images: {run_folder.with_intervals(metrics)}')
+        if rank() == 0:
+            run_folder.write_predictions(folder / 'predictions.csv', tested)
+    log(f'Predictions: {folder}/predictions*.csv')
     distributed.stop()

@@ -21,7 +21,7 @@ from util import plots
 from util.errors import InputError, boundary
 from util.files import check_output, named, write_table, write_whole
 from util.metrics import TestedImages, intervals, median_interval, plcc, resampled, srcc
-from util.options import parse, read_record
+from util.options import Parser, read_record
 from util.run_folder import read_columns, read_predictions, round_path, rounds_in
 
 COLUMNS = ('first', 'second', 'round', 'first_srcc', 'second_srcc', 'difference', 'low', 'high')
@@ -64,11 +64,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Compare runs on the same test images.')
+    parser = Parser('Compare runs on the same test images.')
     parser.add_argument('runs', nargs='+', metavar='RUN', help='two run folders or more')
     parser.add_argument('--csv', metavar='FILE', help='write every difference as a table too')
     parser.add_argument('--plot', metavar='FILE', help='draw the test SRCC by epoch and the differences as a PNG')
-    options = parse(parser, argv)
+    options = parser.parse_args(argv)
     if len(options.runs) < 2 or (len(options.runs) > 2 and (options.csv or options.plot)):
         raise InputError('give two run folders; more without --csv and --plot')
     return options

@@ -20,7 +20,7 @@ from PIL import Image
 
 from util.errors import InputError, boundary, log, one_line
 from util.files import check_input, check_output, walk, write_table
-from util.options import parse, positive
+from util.options import Parser, positive
 
 COLUMNS = ('image', 'score', 'spread')  # of --csv; the last only with --spread
 FORMATS = {'AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PCX', 'PNG', 'PPM', 'SGI', 'TGA', 'TIFF', 'WEBP'}
@@ -94,7 +94,7 @@ def photos_below(folder: Path) -> list[Path]:
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Score images with a trained HyperIQA.')
+    parser = Parser('Score images with a trained HyperIQA.')
     parser.add_argument('images', nargs='+', help='image files, and folders of them')
     checkpoint = "a run's best.pth, or the authors' or pyiqa's KonIQ model"
     parser.add_argument('--checkpoint', required=True, metavar='FILE', help=checkpoint)
@@ -102,7 +102,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--spread', action='store_true', help='print the standard deviation over the patches too')
     parser.add_argument('--csv', metavar='FILE', help='write the scores to FILE too, whose name must end in .csv')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)')
-    return parse(parser, argv)
+    return parser.parse_args(argv)
 
 
 if __name__ == '__main__':

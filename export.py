@@ -7,23 +7,22 @@ The .onnx and .pt2 take `patches`, (N, 224, 224, 3) uint8 RGB of any N, cut from
 .safetensors holds the weights for `demo.py`. Before a file appears it is loaded back and compared with the network.
 """
 
-import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
 from util.errors import InputError, boundary
 from util.files import check_input, check_output
-from util.options import parse
+from util.options import Parser
 
 PACKAGES = {'.pt2': (), '.onnx': ('onnx', 'onnxscript', 'onnxruntime'), '.safetensors': ('safetensors',)}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description='Write a trained HyperIQA as one file for other programs.')
+    parser = Parser('Write a trained HyperIQA as one file for other programs.')
     parser.add_argument('checkpoint', help="a run's best.pth, or the authors' or pyiqa's KonIQ model")
     parser.add_argument('out', help='a file that ends in .pt2, .onnx or .safetensors')
     with boundary():
-        options = parse(parser, argv)
+        options = parser.parse_args(argv)
         check_output(options.out, list(PACKAGES))
         packages = PACKAGES[Path(options.out).suffix.lower()]
         if any(find_spec(package) is None for package in packages):

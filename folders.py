@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from util import demo_database
-from util.errors import InputError, log
+from util.errors import InputError, log, nearest
 from util.files import identity_of
 from util.frames import CachedFrames, DirectFrames, folder_of, load_image, on_all_cores, open_frames
 from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, known_set, scale_of, set_of
@@ -324,6 +324,10 @@ class Database(NamedTuple):
         return scale_of(self.score_range, self.higher_is_better)
 
     @property
+    def split(self) -> str:
+        return 'by ' + ('content' if self.by_content else 'image') + ', or official sets' * bool(self.official)
+
+    @property
     def source_and_layout(self) -> list[str]:
         return [' '.join(part.split()) for part in (self.read.__doc__ or '\n\n').split('\n\n')]
 
@@ -348,14 +352,19 @@ DATABASES = {
         'the demo database', read_demo, demo_database.IMAGES, (1, 5), by_content=True, defaults=demo_database.DEFAULTS
     ),
 }
-ALIASES = {'koniq-10k': 'koniq'}
+ALIASES = {  # without the - and _ that names can have
+    **{'koniq10k': 'koniq', 'clive': 'livec', 'livechallenge': 'livec', 'kadid': 'kadid10k', 'tid': 'tid2013'},
+    **{'agiqa': 'agiqa3k', 'paq2piq': 'flive'},
+}
 
 
 def database_key(name: str) -> str:
-    """The key in `DATABASES` of a name or alias, in any letter case."""
-    key = ALIASES.get(name.lower(), name.lower())
+    """The key in `DATABASES` of a name or alias, in any letter case, with - and _ or without."""
+    plain = re.sub('[-_ ]', '', name.lower())
+    key = ALIASES.get(plain, plain)
     if key not in DATABASES:
-        raise InputError(f'there is no database {name!r}; choose one of {", ".join(DATABASES)}')
+        meant = nearest(plain, [*DATABASES, *ALIASES]) or f'; choose one of {", ".join(DATABASES)}'
+        raise InputError(f'there is no database {name!r}{meant}')
     return key
 
 
@@ -365,7 +374,9 @@ def remedy_of(key: str, path: Path | str, settings: Settings) -> str:
         start = settings.images or f'{Path(path).parent}{os.sep}'
         return f'Each line names an image and its score; a relative name starts at {start} or at --data_root DIR.'
     source, layout = DATABASES[key].source_and_layout
-    return f'Get it from {source} and unpack it so that the folder holds {layout}; --data_root DIR names another place.'
+    return f'Get it from {source} and unpack it so that the folder holds {layout}; --data_root DIR names another place' + (
+        '; --dataset demo needs no data.' if key == 'livec' else '.'
+    )
 
 
 def read_samples(dataset: str, path: Path | str) -> list[Sample]:
@@ -564,12 +575,27 @@ def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:
 
 def dataset_table() -> str:
     """All databases as a table, one line each."""
-    rows = [('--dataset', 'database', 'images', 'scores', 'a split draws')]
-    for key, database in DATABASES.items():
-        draws = ('contents' if database.by_content else 'images') + ' or official sets' * bool(database.official)
-        rows.append((key, database.title, str(database.images or 'any'), database.scale, draws))
+    rows = [('--dataset', 'database', 'images', 'scores', 'split')]
+    rows += [(key, entry.title, str(entry.images or 'any'), entry.scale, entry.split) for key, entry in DATABASES.items()]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def dataset_facts(key: str) -> str:
+    """All that is known of a database, one line each."""
+    entry = DATABASES[key]
+    source, layout = entry.source_and_layout
+    facts = {
+        'also called': ', '.join(alias for alias, target in ALIASES.items() if target == key),
+        'images': entry.images,
+        'scores': entry.scale,
+        'split': entry.split,
+        'resized to': entry.resize and '{} high, {} wide'.format(*entry.resize),
+        'rotation': 'as their EXIF orientation' * entry.exif_rotation,
+        'get it from': source,
+        'folder': layout,
+    }
+    return '\n'.join([entry.title, *(f'  {name:13}{text}' for name, text in facts.items() if text)])
 
 
 class DatabaseFolder:

@@ -6,6 +6,7 @@ torchrun --nproc_per_node 4 train_test_IQA.py --dataset koniq  # on four GPUs
 """
 
 import os
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -16,7 +17,7 @@ from folders import OpenDatabase
 from util import run_folder
 from util.check_database import check_images
 from util.errors import NO_RESULT, InputError, boundary, log, rank
-from util.files import check_input
+from util.files import check_input, check_output
 from util.labels import Sample, Settings
 from util.options import is_plain_checkpoint, parse_options, read_record, record_of
 from util.splits import Job, draw_splits, read_split, sizes_of, split_record
@@ -28,7 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     with boundary() as remedies:
         config = parse_options(argv)
         if config.list_datasets:
-            print(folders.dataset_table())
+            key = config.list_datasets
+            print(folders.dataset_table() if key == 'all' else folders.dataset_facts(folders.database_key(key)))
         elif config.summarize:
             summarize(config.summarize)
         elif config.check:
@@ -52,7 +54,6 @@ def prepare_run(config: Namespace) -> Job:
     others = open_others(config)
     warn_of_trained(config, others, database.samples)
     splits = draw_splits(config, database)
-    log(f'{database.entry.title}: {sizes_of(splits, len(database.samples))}')
     model = {
         'title': database.entry.title,
         'label_range': database.score_range,
@@ -63,6 +64,8 @@ def prepare_run(config: Namespace) -> Job:
         'srgb': database.srgb,
     }
     before = run_folder.check_run(config, model, [split_record(split, database) for split in splits])
+    log(f'Run folder: {config.output}' + f' (--resume {shlex.quote(config.output)} continues it)' * (not before))
+    log(f'{database.entry.title}: {sizes_of(splits, len(database.samples))}')
     if before and 'srgb' not in before['model']:  # an earlier version converted no image
         for earlier in (database, *others.values()):
             earlier.srgb = False
@@ -86,6 +89,8 @@ def prepare_test(config: Namespace) -> Job:
         model = read_record(checkpoint.parent.parent / 'config.json')['model']
         run_folder.round_index_of(checkpoint.parent)
     check_input(config.weights, 'a checkpoint')
+    for name in [f'_{name}' for name, _, _ in config.test_on or []] or ['']:
+        check_output(f'{config.output}/predictions{name}.csv', ['.csv'], ','.join(run_folder.PREDICTION_COLUMNS))
     if config.test_on:
         others = open_others(config)
         warn_of_trained(config, others)
@@ -126,8 +131,9 @@ def warn_of_trained(config: Namespace, others: dict[str, OpenDatabase], samples:
     trained = {os.path.realpath(sample.path) for sample in samples or [] if others}
     for name, database in others.items():
         shared = sum(os.path.realpath(sample.path) in trained for sample in database.samples)
-        if shared or database.key == config.dataset != 'csv':
-            of_all = f'{shared or "some"} of its {len(database.samples)} images'
+        is_same = database.key != 'csv' or os.path.realpath(database.path) == os.path.realpath(config.csv or '')
+        if shared or (database.key == config.dataset and is_same):
+            of_all = f'{shared or "some or all"} of its {len(database.samples)} images'
             log(f'warning: --test_on {name}: {of_all} are of the training database, so the result is no test on other images')
 
 

@@ -75,10 +75,12 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
     for k, picture in enumerate(pictures):
         if picture.digest:
             groups.setdefault(picture.digest, []).append(k)
-    report_list('Identical groups', [describe_group(group, samples) for group in groups.values() if len(group) > 1])
-    for number, split in enumerate(splits, start=1):
-        warning = f'warning: {{}} of {len(split["test"])} test images also in train or val'
-        report_list(f'Duplicates, round {number}', duplicates(groups, paths, split), warning)
+    report_list('Duplicates', [describe_group(group, samples) for group in groups.values() if len(group) > 1])
+    copies = {number: duplicates(groups, paths, split) for number, split in enumerate(splits, start=1)}
+    if not any(copies.values()):
+        report('Test images also in training', f'none in {len(splits)} rounds')
+    for number in filter(copies.get, copies):
+        report_list(f'Test images also in training, round {number}', copies[number], 'warning: {}')
     faults = f'the database cannot be trained on: {len(unreadable)} unreadable, {len(small)} too small'
     usable = not unreadable and not small
     report('Result', 'the database can be trained on' if usable else faults)
@@ -144,4 +146,4 @@ def shortened(entries: list[str], most: int = NAMED, margin: str = '') -> list[s
 
 
 def report(name: str, text: Any) -> None:
-    print(f'{name:<22}{text}')
+    print(f'{name:<30}{text}')

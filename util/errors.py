@@ -4,6 +4,7 @@
 HYPERIQA_DEBUG=1 shows the traceback of what is otherwise one line; a programming error always shows its own.
 """
 
+import difflib
 import errno
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import traceback
 import unicodedata
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -68,6 +69,12 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind where there is none; NCCL puts the reason after 'Last error:'."""
     text = str(error)
     return (text.partition('Last error:')[2] or text).strip().partition('\n')[0] or type(error).__name__
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' with the one of `known` that is most like `word`, or ''."""
+    found = difflib.get_close_matches(word, known, 1)
+    return f'; did you mean {found[0]}?' if found else ''
 
 
 def machine_fault(error: BaseException) -> str | None:

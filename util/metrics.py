@@ -35,6 +35,11 @@ def plcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
     return correlation(stats.pearsonr, predicted, subjective)
 
 
+def mae(predicted: ArrayLike, subjective: ArrayLike) -> float:
+    """Mean absolute error of two (N,) arrays, in the scores' unit; nan without images."""
+    return float(np.abs(np.subtract(predicted, subjective)).mean()) if np.size(predicted) else math.nan
+
+
 def correlation(function: Callable[[np.ndarray, np.ndarray], Any], predicted: ArrayLike, subjective: ArrayLike) -> float:
     predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
     defined = all(np.isfinite(scores).all() and np.ptp(scores) > 0 for scores in (predicted, subjective) if scores.size)
@@ -71,7 +76,7 @@ def fit_logistic(predicted: ArrayLike, subjective: ArrayLike) -> np.ndarray | No
 
 
 def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]:
-    """Every metric of two (N,) arrays by name; RMSE and PLCC_logistic after the fitted logistic, in the scores' unit."""
+    """Every metric of two (N,) arrays by name; RMSE and PLCC_logistic after the fitted logistic, MAE before it."""
     parameters = fit_logistic(predicted, subjective)
     predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
     mapped = np.full(len(predicted), math.nan) if parameters is None else logistic(predicted, *parameters)
@@ -81,6 +86,7 @@ def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]
         'KRCC': correlation(stats.kendalltau, predicted, subjective),
         'RMSE': float(np.sqrt(np.mean((mapped - subjective) ** 2))) if len(mapped) else math.nan,
         'PLCC_logistic': plcc(mapped, subjective),
+        'MAE': mae(predicted, subjective),
     }
 
 

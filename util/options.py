@@ -4,13 +4,15 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import folders
-from util.errors import InputError
+from util.errors import InputError, nearest
 from util.files import read_json
 from util.tables import ROLES
 
@@ -18,45 +20,77 @@ MOST, MOST_ROUNDS, LARGEST_SIDE = 1_000_000, 1000, 20_000
 # Options that a resumed run may change: where things are and how fast they go, not what is computed.
 MODEL_FACTS = ('resize', 'exif_rotation', 'score_range', 'higher_is_better')  # which a resume compares
 FREE_OPTIONS = {
-    *('data_root', 'image_root', 'csv', 'output', 'resume', 'rounds', 'device', 'num_workers', 'cache', 'test_batch_size')
+    *('data_root', 'image_root', 'csv', 'output', 'resume', 'rounds', 'device', 'compile', 'num_workers', 'cache'),
+    *('test_batch_size', 'list_datasets'),
 }
+GROWING = ('--epochs', '--train_test_num')  # neither the learning rates nor a round depend on how many there are
+EXAMPLES = """examples:
+  python train_test_IQA.py --dataset demo                     generated data, minutes on a CPU
+  python train_test_IQA.py --dataset koniq --data_root DIR    KonIQ-10k with the published protocol
+"""
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     """The options in `argv`.
 
-    The command line wins over the record of the run that --evaluate names, that over the database's own defaults, and those
-    over the defaults beside the flags.
+    The command line wins over the record of the run that --evaluate or --resume names, that over the database's own defaults,
+    and those over the defaults beside the flags.
     """
     parser = make_parser()
-    config = parse(parser, argv)
-    parser.set_defaults(**folders.DATABASES[folders.database_key(config.dataset)].defaults)
+    config = parser.parse_args(argv)
+    if config.csv:
+        parser.set_defaults(dataset='csv')
+    parser.set_defaults(**folders.DATABASES[parser.parse_args(argv).dataset].defaults)
     if config.train_on_all:
         parser.set_defaults(train_test_num=1)
-    if config.evaluate and not is_plain_checkpoint(config):
-        parser.set_defaults(**options_of_run(config.evaluate))
+    run = config.resume if isinstance(config.resume, str) else None
+    if run:
+        parser.set_defaults(**options_of_run(Path(run) / 'config.json', {'rounds', 'output', 'resume'}))
+    elif config.evaluate and not is_plain_checkpoint(config):
+        free = FREE_OPTIONS - {'csv', 'test_batch_size'} | {'evaluate', 'test_on'}
+        parser.set_defaults(**options_of_run(record_of(config.evaluate) or round_record(config.evaluate), free))
     config = parser.parse_args(argv)
-    config.dataset = folders.database_key(config.dataset)
     config.columns = dict(config.columns or {})
     config.split = config.split[0] if isinstance(config.split, list) and len(config.split) == 1 else config.split
     refuse_contradictions(config)
     config.rounds = config.rounds and list(config.rounds)
     config.image_root = config.data_root if config.csv else None
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
-    config.output = config.output or f'runs/{config.dataset}-seed{config.seed}'
+    if run and config.output not in (None, run):
+        raise InputError('--output: --resume RUN names the run folder already')
+    default = '.' if config.evaluate else f'runs/{config.dataset}-seed{config.seed}'
+    config.output, config.resume = run or config.output or default, bool(config.resume)
     config.weights = config.evaluate or config.weights
     return config
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """The options in `argv`, of which none is empty: that is most often a variable of the shell that is not set."""
-    options = parser.parse_args(argv)
-    for action in parser._actions:
-        value = getattr(options, action.dest, None)
-        if value == '' or (isinstance(value, list) and '' in value):
-            name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
-            raise InputError(f'{name} is empty; give it a value or leave it out')
-    return options
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line; an option's words may be joined by - instead of _, and are never cut short."""
+
+    def __init__(self, description: str, examples: str = '') -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, epilog=examples, formatter_class=form, allow_abbrev=False)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """The options in `args`, of which none is empty: that is most often a variable of the shell that is not set."""
+        words = sys.argv[1:] if args is None else args
+        options = super().parse_args([self.with_underscores(word) for word in words], namespace)
+        for action in self._actions:
+            value = getattr(options, action.dest, None)
+            if value == '' or (isinstance(value, list) and '' in value):
+                name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
+                raise InputError(f'{name} is empty; give it a value or leave it out')
+        return options
+
+    def with_underscores(self, word: str) -> str:
+        name, mark, value = word.partition('=')
+        spelled = '--' + name[2:].replace('-', '_')
+        return spelled + mark + value if name.startswith('--') and spelled in self._option_string_actions else word
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r'unrecognized arguments: ([^ =]+)', message)
+        near = unknown and (nearest(unknown[1], self._option_string_actions) or f'; {self.prog} --help lists the options')
+        raise InputError(message + (near or ''))
 
 
 def with_defaults(config: argparse.Namespace | SimpleNamespace) -> SimpleNamespace:
@@ -82,18 +116,25 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record.get('options'), dict) or not isinstance(record.get('model'), dict):
         raise InputError(f'{path} does not hold the options of a run; put the file back as the run wrote it')
     options, entry = record['options'], folders.DATABASES.get(record['options'].get('dataset', ''))
-    if 'fit_scale' not in options and options.get('split') == 'random':
-        options['split'] = None  # an earlier version's default, which gave way to the sets of a table
+    if 'fit_scale' not in options:
+        if options.get('split') == 'random':
+            options['split'] = None  # an earlier version's default, which gave way to the sets of a table
+        if str(options.get('device')).startswith('cuda:'):
+            options['device'] = 'cuda'  # an earlier version recorded the GPU that it had chosen
     if entry:
         record['model'] = {'title': entry.title, 'label_range': entry.score_range, **record['model']}
     return record
 
 
-def options_of_run(checkpoint: Path | str) -> dict[str, Any]:
-    """The options that decide the numbers of the run whose round folder holds `checkpoint`, and where its data is."""
-    options = read_record(record_of(checkpoint) or Path(checkpoint).absolute().parent.parent / 'config.json')['options']
-    free = FREE_OPTIONS - {'csv', 'test_batch_size'} | {'evaluate', 'test_on'}
-    kept = {name: value for name, value in options.items() if name not in free}
+def round_record(checkpoint: Path | str) -> Path:
+    """The config.json of the run whose round folder `checkpoint` is in."""
+    return Path(checkpoint).absolute().parent.parent / 'config.json'
+
+
+def options_of_run(record: Path, without: set[str]) -> dict[str, Any]:
+    """The options of the run with this config.json, and where its data is."""
+    options = read_record(record)['options']
+    kept = {name: value for name, value in options.items() if name not in without}
     return {**kept, 'data_root': options.get('image_root') if options.get('csv') else options.get('data_root')}
 
 
@@ -118,8 +159,8 @@ def refuse_other_options(path: Path, record: dict[str, Any]) -> None:
 
 def differs(name: str, before: Any, now: Any) -> bool:
     """Whether an option that a resume compares has changed; None, False and an empty list all mean that it is not given."""
-    if name == '--epochs' and isinstance(before, int):
-        return now < before  # more may follow, since the learning rates do not depend on their number
+    if name in GROWING and isinstance(before, int):
+        return now < before
     if name == '--split' and all(value in (None, 'random') for value in (before, now)):
         return False  # they differ where a table names sets alone, and there the splits are other ones, which is refused too
     return before != now and bool(before or now)
@@ -129,7 +170,7 @@ def refuse_contradictions(config: argparse.Namespace) -> None:
     if config.patch_size != 224:
         raise InputError(f'--patch_size: it must be 224, not {config.patch_size}: the network is built for no other')
     if bool(config.csv) != (config.dataset == 'csv'):
-        raise InputError('--dataset csv and --csv FILE go together: the file lists your images and their scores')
+        raise InputError('--csv FILE goes with --dataset csv, which it implies: the file lists your images and their scores')
     for name in ('val_ratio', 'split_by'):
         if getattr(config, name) and config.split not in (None, 'random'):
             raise InputError(f'--{name} goes with --split random; another split names its own parts')
@@ -147,8 +188,8 @@ def refuse_contradictions(config: argparse.Namespace) -> None:
         raise InputError('--test_on: each database, and each name of a CSV file, can be named once')
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Train and test HyperIQA.')
+def make_parser() -> Parser:
+    parser = Parser('Train and test HyperIQA.', EXAMPLES)
     group: argparse._ActionsContainer = parser
 
     def add(name: str, text: str, default: Any = None, **settings: Any) -> None:
@@ -159,9 +200,9 @@ def make_parser() -> argparse.ArgumentParser:
         group.add_argument(name, help=text, default=default, **settings)
 
     group = parser.add_argument_group('database')
-    add('--dataset', ', '.join(folders.DATABASES), 'livec')
+    add('--dataset', ', '.join(folders.DATABASES), 'livec', type=folders.database_key, metavar='NAME')
     add('--data_root', "the database's folder (default: data/<dataset>), or where the names in --csv start", metavar='DIR')
-    add('--csv', 'with --dataset csv: a table of your images and scores', metavar='FILE')
+    add('--csv', 'a table of your images and scores, for --dataset csv, which it implies', metavar='FILE')
     add('--columns', 'its columns, by name or number: image=path score=2 ...', type=role_column, nargs='+', metavar='ROLE=NAME')
     add('--lower_is_better', 'a lower score in it is a better image', action='store_const', const=True)
     add('--higher_is_better', 'a higher one is, even if called dmos', action='store_const', const=False, dest='lower_is_better')
@@ -179,17 +220,13 @@ def make_parser() -> argparse.ArgumentParser:
     add('--patch_size', 'the network takes no other', 224, type=int)
     add('--seed', 'what the splits, initial weights and patches depend on', 0, type=number(int, 0, 2**32 - 1))
     add('--weights', 'initial weights: imagenet, none, or a file of a ResNet-50 or HyperIQA', 'imagenet', metavar='SOURCE')
-    add(
-        '--fit_scale',
-        'first fit the scores of --weights FILE, a HyperIQA, to the labels: slope and offset',
-        action='store_true',
-    )
+    add('--fit_scale', 'first fit the scores of --weights FILE, a HyperIQA, to the labels', action='store_true')
     add('--normalize_scores', 'train on scores mapped to 0..1; reports stay in their own unit', action='store_true')
 
     group = parser.add_argument_group('splits and tests')
     add('--train_test_num', f'rounds: train-test splits, at most {MOST_ROUNDS}', 10, type=number(int, 1, MOST_ROUNDS))
     add('--rounds', 'run only these rounds, beside other processes in the same folder', type=round_numbers, metavar='A-B')
-    splits = 'random; official; a split.json; a table with a set column; a folder of lists; or train=FILE test=FILE [val=FILE]'
+    splits = 'random; official; another RUN; a split.json; a table with a set column; a folder of lists; train=FILE test=FILE'
     default = 'default: random, or the sets that a table of your own names'
     add('--split', f'{splits}; {{round}} in a path stands for the round ({default})', nargs='+', metavar='SPLIT')
     add('--split_by', 'what a random split keeps together (default: depends on the database)', choices=('image', 'content'))
@@ -199,8 +236,18 @@ def make_parser() -> argparse.ArgumentParser:
     add('--test_on', 'test the best epochs on these too; tables as csv=FILE', type=named_folder, nargs='+', metavar='NAME=DIR')
 
     group = parser.add_argument_group('run folder')
-    add('--output', 'the run folder (default: runs/<dataset>-seed<seed>)', metavar='DIR')
-    add('--resume', 'continue the run folder after its last finished epoch, or start it', action='store_true')
+    add(
+        '--output',
+        'the run folder (default: runs/<dataset>-seed<seed>; --evaluate: the folder of its tables, .)',
+        metavar='DIR',
+    )
+    add(
+        '--resume',
+        'continue RUN with its options; without a name continue or start --output',
+        nargs='?',
+        const=True,
+        metavar='RUN',
+    )
 
     group = parser.add_argument_group('speed')
     add('--device', 'cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)')
@@ -214,7 +261,7 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group('instead of training')
     add('--evaluate', "repeat the test of this checkpoint's round, or with --test_on test it on those", metavar='CHECKPOINT')
     add('--check', 'only check the database: labels, images, sizes, duplicates', action='store_true')
-    add('--list_datasets', 'only print a table of the databases', action='store_true')
+    add('--list_datasets', 'only print a table of the databases, or all about NAME', nargs='?', const='all', metavar='NAME')
     add('--summarize', 'only compute the results of the finished rounds in this run folder', metavar='RUN')
     return parser
 
@@ -263,7 +310,7 @@ def named_folder(text: str) -> list[str]:
         raise InputError(f'{text} is not NAME=DIR, as in koniq=data/koniq')
     key = folders.database_key(name)
     path = Path(folder)
-    own = path.name if path.stem.lower() in {*folders.DATABASES, *folders.ALIASES} else path.stem
+    own = path.name if path.stem.lower() in folders.DATABASES else path.stem
     return [own if key == 'csv' else key, key, folder]
 
 

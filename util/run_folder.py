@@ -27,7 +27,8 @@ from util.tables import read_rows
 
 RESULTS = ('last.pth', 'best.pth', 'history.csv', 'predictions.csv', 'result.json')  # that a round has once it is under way
 PREDICTION_COLUMNS = ('image', 'content', 'score', 'prediction')
-METRICS = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic')
+METRICS = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic', 'MAE')
+ON_OTHERS = ('SRCC', 'PLCC', 'KRCC', 'SRCC_interval', 'PLCC_interval')
 
 
 def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> dict[str, Any] | None:
@@ -76,8 +77,9 @@ def open_run(config: Any, model: dict[str, Any], splits: list[SplitRecord], surr
         ):
             if was != here:
                 log(f'this run was made on {name}{was} and continues on {name}{here}, where the last digits can differ')
-        if before['options'].get('epochs') != config.epochs:
-            before['options']['epochs'] = config.epochs
+        grown = {'epochs': config.epochs, 'train_test_num': config.train_test_num}
+        if before['options'] != before['options'] | grown:
+            before['options'] |= grown
             write_json(path, before)
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -200,8 +202,8 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     with reading(path, 'JSON') as file:
         result = json.load(file, object_hook=lambda pairs: {k: math.nan if v is None else v for k, v in pairs.items()})
-        values = [value for metrics in result.get('test_on', {}).values() for value in metrics.values()]
-        values += [result[name] for name in (*METRICS, 'epoch', 'epochs')]
+        of_all = [result, *result.get('test_on', {}).values()]
+        values = [metrics[name] for metrics in of_all for name in METRICS[:3]] + [result['epoch'], result['epochs']]
         if not all(isinstance(value, (int, float)) for value in values):
             raise ValueError('it is not as a run writes it; once it is removed, --resume writes it again')
     return result
@@ -219,7 +221,7 @@ def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
     found: dict[str, Any] = over(rounds, METRICS) if rounds else {title: {} for title in functions}
     for name in rounds[0].get('test_on', {}) if rounds else ():
-        others = over([result.get('test_on', {}).get(name, {}) for result in rounds], ('SRCC', 'PLCC', 'KRCC'))
+        others = over([result.get('test_on', {}).get(name, {}) for result in rounds], ('SRCC', 'PLCC', 'KRCC', 'MAE'))
         for title in functions:
             found[title].setdefault('test_on', {})[name] = others[title]
     return found
@@ -238,8 +240,7 @@ def print_round(result: dict[str, Any] | None, split: SplitRecord) -> None:
         print(f'Trained on all {len(split["train"])} images; the last epoch, {result["epoch"]}, is kept', flush=True)
     else:
         chosen = 'Best validation epoch: test' if 'val' in split else 'Best test'
-        metrics = f'{with_interval(result, "SRCC")}, {with_interval(result, "PLCC")}'
-        print(f'{chosen} {metrics} (epoch {result["epoch"]})', flush=True)
+        print(f'{chosen} {with_intervals(result)} (epoch {result["epoch"]})', flush=True)
     print_on_others((result or {}).get('test_on', {}))
 
 
@@ -249,19 +250,23 @@ def print_medians(results: dict[str, Any]) -> None:
     if count and all(math.isnan(result['SRCC']) for result in results['rounds'].values()):
         return
     of_rounds = f' of {count} rounds' if count > 1 else ''
-    print(f'Testing median {with_interval(median, "SRCC")}, median {with_interval(median, "PLCC")}{of_rounds}', flush=True)
+    print(f'Testing median {with_intervals(median, "median ")}{of_rounds}', flush=True)
     print_on_others(median.get('test_on', {}), 'median ')
 
 
-def print_on_others(results: dict[str, dict[str, float]], word: str = '') -> None:
+def print_on_others(results: dict[str, dict[str, Any]], word: str = '') -> None:
     """Print the metrics on other databases, each after `word`."""
     for name, metrics in results.items():
-        values = ', '.join(f'{word}{metric} {value:.4f}' for metric, value in metrics.items())
-        print(f'On {title_of(name)}: {values}', flush=True)
+        count = f' ({metrics["images"]} images)' if 'images' in metrics else ''
+        print(f'On {title_of(name)}{count}: {word}{with_intervals(metrics, word)}', flush=True)
 
 
-def with_interval(result: dict[str, Any], metric: str) -> str:
-    """'SRCC 0.8797 [0.831, 0.916]': a metric, and its 95 % interval where there is one."""
-    low, high = result.get(f'{metric}_interval', (math.nan, math.nan))
-    interval = '' if low is None or math.isnan(low) else f' [{low:.3f}, {high:.3f}]'
-    return f'{metric} {result.get(metric, math.nan):.4f}{interval}'
+def with_intervals(result: dict[str, Any], word: str = '') -> str:
+    """'SRCC 0.8797 [0.831, 0.916], PLCC ...': the metrics and the 95 % intervals that there are, after the first by `word`."""
+    shown = []
+    for metric in ('SRCC', 'PLCC', 'MAE'):
+        low, high = result.get(f'{metric}_interval', (math.nan, math.nan))
+        interval = '' if low is None or math.isnan(low) else f' [{low:.3f}, {high:.3f}]'
+        if metric in result:
+            shown.append(f'{metric} {result[metric]:{".4g" if metric == "MAE" else ".4f"}}{interval}')
+    return f', {word}'.join(shown)

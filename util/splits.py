@@ -177,8 +177,8 @@ def read_split(
     """The images of each part in a split that somebody wrote down.
 
     Args:
-        asked: a run's split.json, a table with a set column, a folder with a list for each part, or with such a folder for
-            each round, or several `part=FILE`. `{round}` in it stands for the round.
+        asked: a run, a split.json of one, a table with a set column, a folder with a list for each part, or with such a
+            folder for each round, or several `part=FILE`. `{round}` in it stands for the round.
         round_number: 1-based.
         columns: names or numbers of a table's columns by role; `{round}` in them too.
 
@@ -203,7 +203,12 @@ def with_round(text: Path | str, round_number: int) -> str:
 
 
 def files_in(folder: str, round_number: int) -> dict[str, str]:
-    """The list of each part in `folder`, or in the folder of the round inside: the files with the part in their names."""
+    """The list of each part in `folder`, or in the folder of the round inside: the files with the part in their names.
+
+    Of a run it is the round's split.json, with all parts.
+    """
+    if os.path.isfile(os.path.join(folder, 'config.json')):
+        return {'': os.path.join(folder, f'round_{round_number:02d}', 'split.json')}
     rounds = [name for name in os.listdir(folder) if name.isdigit() and os.path.isdir(os.path.join(folder, name))]
     if rounds:
         if str(round_number) not in rounds:
