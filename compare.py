@@ -3,45 +3,62 @@
     python compare.py runs/koniq-seed0 runs/koniq-mine [--csv FILE] [--plot FILE]
     python compare.py runs/*
 
-Prints each run's SRCC and PLCC, and for two runs the difference of their SRCC: in every round on the same test images, with its
-interval, and over the rounds. An interval of a difference is narrower than those of the two values, since both runs see the
-same easy and difficult images.
+Prints each run's SRCC and PLCC, and for two runs their differences on the same test images. An interval of a difference is
+narrower than those of the two values, since both runs see the same easy and difficult images. What it is about depends on the
+rounds that both runs have finished:
+
+- one round: the test images alone, since a single training of each says nothing about the methods
+- rounds with different test images: the mean difference, with the corrected metrics.resampled t-test of Nadeau and Bengio (2003)
+- rounds with the same test images: the median difference, by drawing images and rounds
 """
 
 import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
-from util import plots
+import folders
+from util import metrics, plots
 from util.errors import InputError, boundary
-from util.files import check_output, named, write_table, write_whole
-from util.metrics import TestedImages, intervals, median_interval, plcc, resampled, srcc
-from util.options import Parser, read_record
-from util.run_folder import read_columns, read_predictions, round_path, rounds_in
+from util.files import check_output, named, read_json, write_table, write_whole
+from util.metrics import TestedImages
+from util.options import FREE_OPTIONS, Parser, read_record, with_defaults
+from util.run_folder import read_columns, read_predictions, round_path, rounds_in, with_intervals
 
-COLUMNS = ('first', 'second', 'round', 'first_srcc', 'second_srcc', 'difference', 'low', 'high')
+COLUMNS = ('first', 'second', 'metric', 'round', 'first_value', 'second_value', 'difference', 'low', 'high', 'p')
+LAST = 'last epoch'
 
 
 class Run(NamedTuple):
-    """The finished rounds of a run by their 1-based number: test images, and the test SRCC of every epoch."""
+    """The finished rounds of a run by their 1-based number: test images at the best epoch, epochs, and parts of the split."""
 
     name: str
+    record: dict[str, Any]
     rounds: dict[int, TestedImages]
-    curves: dict[int, list[float]]
+    histories: dict[int, dict[str, list[float]]]
+    splits: dict[int, dict[str, Any]]
 
 
 class Comparison(NamedTuple):
-    """Two runs on the same test images: `rows` with COLUMNS, one for each round, and last of all one for their median."""
+    """Two runs on the same test images.
+
+    Attributes:
+        rows: with COLUMNS, for SRCC and then PLCC: one for each round, of two or more rounds one for their 'mean' or
+            'median', and one for the last epochs; without an interval `low` and `high` are nan, and `reason` may say why.
+    """
 
     first: Run
     second: Run
     rows: list[dict[str, Any]]
-    p: float
+
+    @property
+    def main(self) -> dict[str, Any]:
+        """The row of the SRCC that the verdict is about."""
+        return [row for row in self.rows if row['metric'] == 'SRCC'][-2]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,13 +76,14 @@ def main(argv: list[str] | None = None) -> None:
             if options.csv:
                 write_table(options.csv, COLUMNS, comparison.rows)
             if options.plot:
-                curves = {run.name: list(run.curves.values()) for run in runs}
-                write_whole(options.plot, plots.comparison(curves, comparison.rows))
+                curves = {run.name: [history['test_srcc'] for history in run.histories.values()] for run in runs}
+                shown = [row for row in comparison.rows if row['metric'] == 'SRCC' and row['round'] != LAST]
+                write_whole(options.plot, plots.comparison(curves, shown))
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser('Compare runs on the same test images.')
-    parser.add_argument('runs', nargs='+', metavar='RUN', help='two run folders or more')
+    parser = Parser('Compare runs on the same test images.', 'example:\n  python compare.py runs/koniq-seed0 runs/koniq-mine')
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='two run folders: their difference; more: a table of them')
     parser.add_argument('--csv', metavar='FILE', help='write every difference as a table too')
     parser.add_argument('--plot', metavar='FILE', help='draw the test SRCC by epoch and the differences as a PNG')
     options = parser.parse_args(argv)
@@ -78,7 +96,7 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     """The runs in the folders `paths`, by the shortest names that differ.
 
     Raises:
-        InputError: a folder is no run folder, holds no finished round with a test part, or is given twice.
+        InputError: a folder is no run folder, has no finished round with a test part, or is given twice.
     """
     folders = [Path(path).resolve() for path in paths]
     if len(set(folders)) < len(folders):
@@ -89,23 +107,25 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    read_record(folder / 'config.json')
-    read = {number: read_predictions(round_path(folder, number) / 'predictions.csv') for number in rounds_in(folder)}
+    record = read_record(folder / 'config.json')
+    paths = {number: round_path(folder, number) for number in rounds_in(folder)}
+    read = {number: read_predictions(path / 'predictions.csv') for number, path in paths.items()}
     rounds = {number: tested for number, tested in read.items() if tested.images}
     if not rounds:
-        raise InputError(f'{folder} holds no finished round with test images; its command with --resume finishes it')
-    return Run(name, rounds, {number: read_curve(round_path(folder, number) / 'history.csv') for number in rounds})
+        raise InputError(f'{folder} has no finished round with test images; --resume {folder} finishes it')
+    histories = {number: read_history(paths[number] / 'history.csv') for number in rounds}
+    return Run(name, record, rounds, histories, {number: read_json(paths[number] / 'split.json') for number in rounds})
 
 
-def read_curve(path: Path) -> list[float]:
-    """The test SRCC of every epoch."""
+def read_history(path: Path) -> dict[str, list[float]]:
+    """The test SRCC and PLCC of every epoch."""
     columns = read_columns(path)
     with named(path, 'a table'):
-        return [float(value) for value in columns['test_srcc']]
+        return {name: [float(value) for value in columns[name]] for name in ('test_srcc', 'test_plcc')}
 
 
 def compare(first: Run, second: Run) -> Comparison:
-    """The difference of the SRCC of two runs, first less second, in the rounds that both have finished.
+    """The differences of the SRCC and PLCC of two runs, first less second, in the rounds that both have finished.
 
     Raises:
         InputError: they share no round, or the test images or scores of a round differ.
@@ -114,16 +134,22 @@ def compare(first: Run, second: Run) -> Comparison:
     if not numbers:
         raise InputError(f'{first.name} and {second.name} have finished no round in common')
     pairs = [same_images(number, first, second) for number in numbers]
-    values = resampled([tested for pair in pairs for tested in pair])[0]
-    differences = values[::2] - values[1::2]
-    rows: list[list[Any]] = []
-    for number, pair, resamples in zip(numbers, pairs, differences):
-        one, other = (srcc(tested.predicted, tested.subjective) for tested in pair)
-        rows.append([first.name, second.name, str(number), one, other, one - other, *median_interval(resamples[None])])
-    medians = np.median([row[3:6] for row in rows], axis=0).tolist()
-    p = signed_rank_p([row[5] for row in rows])
-    rows.append([first.name, second.name, 'median', *medians, *median_interval(differences)])
-    return Comparison(first, second, [dict(zip(COLUMNS, row)) for row in rows], p)
+    resamples = metrics.resampled([tested for pair in pairs for tested in pair])
+    rows = []
+    for metric, values in zip(metrics.CORRELATIONS, resamples[:, ::2] - resamples[:, 1::2]):
+        of_rounds = [row_of_round(metric, *row) for row in zip(numbers, pairs, values)]
+        last = [[run.histories[k][f'test_{metric.lower()}'][-1] for run in (first, second)] for k in numbers]
+        ends = [{'first_value': one, 'second_value': other, 'difference': one - other} for one, other in last]
+        if len(pairs) == 1:
+            found = [*of_rounds, {**ends[0], 'round': LAST}]
+        elif len({frozenset(one.images) for one, _ in pairs}) > 1:
+            ratio = float(np.mean([tested_to_trained(run.splits[k]) for run in (first, second) for k in numbers]))
+            found = [*of_rounds, row_of_mean(of_rounds, ratio), {**row_of_mean(ends, ratio), 'round': LAST}]
+        else:
+            found = [*of_rounds, row_of_median(of_rounds, values), {**row_of_median(ends), 'round': LAST}]
+        blank = {'first': first.name, 'second': second.name, 'metric': metric, 'low': math.nan, 'high': math.nan}
+        rows += [{**blank, **row} for row in found]
+    return Comparison(first, second, rows)
 
 
 def same_images(number: int, first: Run, second: Run) -> tuple[TestedImages, TestedImages]:
@@ -134,7 +160,7 @@ def same_images(number: int, first: Run, second: Run) -> tuple[TestedImages, Tes
         alone = [name for name in names if name not in others]
         if alone:
             what = f'{run.name} alone tests {len(alone)} of its {len(names)} images, the first of them {alone[0]}'
-            raise InputError(f'{refused} {what}; --split FILE gives a run the split.json of another')
+            raise InputError(f'{refused} {what}; --split RUN trains a run on the splits of another')
     position = {name: k for k, name in enumerate(other.images)}
     order = [position[name] for name in one.images]
     differ = [name for name, a, b in zip(one.images, one.subjective, other.subjective[order]) if a != b]
@@ -143,52 +169,112 @@ def same_images(number: int, first: Run, second: Run) -> tuple[TestedImages, Tes
     return one, TestedImages(one.images, one.contents, one.subjective, other.predicted[order])
 
 
-def signed_rank_p(differences: list[float]) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test that the differences of the rounds are symmetric about 0."""
-    changed = [difference for difference in differences if difference]
-    return float(stats.wilcoxon(changed).pvalue) if changed and not any(map(math.isnan, changed)) else 1.0
+def row_of_round(metric: str, number: int, pair: tuple[TestedImages, TestedImages], resamples: np.ndarray) -> dict[str, Any]:
+    """The difference in a round, with its interval over the test images: no interval is about trainings."""
+    functions = [metrics.of_kept(tested, metrics.CORRELATIONS[metric]) for tested in pair]
+
+    def difference(kept: np.ndarray) -> float:
+        return functions[0](kept) - functions[1](kept)
+
+    values = [function(np.full(len(pair[0].images), True)) for function in functions]
+    row = {'round': str(number), 'first_value': values[0], 'second_value': values[1], 'difference': values[0] - values[1]}
+    try:
+        ends = (
+            metrics.jackknife(pair[0].contents, difference)
+            if metrics.has_groups(pair[0])
+            else metrics.median_interval(resamples[None])
+        )
+        return {**row, 'low': ends[0], 'high': ends[1]}
+    except metrics.NoIntervalError as reason:
+        return {**row, 'reason': str(reason)}
+
+
+def tested_to_trained(split: dict[str, Any]) -> float:
+    return len(split['test']) / (len(split['train']) + len(split.get('val', [])))
+
+
+def row_of_mean(rows: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
+    """The mean over rounds that draw from the same images."""
+    mean, (low, high), p = metrics.corrected_t([row['difference'] for row in rows], ratio)
+    values = {name: float(np.mean([row[name] for row in rows])) for name in ('first_value', 'second_value')}
+    return {**values, 'round': 'mean', 'difference': mean, 'low': low, 'high': high, 'p': p}
+
+
+def row_of_median(rows: list[dict[str, Any]], resamples: np.ndarray | None = None) -> dict[str, Any]:
+    """The median over rounds with the same test images; its interval is over images and rounds."""
+    row = {name: float(np.median([row[name] for row in rows])) for name in ('first_value', 'second_value', 'difference')}
+    low, high = metrics.median_interval(resamples) if resamples is not None else (math.nan, math.nan)
+    return {**row, 'round': 'median', 'low': low, 'high': high}
 
 
 def print_runs(runs: list[Run]) -> None:
-    width = max(len(run.name) for run in runs)
-    print(f'{"":{width}s}  rounds  median SRCC              median PLCC')
+    """Print a line for each run, the highest SRCC first."""
+    lines = []
     for run in runs:
         rounds = list(run.rounds.values())
-        ranges = intervals(rounds)
-        cells = []
-        for name, metric in (('SRCC', srcc), ('PLCC', plcc)):
-            median = float(np.median([metric(tested.predicted, tested.subjective) for tested in rounds]))
-            cells.append(f'{median:.4f} {shown(ranges[f"{name}_interval"], ".3f"):16s}')
-        print(f'{run.name:{width}s}  {len(rounds):6d}  {"  ".join(cells)}'.rstrip())
+        median = {
+            name: float(np.median([of_kept(r, f)(slice(None)) for r in rounds])) for name, f in metrics.CORRELATIONS.items()
+        }
+        last = float(np.median([history['test_srcc'][-1] for history in run.histories.values()]))
+        cells = (
+            run.name,
+            str(len(rounds)),
+            with_intervals({**median, **metrics.intervals(rounds)}),
+            f'{last:.4f}',
+            *facts_of(run.record),
+        )
+        lines.append((median['SRCC'], cells))
+    table = [('run', 'rounds', 'median over rounds', LAST, 'commit', 'options that are not the default')]
+    table += [cells for _, cells in sorted(lines, key=lambda line: -np.nan_to_num(line[0], nan=-2))]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    print('\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in table))
+    if not all('val' in split for run in runs for split in run.splits.values()):
+        print('Best epochs were chosen on these test images, which is optimistic; the last epoch was not chosen.')
+
+
+def facts_of(record: dict[str, Any]) -> tuple[str, str]:
+    """The commit that made a run, and its options that differ from the defaults."""
+    options, defaults = record['options'], vars(with_defaults(SimpleNamespace()))
+    defaults |= folders.DATABASES[options.get('dataset', defaults['dataset'])].defaults
+    differing = {name: options[name] for name in options if options[name] != defaults.get(name) and options[name]}
+    shown = [f'--{name} {value}' for name, value in differing.items() if name not in FREE_OPTIONS]
+    return (record.get('commit') or '')[:7], ' '.join(shown)
 
 
 def print_comparison(comparison: Comparison) -> None:
-    *rounds, median = comparison.rows
     first, second = comparison.first.name, comparison.second.name
-    print(f'\n{first} less {second}: SRCC on the same test images')
-    for row in comparison.rows:
-        name = 'round ' * (row is not median) + row['round']
-        print(f'  {name:9s} {row["difference"]:+.4f} {shown((row["low"], row["high"]), "+.4f")}')
+    count = len(comparison.rows) // 2
+    srccs, plccs = comparison.rows[:count], comparison.rows[count:]
+    print(f'\n{first} less {second} on the same test images, with 95 % intervals')
+    print(f'  {"":11}{"SRCC":32}PLCC')
+    for row, beside in zip(srccs, plccs):
+        name = 'round ' * row['round'].isdigit() + row['round']
+        print(f'  {name:11}{shown(row):32}{shown(beside)}'.rstrip())
+    rounds = [row for row in srccs if row['round'].isdigit()]
     wins, losses = (sum(sign * row['difference'] > 0 for row in rounds) for sign in (1, -1))
-    ahead = f'{first} is ahead in {wins}, {second} in {losses}'
-    print(f'  of {len(rounds)} rounds {ahead}; Wilcoxon signed-rank p {comparison.p:.3g}')
+    print(f'  SRCC: {first} is ahead in {wins} and {second} in {losses} of {len(rounds)} rounds')
     print(f'  {verdict(comparison)}', flush=True)
 
 
 def verdict(comparison: Comparison) -> str:
-    """One sentence, which calls a run better only where the interval of the median difference leaves out 0."""
-    first, second = comparison.first.name, comparison.second.name
-    low, high = (comparison.rows[-1][end] for end in ('low', 'high'))
-    if low > 0:
-        return f'{first} is better than {second}: the interval of the median difference is above 0'
-    if high < 0:
-        return f'{second} is better than {first}: the interval of the median difference is below 0'
-    reason = 'holds 0' if low <= 0 <= high else 'is not defined'
-    return f'No difference between {first} and {second} is shown: the interval of the median {reason}'
+    """One sentence, which calls a run better only where the interval of the SRCC's difference leaves out 0."""
+    row, first, second = comparison.main, comparison.first.name, comparison.second.name
+    better = (
+        f'{first} is better than {second}' if row['low'] > 0 else f'{second} is better than {first}' if row['high'] < 0 else ''
+    )
+    found = better or f'no significant difference between {first} and {second}'
+    if row['round'].isdigit():
+        reason = f' (no interval: {row["reason"]})' if 'reason' in row else ''
+        return f'{found} on these test images{reason}; one training each says nothing about the methods'
+    if row['round'] == 'median':
+        return f'{found} on these test images, by the median of the rounds'
+    return f'{found}, by the mean of the rounds (p {row["p"]:.2g})'
 
 
-def shown(interval: Sequence[float], form: str) -> str:
-    return f'[{interval[0]:{form}}, {interval[1]:{form}}]'
+def shown(row: dict[str, Any]) -> str:
+    """'+0.0123 [-0.0010, +0.0256] p 0.07', as far as it is known."""
+    interval = '' if math.isnan(row['low']) else f' [{row["low"]:+.4f}, {row["high"]:+.4f}]'
+    return f'{row["difference"]:+.4f}{interval}' + (f' p {row["p"]:.2g}' if 'p' in row else '')
 
 
 if __name__ == '__main__':

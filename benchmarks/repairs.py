@@ -94,15 +94,20 @@ def report(output: Path) -> None:
     print(f'\nTest SRCC; late: epochs {LATE} and after; mean over rounds, lowest and highest in brackets\n')
     print('| loop | rounds | best epoch | last epoch | late mean | late deviation |\n|---|---|---|---|---|---|')
     for run in runs:
-        cells = [spread(values) for values in zip(*map(figures, run.curves.values()))]
-        print(f'| {run.name} | {len(run.curves)} | {" | ".join(cells)} |')
+        cells = [spread(values) for values in zip(*map(figures, curves_of(run)))]
+        print(f'| {run.name} | {len(run.rounds)} | {" | ".join(cells)} |')
     comparisons = [compare.compare(repaired, other) for other in others]
     for comparison in comparisons:
         compare.print_comparison(comparison)
     figure = Figure(figsize=(9, 6), layout='constrained')
-    plots.draw_curves(figure.subplots(), {run.name: list(run.curves.values()) for run in runs})
+    plots.draw_curves(figure.subplots(), {run.name: curves_of(run) for run in runs})
     write_whole(output / 'comparison.png', plots.png(figure))
     print('\nUndoing repair 3 without repair 2 changes nothing, so two of the eight combinations are left out.', flush=True)
+
+
+def curves_of(run: compare.Run) -> list[list[float]]:
+    """The test SRCC of every epoch, of each round."""
+    return [history['test_srcc'] for history in run.histories.values()]
 
 
 def figures(curve: list[float]) -> tuple[float, float, float, float]:

@@ -10,7 +10,12 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
 RESAMPLES = 2000
+FEWEST = 5  # contents of a jackknife
 RESAMPLED_AT_ONCE = 2_000_000  # images, which bounds the memory to some 100 MB
+
+
+class NoIntervalError(Exception):
+    """There is no interval; the message is the reason."""
 
 
 class TestedImages(NamedTuple):
@@ -44,6 +49,9 @@ def correlation(function: Callable[[np.ndarray, np.ndarray], Any], predicted: Ar
     predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
     defined = all(np.isfinite(scores).all() and np.ptp(scores) > 0 for scores in (predicted, subjective) if scores.size)
     return float(function(predicted, subjective)[0]) if defined and predicted.size > 1 else math.nan
+
+
+CORRELATIONS = {'SRCC': srcc, 'PLCC': plcc}
 
 
 def logistic(x: np.ndarray, high: float, low: float, centre: float, width: float) -> np.ndarray:
@@ -90,25 +98,95 @@ def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]
     }
 
 
-def intervals(rounds: Sequence[TestedImages]) -> dict[str, list[float]]:
-    """95 % bootstrap percentile intervals of the median SRCC and PLCC over rounds, as [low, high]; of a single round, its own.
+def intervals(rounds: Sequence[TestedImages]) -> dict[str, Any]:
+    """95 % intervals of the SRCC and PLCC of a round, or of their medians over several rounds, as [low, high] each.
 
-    Each of 2,000 resamples from a fixed seed draws as many contents as all rounds have tested, with replacement, so an image
-    that several rounds tested counts equally often in each; and as many rounds as there are, since training varies too.
-    So the interval is for other images and other rounds of the same kind. Nan where a round has fewer than three contents.
+    Of a round with several images of one content it is a jackknife (see `jackknife`) of Fisher's z. Otherwise it is the middle
+    of 2,000 bootstrap resamples from a fixed seed. Each draws as many contents as all rounds have tested, with replacement, so
+    an image that several rounds tested counts equally often in each; and as many rounds as there are, since training varies
+    too. So the interval is for other images and other rounds of the same kind.
+
+    Returns:
+        `SRCC_interval`, `PLCC_interval` and the `interval_method`; or the reason, under `no_interval`, why there is none.
     """
-    return {f'{name}_interval': median_interval(values) for name, values in zip(('SRCC', 'PLCC'), resampled(rounds))}
+    try:
+        if len(rounds) > 1 or not has_groups(rounds[0]):
+            found = {name: median_interval(values) for name, values in zip(CORRELATIONS, resampled(rounds))}
+            return {**{f'{name}_interval': interval for name, interval in found.items()}, 'interval_method': 'bootstrap'}
+        ends = {
+            f'{name}_interval': np.tanh(jackknife(rounds[0].contents, of_kept(rounds[0], metric), np.arctanh)).tolist()
+            for name, metric in CORRELATIONS.items()
+        }
+        return {**ends, 'interval_method': 'jackknife of the contents'}
+    except NoIntervalError as reason:
+        return {'no_interval': str(reason)}
+
+
+def has_groups(tested: TestedImages) -> bool:
+    """Whether several images are of one content."""
+    return len(set(tested.contents)) < len(tested.images)
+
+
+def of_kept(tested: TestedImages, metric: Callable[[Any, Any], float]) -> Callable[[np.ndarray], float]:
+    """`metric` as a function of which images are kept, (N,) bool."""
+    return lambda kept: metric(tested.predicted[kept], tested.subjective[kept])
+
+
+def jackknife(
+    contents: Sequence[str], value: Callable[[np.ndarray], float], transform: Callable[[Any], Any] = np.asarray
+) -> list[float]:
+    """95 % interval of `transform` of a value, from that value without each content, with (number of contents - 1) degrees.
+
+    Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 11.
+
+    Args:
+        value: of the images that are kept, (N,) bool.
+
+    Raises:
+        NoIntervalError: there are fewer than FEWEST contents, or a value is undefined or infinite once transformed.
+    """
+    names, of_images = np.unique(contents, return_inverse=True)
+    count = len(names)
+    if count < FEWEST:
+        raise NoIntervalError(f'{count} content{"s are" if count > 1 else " is"} too few (at least {FEWEST})')
+    with np.errstate(divide='ignore'):
+        whole, *parts = transform(np.array([value(of_images != k) for k in range(-1, count)]))  # no image is of content -1
+    if not np.isfinite([whole, *parts]).all():
+        raise NoIntervalError('a correlation is undefined or perfect')
+    error = math.sqrt((count - 1) * np.var(parts))
+    half = float(stats.t.ppf(0.975, count - 1)) * error
+    return [whole - half, whole + half]
+
+
+def corrected_t(differences: Sequence[float], ratio: float) -> tuple[float, list[float], float]:
+    """Mean, 95 % interval and two-sided p of the differences between two methods in rounds that draw from the same images.
+
+    The corrected resampled t-test: Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 52 (2003).
+
+    Args:
+        ratio: images that a round tests / images that it trains on, its validation part included.
+    """
+    count, mean = len(differences), float(np.mean(differences))
+    error = float(np.std(differences, ddof=1)) * math.sqrt(1 / count + ratio)
+    half = float(stats.t.ppf(0.975, count - 1)) * error
+    p = 2 * float(stats.t.sf(abs(mean) / error, count - 1)) if error else float(mean == 0)
+    return mean, [mean - half, mean + half], p
 
 
 def median_interval(values: np.ndarray) -> list[float]:
     """The middle 95 % of the median over rounds of `values` (rounds, RESAMPLES), each of which is of as many drawn rounds.
 
     Resamples in which the metric is undefined are left out.
+
+    Raises:
+        NoIntervalError: it is undefined in all of them.
     """
     drawn = np.random.RandomState(1).randint(len(values), size=(RESAMPLES, len(values)))
     medians = np.median(values[drawn, np.arange(RESAMPLES)[:, None]], axis=1)
     medians = medians[np.isfinite(medians)]
-    return np.percentile(medians, (2.5, 97.5)).tolist() if len(medians) else [math.nan, math.nan]
+    if not len(medians):
+        raise NoIntervalError('there are fewer than 3 test images, or a correlation is undefined')
+    return np.percentile(medians, (2.5, 97.5)).tolist()
 
 
 def resampled(rounds: Sequence[TestedImages]) -> np.ndarray:

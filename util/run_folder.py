@@ -20,7 +20,7 @@ import numpy as np
 
 from util.errors import InputError, log
 from util.files import is_locked, locked, named, read_json, reading, remove_abandoned, write_json, write_table
-from util.metrics import TestedImages, intervals
+from util.metrics import CORRELATIONS, TestedImages, intervals
 from util.options import read_record, refuse_other_options, title_of
 from util.splits import SplitRecord
 from util.tables import read_rows
@@ -28,7 +28,9 @@ from util.tables import read_rows
 RESULTS = ('last.pth', 'best.pth', 'history.csv', 'predictions.csv', 'result.json')  # that a round has once it is under way
 PREDICTION_COLUMNS = ('image', 'content', 'score', 'prediction')
 METRICS = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic', 'MAE')
-ON_OTHERS = ('SRCC', 'PLCC', 'KRCC', 'SRCC_interval', 'PLCC_interval')
+INTERVALS = ('SRCC_interval', 'PLCC_interval', 'interval_method', 'no_interval')
+ON_OTHERS = ('SRCC', 'PLCC', 'KRCC', *INTERVALS)
+CHOSEN = 'chosen on these images'
 
 
 def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> dict[str, Any] | None:
@@ -178,14 +180,26 @@ def summarise(run: Path | str) -> dict[str, Any]:
     writable = os.access(run, os.W_OK)  # another user's run is only read
     with locked(run / '.lock') if writable else nullcontext():
         finished = {number: round_path(run, number) for number in rounds_in(run) if 1 <= number <= last}
-        rounds = {str(number): read_result(path / 'result.json') for number, path in finished.items()}
+        rounds = {str(number): {**read_result(path / 'result.json'), **of_history(path)} for number, path in finished.items()}
         results = {'rounds': rounds, **statistics(list(rounds.values()))}
-        if rounds and all('SRCC_interval' in result for result in rounds.values()):  # the first versions named no contents
-            results['median'] |= intervals([read_predictions(path / 'predictions.csv') for path in finished.values()])
+        if rounds and not any(result.keys().isdisjoint(INTERVALS) for result in rounds.values()):  # the first versions had none
+            tested = [read_predictions(path / 'predictions.csv') for path in finished.values()]
+            for result, images in zip(rounds.values(), tested):
+                if 'no_interval' not in result and 'interval_method' not in result:  # an earlier version's
+                    result |= intervals([images])
+            results['median'] |= intervals(tested)
         if writable:
             remove_abandoned(run)
             write_json(run / 'results.json', without_nan(results))
     return results
+
+
+def of_history(path: Path) -> dict[str, Any]:
+    """What a summary adds to the result of the round in the folder `path`: the test of its last epoch, which nothing chose."""
+    columns = read_columns(path / 'history.csv')
+    with named(path / 'history.csv', 'a table'):
+        last = {name: float(columns[f'test_{name.lower()}'][-1]) for name in CORRELATIONS}
+    return {'last_epoch': last, 'chosen_on': 'validation' if 'val_srcc' in columns else 'test'}
 
 
 def rounds_in(run: Path) -> list[int]:
@@ -220,6 +234,8 @@ def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         }
 
     found: dict[str, Any] = over(rounds, METRICS) if rounds else {title: {} for title in functions}
+    for title, metrics in over([result['last_epoch'] for result in rounds], CORRELATIONS).items() if rounds else ():
+        found[title]['last_epoch'] = metrics
     for name in rounds[0].get('test_on', {}) if rounds else ():
         others = over([result.get('test_on', {}).get(name, {}) for result in rounds], ('SRCC', 'PLCC', 'KRCC', 'MAE'))
         for title in functions:
@@ -239,8 +255,10 @@ def print_round(result: dict[str, Any] | None, split: SplitRecord) -> None:
     elif 'test' not in split:
         print(f'Trained on all {len(split["train"])} images; the last epoch, {result["epoch"]}, is kept', flush=True)
     else:
-        chosen = 'Best validation epoch: test' if 'val' in split else 'Best test'
-        print(f'{chosen} {with_intervals(result)} (epoch {result["epoch"]})', flush=True)
+        is_val = result['chosen_on'] == 'validation'
+        best, chosen = ('Best validation epoch: test', '') if is_val else ('Best test', f', {CHOSEN}')
+        print(f'{best} {with_intervals(result)} (epoch {result["epoch"]}{chosen})', flush=True)
+        print(f'Last epoch: test {with_intervals(result["last_epoch"])}', flush=True)
     print_on_others((result or {}).get('test_on', {}))
 
 
@@ -249,8 +267,11 @@ def print_medians(results: dict[str, Any]) -> None:
     median, count = results['median'], len(results['rounds'])
     if count and all(math.isnan(result['SRCC']) for result in results['rounds'].values()):
         return
-    of_rounds = f' of {count} rounds' if count > 1 else ''
-    print(f'Testing median {with_intervals(median, "median ")}{of_rounds}', flush=True)
+    of_rounds = [f'of {count} rounds'] * (count > 1)
+    chosen = [f'best epochs, {CHOSEN}'] * any(result['chosen_on'] == 'test' for result in results['rounds'].values())
+    about = f' ({", ".join(of_rounds + chosen)})' if of_rounds + chosen else ''
+    print(f'Testing median {with_intervals(median, "median ")}{about}', flush=True)
+    print(f'Last epochs: median {with_intervals(median["last_epoch"], "median ")}', flush=True)
     print_on_others(median.get('test_on', {}), 'median ')
 
 
@@ -269,4 +290,5 @@ def with_intervals(result: dict[str, Any], word: str = '') -> str:
         interval = '' if low is None or math.isnan(low) else f' [{low:.3f}, {high:.3f}]'
         if metric in result:
             shown.append(f'{metric} {result[metric]:{".4g" if metric == "MAE" else ".4f"}}{interval}')
-    return f', {word}'.join(shown)
+    without = f'; no interval: {result["no_interval"]}' if 'no_interval' in result else ''
+    return f', {word}'.join(shown) + without
