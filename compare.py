@@ -8,7 +8,7 @@ narrower than those of the two values, since both runs see the same easy and dif
 rounds that both runs have finished:
 
 - one round: the test images alone, since a single training of each says nothing about the methods
-- rounds with different test images: the mean difference, with the corrected metrics.resampled t-test of Nadeau and Bengio (2003)
+- rounds with different test images: the mean difference, with the corrected resampled t-test of Nadeau and Bengio (2003)
 - rounds with the same test images: the median difference, by drawing images and rounds
 """
 
@@ -179,12 +179,11 @@ def row_of_round(metric: str, number: int, pair: tuple[TestedImages, TestedImage
     values = [function(np.full(len(pair[0].images), True)) for function in functions]
     row = {'round': str(number), 'first_value': values[0], 'second_value': values[1], 'difference': values[0] - values[1]}
     try:
-        ends = (
-            metrics.jackknife(pair[0].contents, difference)
-            if metrics.has_groups(pair[0])
-            else metrics.median_interval(resamples[None])
-        )
-        return {**row, 'low': ends[0], 'high': ends[1]}
+        if metrics.has_groups(pair[0]):
+            low, high = metrics.jackknife(pair[0].contents, difference)
+        else:
+            low, high = metrics.median_interval(resamples[None])
+        return {**row, 'low': low, 'high': high}
     except metrics.NoIntervalError as reason:
         return {**row, 'reason': str(reason)}
 
@@ -212,18 +211,11 @@ def print_runs(runs: list[Run]) -> None:
     lines = []
     for run in runs:
         rounds = list(run.rounds.values())
-        median = {
-            name: float(np.median([of_kept(r, f)(slice(None)) for r in rounds])) for name, f in metrics.CORRELATIONS.items()
-        }
-        last = float(np.median([history['test_srcc'][-1] for history in run.histories.values()]))
-        cells = (
-            run.name,
-            str(len(rounds)),
-            with_intervals({**median, **metrics.intervals(rounds)}),
-            f'{last:.4f}',
-            *facts_of(run.record),
-        )
-        lines.append((median['SRCC'], cells))
+        values = [[metric(r.predicted, r.subjective) for r in rounds] for metric in metrics.CORRELATIONS.values()]
+        median = dict(zip(metrics.CORRELATIONS, np.median(values, axis=1).tolist()))
+        last = f'{np.median([history["test_srcc"][-1] for history in run.histories.values()]):.4f}'
+        found = with_intervals({**median, **metrics.intervals(rounds)})
+        lines.append((median['SRCC'], (run.name, str(len(rounds)), found, last, *facts_of(run.record))))
     table = [('run', 'rounds', 'median over rounds', LAST, 'commit', 'options that are not the default')]
     table += [cells for _, cells in sorted(lines, key=lambda line: -np.nan_to_num(line[0], nan=-2))]
     widths = [max(map(len, column)) for column in zip(*table)]
