@@ -177,7 +177,12 @@ def row_of_round(metric: str, number: int, pair: tuple[TestedImages, TestedImage
         return functions[0](kept) - functions[1](kept)
 
     values = [function(np.full(len(pair[0].images), True)) for function in functions]
-    row = {'round': str(number), 'first_value': values[0], 'second_value': values[1], 'difference': values[0] - values[1]}
+    row: dict[str, Any] = {
+        'round': str(number),
+        'first_value': values[0],
+        'second_value': values[1],
+        'difference': values[0] - values[1],
+    }
     try:
         if metrics.has_groups(pair[0]):
             low, high = metrics.jackknife(pair[0].contents, difference)
@@ -251,13 +256,13 @@ def print_comparison(comparison: Comparison) -> None:
 def verdict(comparison: Comparison) -> str:
     """One sentence, which calls a run better only where the interval of the SRCC's difference leaves out 0."""
     row, first, second = comparison.main, comparison.first.name, comparison.second.name
-    better = (
-        f'{first} is better than {second}' if row['low'] > 0 else f'{second} is better than {first}' if row['high'] < 0 else ''
-    )
-    found = better or f'no significant difference between {first} and {second}'
+    found = f'no significant difference between {first} and {second}'
+    if row['low'] > 0 or row['high'] < 0:
+        found = f'{first} is better than {second}' if row['low'] > 0 else f'{second} is better than {first}'
+    if math.isnan(row['low']):
+        found = f'{first} and {second} cannot be told apart (no interval: {row.get("reason", metrics.UNDEFINED)})'
     if row['round'].isdigit():
-        reason = f' (no interval: {row["reason"]})' if 'reason' in row else ''
-        return f'{found} on these test images{reason}; one training each says nothing about the methods'
+        return f'{found} on these test images; one training each says nothing about the methods'
     if row['round'] == 'median':
         return f'{found} on these test images, by the median of the rounds'
     return f'{found}, by the mean of the rounds (p {row["p"]:.2g})'

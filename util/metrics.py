@@ -11,6 +11,7 @@ from scipy import optimize, special, stats
 
 RESAMPLES = 2000
 FEWEST = 5  # contents of a jackknife
+UNDEFINED = 'there are fewer than 3 test images, or a correlation is undefined'
 RESAMPLED_AT_ONCE = 2_000_000  # images, which bounds the memory to some 100 MB
 
 
@@ -112,6 +113,8 @@ def intervals(rounds: Sequence[TestedImages]) -> dict[str, Any]:
     try:
         if len(rounds) > 1 or not has_groups(rounds[0]):
             found = {name: median_interval(values) for name, values in zip(CORRELATIONS, resampled(rounds))}
+            if np.isnan([*found.values()]).any():
+                raise NoIntervalError(UNDEFINED)
             return {**{f'{name}_interval': interval for name, interval in found.items()}, 'interval_method': 'bootstrap'}
         ends = {
             f'{name}_interval': np.tanh(jackknife(rounds[0].contents, of_kept(rounds[0], metric), np.arctanh)).tolist()
@@ -176,17 +179,12 @@ def corrected_t(differences: Sequence[float], ratio: float) -> tuple[float, list
 def median_interval(values: np.ndarray) -> list[float]:
     """The middle 95 % of the median over rounds of `values` (rounds, RESAMPLES), each of which is of as many drawn rounds.
 
-    Resamples in which the metric is undefined are left out.
-
-    Raises:
-        NoIntervalError: it is undefined in all of them.
+    Resamples in which the metric is undefined are left out; where it is undefined in all of them, nan.
     """
     drawn = np.random.RandomState(1).randint(len(values), size=(RESAMPLES, len(values)))
     medians = np.median(values[drawn, np.arange(RESAMPLES)[:, None]], axis=1)
     medians = medians[np.isfinite(medians)]
-    if not len(medians):
-        raise NoIntervalError('there are fewer than 3 test images, or a correlation is undefined')
-    return np.percentile(medians, (2.5, 97.5)).tolist()
+    return np.percentile(medians, (2.5, 97.5)).tolist() if len(medians) else [math.nan, math.nan]
 
 
 def resampled(rounds: Sequence[TestedImages]) -> np.ndarray:
