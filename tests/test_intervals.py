@@ -2,14 +2,16 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
+from helpers import read_table
 from scipy import stats
 
 from util import metrics
 from util.metrics import TestedImages, intervals, plcc, srcc
-from util.run_folder import read_predictions, with_interval
+from util.run_folder import read_predictions, summarise, with_intervals, write_predictions
 
 
 def round_of(predicted, subjective, contents=None):
@@ -57,7 +59,7 @@ def test_the_interval_of_a_normal_plcc_is_fishers():
 
 
 @pytest.mark.parametrize('clustered', [False, True])
-def test_of_200_draws_90_to_99_percent_of_the_intervals_hold_the_truth(clustered):
+def test_of_200_draws_90_to_99_percent_of_the_intervals_contain_the_truth(clustered):
     """Clustered: 40 contents of two images; the errors of a content are alike, so that there are but 40 independent ones."""
     rng = np.random.RandomState(3)
     truths = {'SRCC_interval': 6 / math.pi * math.asin(0.7 / 2), 'PLCC_interval': 0.7}
@@ -87,25 +89,46 @@ def test_the_interval_over_rounds_counts_the_images_once_and_the_rounds_too():
     assert both[1][1] - both[1][0] > both[0][1] - both[0][0]
 
 
+@pytest.mark.parametrize('per_content', [4, 30])
+def test_the_interval_of_grouped_contents_is_the_jackknife_of_fishers_z(per_content):
+    rng = np.random.RandomState(5)
+    contents = [f'scene{k % 6}' for k in range(6 * per_content + 1)]
+    tested = round_of(*normal(rng, len(contents), 0.8), contents)
+    z = {name: np.arctanh(metric(tested.predicted, tested.subjective)) for name, metric in (('SRCC', srcc), ('PLCC', plcc))}
+    found = intervals([tested])
+    for name, metric in (('SRCC', srcc), ('PLCC', plcc)):
+        kept = [np.array(contents) != f'scene{k}' for k in range(6)]
+        parts = np.arctanh([metric(tested.predicted[k], tested.subjective[k]) for k in kept])
+        error = np.sqrt(5 / 6 * np.sum((parts - parts.mean()) ** 2))
+        expected = np.tanh(stats.t.interval(0.95, 5, z[name], error))
+        assert found[f'{name}_interval'] == pytest.approx(expected.tolist(), abs=1e-12)
+    assert found['interval_method'] == 'jackknife of the contents'
+
+
 @pytest.mark.parametrize(
-    'predicted, subjective, contents',
+    'predicted, subjective, contents, reason',
     [
-        ([], [], None),
-        ([1], [1], None),
-        ([1, 2], [1, 2], None),
-        ([1, 1, 1, 1], [1, 2, 3, 4], None),
-        ([1, 2, 3, math.nan], [1, 2, 3, 4], None),
-        ([1, 2, 3, 4], [1, 2, 3, 5], ['a', 'a', 'b', 'b']),
+        ([], [], None, 'fewer than 3 test images'),
+        ([1], [1], None, 'fewer than 3 test images'),
+        ([1, 2], [1, 2], None, 'fewer than 3 test images'),
+        ([1, 1, 1, 1], [1, 2, 3, 4], None, 'a correlation is undefined'),
+        ([1, 2, 3, math.nan], [1, 2, 3, 4], None, 'a correlation is undefined'),
+        ([1, 2, 3, 4], [1, 2, 3, 5], ['a', 'a', 'b', 'b'], '2 contents are too few (at least 5)'),
+        ([1, 2, 3, 4], [1, 2, 3, 5], ['a', 'a', 'a', 'a'], '1 content is too few (at least 5)'),
+        (range(10), range(10), list('aabbccddee'), 'a correlation is undefined or perfect'),
+        ([1] * 10, range(10), list('aabbccddee'), 'a correlation is undefined or perfect'),
     ],
 )
-def test_where_nothing_can_be_said_the_interval_is_nan(predicted, subjective, contents):
+def test_where_there_is_no_interval_the_reason_is_given(predicted, subjective, contents, reason):
     values = intervals([round_of(predicted, subjective, contents)])
-    assert all(math.isnan(end) for interval in values.values() for end in interval)
+    assert [*values] == ['no_interval'] and reason in values['no_interval']
+    shown = with_intervals({'SRCC': 0.5, **values})
+    assert shown == f'SRCC 0.5000; no interval: {values["no_interval"]}'
 
 
 def test_a_resample_of_one_image_alone_is_left_out():
     values = intervals([round_of([0.1, 0.7, 0.3], [1.1, 2.3, 1.9])])
-    assert all(-1 <= end <= 1 for interval in values.values() for end in interval)
+    assert all(-1 <= end <= 1 for name in ('SRCC_interval', 'PLCC_interval') for end in values[name])
 
 
 @pytest.mark.filterwarnings('error')
@@ -115,14 +138,34 @@ def test_a_resample_without_any_image_of_a_round_is_left_out():
     assert np.isnan(values[0, 0]).any() and np.isfinite(intervals(rounds)['SRCC_interval']).all()
 
 
-def test_a_run_tells_its_intervals(finished_run):
+def test_a_run_reports_its_intervals(finished_run):
     results = json.loads((finished_run / 'run' / 'results.json').read_text())
     for number in (1, 2):
         folder = finished_run / 'run' / f'round_0{number}'
         tested = read_predictions(folder / 'predictions.csv')
         assert list(tested.contents) == list(tested.images) and len(tested.images) == 2  # too few for an interval
-        assert results['rounds'][str(number)] == json.loads((folder / 'result.json').read_text())
-        assert results['rounds'][str(number)]['SRCC_interval'] == [None, None]
-    assert results['median']['SRCC_interval'] == [None, None] and 'SRCC_interval' not in results['mean']
+        result = json.loads((folder / 'result.json').read_text())
+        last = read_table(folder / 'history.csv')[-1]
+        of_history = {name: float(last[f'test_{name.lower()}']) for name in ('SRCC', 'PLCC')}
+        assert results['rounds'][str(number)] == {**result, 'last_epoch': of_history, 'chosen_on': 'test'}
+        assert 'fewer than 3' in result['no_interval'] and 'SRCC_interval' not in result
+    assert 'fewer than 3' in results['median']['no_interval'] and 'no_interval' not in results['mean']
     assert 'nan' not in (finished_run / 'stdout.txt').read_text().splitlines()[-1]
-    assert with_interval({'SRCC': 0.87971, 'SRCC_interval': [0.83061, 0.9158]}, 'SRCC') == 'SRCC 0.8797 [0.831, 0.916]'
+    values = {'SRCC': 0.87971, 'SRCC_interval': [0.83061, 0.9158], 'PLCC': 0.9, 'MAE': 3.21987}
+    assert with_intervals(values, 'median ') == 'SRCC 0.8797 [0.831, 0.916], median PLCC 0.9000, median MAE 3.22'
+
+
+def test_the_intervals_of_an_earlier_version_are_computed_anew(finished_run, tmp_path):
+    run = shutil.copytree(finished_run / 'run', tmp_path / 'run')
+    for number in (1, 2):
+        folder = run / f'round_0{number}'
+        rng = np.random.RandomState(number)
+        predicted, subjective = normal(rng, 40, 0.8)
+        tested = TestedImages([f'{k}.jpg' for k in range(40)], [f'scene{k // 4}' for k in range(40)], subjective, predicted)
+        write_predictions(folder / 'predictions.csv', tested)
+        result = json.loads((folder / 'result.json').read_text())
+        del result['no_interval']
+        (folder / 'result.json').write_text(json.dumps({**result, 'SRCC_interval': [0.1, 0.2], 'PLCC_interval': [0.1, 0.2]}))
+        found = summarise(run)['rounds'][str(number)] if number == 2 else {}
+    assert {name: found[name] for name in intervals([tested])} == intervals([tested])
+    assert found['interval_method'] == 'jackknife of the contents'
