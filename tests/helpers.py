@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import csv
+import re
 import signal
 import sys
 import time
@@ -54,6 +55,11 @@ def best_row(rows):
     column = 'val_srcc' if 'val_srcc' in rows[0] else 'test_srcc'
     finite = [row for row in rows if row[column] != 'nan']
     return max(finite, key=lambda row: float(row[column])) if finite else rows[-1]
+
+
+def without_times(output):
+    """The output without the last two columns of its tables."""
+    return re.sub(r'( +\d+ s){1,2}$', '', output, flags=re.MULTILINE)
 
 
 def tensors(path):

@@ -380,9 +380,9 @@ def test_the_table_has_a_row_for_every_database_and_fits_a_terminal():
     assert all(len(row) <= 100 for row in (header, *rows))
     koniq = next(row for row in rows if row.startswith('koniq'))
     assert koniq.split('  ')[0] == 'koniq' and 'KonIQ-10k' in koniq and '10073' in koniq
-    assert '0 to 100, higher is better' in koniq and koniq.endswith('images or official sets')
+    assert '0 to 100, higher is better' in koniq and koniq.endswith('by image, or official sets')
     live = next(row for row in rows if row.startswith('live '))
-    assert '0 to 100, lower is better' in live and live.endswith('contents')
+    assert '0 to 100, lower is better' in live and live.endswith('by content')
 
 
 def test_split_units_are_contents_in_the_order_of_their_names_or_images(make_database):

@@ -158,14 +158,21 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(pr
         'srgb': True,
     }
     across = json.loads((tmp_path / 'run' / 'results.json').read_text())['rounds']['1']['test_on']['livec']
-    assert set(across) == {'SRCC', 'PLCC', 'KRCC'}
-    assert f'On LIVE Challenge: SRCC {across["SRCC"]:.4f}, PLCC {across["PLCC"]:.4f}' in done.stdout
+    assert {'images', 'SRCC', 'PLCC', 'KRCC', 'MAE'} <= set(across)
+    assert f'On LIVE Challenge (10 images): SRCC {across["SRCC"]:.4f} [' in done.stdout
     assert f'On LIVE Challenge: median SRCC {across["SRCC"]:.4f}' in done.stdout
 
     alone = program('--evaluate', folder / 'best.pth', '--test_on', 'livec=livec')
-    assert alone.stdout == done.stdout.splitlines(keepends=True)[-3]
+    assert alone.stdout in done.stdout and alone.stdout.startswith('On LIVE Challenge (10 images)')
     again = program('--evaluate', folder / 'best.pth')
-    assert again.stdout == f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n'
+    assert again.stdout.startswith(f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n')
+    assert f'{len(read_table(folder / "predictions.csv"))} test images: SRCC ' in again.stdout
+    for name in ('predictions.csv', 'predictions_livec.csv'):  # in the current folder, as in the round's
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    refused = program('--evaluate', folder / 'best.pth', '--output', folder)
+    assert refused.returncode == 2 and 'is in a run folder' in refused.stderr
+    repeated = program('--evaluate', folder / 'best.pth', '--test_on', f'csv={file}')
+    assert 'images are of the training database' in repeated.stderr
 
     rows = read_table(folder / 'predictions_livec.csv')
     assert [row['image'] for row in rows] == [f'Images/{k}.{"bmp" if k % 2 else "JPG"}' for k in range(3, 13)]
@@ -262,8 +269,9 @@ def test_training_on_all_keeps_the_last_epoch(program, make_database, tmp_path):
 @pytest.mark.parametrize(
     'options, reason',
     [
-        (('--dataset', 'csv'), '--dataset csv and --csv FILE go together'),
-        (('--csv', 'mine.csv'), '--dataset csv and --csv FILE go together'),
+        (('--dataset', 'csv'), '--csv FILE goes with --dataset csv'),
+        (('--csv', 'mine.csv'), 'there is no file mine.csv'),
+        (('--csv', 'mine.csv', '--dataset', 'koniq'), '--csv FILE goes with --dataset csv'),
         (('--dataset', 'csv', '--csv', 'mine.csv'), 'there is no file mine.csv'),
         (('--split', 'official', '--val_ratio', 0.1), '--val_ratio goes with --split random'),
         (('--train_on_all', '--patience', 3), '--train_on_all leaves nothing to choose'),

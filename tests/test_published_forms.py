@@ -252,7 +252,7 @@ def test_a_night_photo_is_not_cut(program, tmp_path):
         Image.fromarray(pixels).save(tmp_path / f'{k}.png')
     (tmp_path / 't.csv').write_text('image,score\n' + ''.join(f'{k}.png,{k}\n' for k in range(10)))
     done = program('--dataset', 'csv', '--csv', 't.csv', '--check')
-    assert done.returncode == 0 and 'Split                 8 to train on, 2 to test on' in done.stdout
+    assert done.returncode == 0 and 'Split                         8 to train on, 2 to test on' in done.stdout
     lines = done.stdout.partition('Flat to its end')[2].splitlines()
     assert lines[0].strip().startswith('warning: 1,') and lines[1].strip() == '1.png'
 

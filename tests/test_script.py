@@ -5,7 +5,7 @@ import re
 import databases
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, without_times
 
 import folders
 import models
@@ -29,16 +29,24 @@ def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(finished_r
     lines = printed.splitlines()
     assert [line for line in lines if line.startswith('Round')] == ['Round 1', 'Round 2']
     assert [row[0] for row in rows(printed)] == ['1', '2', '1', '2']
-    assert lines.count('Epoch  Train_Loss  Train_SRCC  Test_SRCC  Test_PLCC') == 2
+    assert lines.count('Epoch  Train_Loss  Train_SRCC  Test_SRCC  Test_PLCC  Test_MAE        Time        Left') == 2
     best = [float(line.split()[3].rstrip(',')) for line in lines if line.startswith('Best test SRCC')]
-    assert re.match(r'Testing median SRCC -?\d\.\d{4}, median PLCC -?\d\.\d{4}', lines[-1])
-    assert float(lines[-1].split()[3].rstrip(',')) == pytest.approx(sum(best) / 2, abs=1e-4)
-    assert 'Device: cpu' in errors and 'seed: 0' in errors
+    assert re.match(r'Testing median SRCC -?\d\.\d{4}, median PLCC -?\d\.\d{4}, median MAE \d', lines[-2])
+    assert lines[-1].startswith('Last epochs: median SRCC ')
+    assert float(lines[-2].split()[3].rstrip(',')) == pytest.approx(sum(best) / 2, abs=1e-4)
+    assert errors.startswith('warning: LIVE Challenge')  # then where it is, of what, on what; at the end what comes next
+    assert '\nRun folder: run (--resume run continues it)\nLIVE Challenge: 6 to train on, 2 to test on\n' in errors
+    assert '\n1 process on cpu, 1 thread; initial weights: none; seed: 0\n' in errors
+    assert errors.splitlines()[-3:] == [
+        'Results: run/results.json; weights: run/round_02/best.pth; pictures: run/round_02/*.png',
+        'Score a photo:    python demo.py --checkpoint run/round_02/best.pth PHOTO',
+        'Compare two runs: python compare.py run OTHER_RUN',
+    ]
     assert 'warning: LIVE Challenge has 1162 images; 8 are listed' in errors
 
     livec = ('--data_root', finished_run / 'livec')
     again = program(*TINY, *livec, '--num_workers', 3, '--output', 'again')
-    assert again.stdout == printed
+    assert without_times(again.stdout) == without_times(printed) and re.search(r' \d+ s +\d+ s\n', printed)
     other = program(*TINY, *livec, '--seed', 1, '--epochs', 1, '--train_test_num', 1)
     assert rows(other.stdout) != rows(printed)[:1]
 
@@ -58,7 +66,7 @@ def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database
     make_database('livec', images=10)
     torch.save({name: torch.zeros_like(value) for name, value in models.hyperiqa().state_dict().items()}, tmp_path / 'zero.pth')
     done = program(*ONE_ROUND, '--weights', 'zero.pth', '--lr', 0, '--weight_decay', 0)
-    assert [row[2:] for row in rows(done.stdout)] == [['nan'] * 3] * 2
+    assert [row[2:5] for row in rows(done.stdout)] == [['nan'] * 3] * 2
     assert 'Best test SRCC nan, PLCC nan' in done.stdout and done.stdout.endswith('SRCC nan, median PLCC nan\n')
     assert 'Warning' not in done.stderr
 

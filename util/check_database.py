@@ -78,7 +78,7 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
     report_list('Duplicates', [describe_group(group, samples) for group in groups.values() if len(group) > 1])
     copies = {number: duplicates(groups, paths, split) for number, split in enumerate(splits, start=1)}
     if not any(copies.values()):
-        report('Test images also in training', f'none in {len(splits)} rounds')
+        report('Test images also in training', f'none in {len(splits)} round' + 's' * (len(splits) != 1))
     for number in filter(copies.get, copies):
         report_list(f'Test images also in training, round {number}', copies[number], 'warning: {}')
     faults = f'the database cannot be trained on: {len(unreadable)} unreadable, {len(small)} too small'

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,7 @@ def summarise(run: Path | str) -> dict[str, Any]:
             tested = [read_predictions(path / 'predictions.csv') for path in finished.values()]
             for result, images in zip(rounds.values(), tested):
                 if 'no_interval' not in result and 'interval_method' not in result:  # an earlier version's
+                    result.pop('SRCC_interval'), result.pop('PLCC_interval')
                     result |= intervals([images])
             results['median'] |= intervals(tested)
         if writable:
@@ -217,7 +218,8 @@ def read_result(path: Path) -> dict[str, Any]:
     with reading(path, 'JSON') as file:
         result = json.load(file, object_hook=lambda pairs: {k: math.nan if v is None else v for k, v in pairs.items()})
         of_all = [result, *result.get('test_on', {}).values()]
-        values = [metrics[name] for metrics in of_all for name in METRICS[:3]] + [result['epoch'], result['epochs']]
+        values = [result[name] for name in ('epoch', 'epochs', *METRICS[:5])]
+        values += [metrics[name] for metrics in of_all for name in METRICS if name in metrics]
         if not all(isinstance(value, (int, float)) for value in values):
             raise ValueError('it is not as a run writes it; once it is removed, --resume writes it again')
     return result
@@ -256,23 +258,22 @@ def print_round(result: dict[str, Any] | None, split: SplitRecord) -> None:
         print(f'Trained on all {len(split["train"])} images; the last epoch, {result["epoch"]}, is kept', flush=True)
     else:
         is_val = result['chosen_on'] == 'validation'
-        best, chosen = ('Best validation epoch: test', '') if is_val else ('Best test', f', {CHOSEN}')
-        print(f'{best} {with_intervals(result)} (epoch {result["epoch"]}{chosen})', flush=True)
+        notes = [f'epoch {result["epoch"]}'] + [CHOSEN] * (not is_val)
+        print(f'Best {"validation epoch: " * is_val}test {with_intervals(result, notes=notes)}', flush=True)
         print(f'Last epoch: test {with_intervals(result["last_epoch"])}', flush=True)
     print_on_others((result or {}).get('test_on', {}))
 
 
 def print_medians(results: dict[str, Any]) -> None:
     """Print the medians over the rounds of a results.json; nothing where no round has a test part."""
-    median, count = results['median'], len(results['rounds'])
-    if count and all(math.isnan(result['SRCC']) for result in results['rounds'].values()):
-        return
-    of_rounds = [f'of {count} rounds'] * (count > 1)
-    chosen = [f'best epochs, {CHOSEN}'] * any(result['chosen_on'] == 'test' for result in results['rounds'].values())
-    about = f' ({", ".join(of_rounds + chosen)})' if of_rounds + chosen else ''
-    print(f'Testing median {with_intervals(median, "median ")}{about}', flush=True)
-    print(f'Last epochs: median {with_intervals(median["last_epoch"], "median ")}', flush=True)
-    print_on_others(median.get('test_on', {}), 'median ')
+    median, rounds = results['median'], results['rounds'].values()
+    if not rounds:
+        print('Testing median SRCC nan, median PLCC nan', flush=True)
+    elif not all(math.isnan(result['SRCC']) for result in rounds):
+        notes = [f'of {len(rounds)} rounds'] * (len(rounds) > 1) + [CHOSEN] * any(r['chosen_on'] == 'test' for r in rounds)
+        print(f'Testing median {with_intervals(median, "median ", notes)}', flush=True)
+        print(f'Last epochs: median {with_intervals(median["last_epoch"], "median ")}', flush=True)
+        print_on_others(median.get('test_on', {}), 'median ')
 
 
 def print_on_others(results: dict[str, dict[str, Any]], word: str = '') -> None:
@@ -282,13 +283,18 @@ def print_on_others(results: dict[str, dict[str, Any]], word: str = '') -> None:
         print(f'On {title_of(name)}{count}: {word}{with_intervals(metrics, word)}', flush=True)
 
 
-def with_intervals(result: dict[str, Any], word: str = '') -> str:
-    """'SRCC 0.8797 [0.831, 0.916], PLCC ...': the metrics and the 95 % intervals that there are, after the first by `word`."""
+def with_intervals(result: dict[str, Any], word: str = '', notes: Sequence[str] = ()) -> str:
+    """'SRCC 0.8797 [0.831, 0.916], PLCC ... (notes)': the metrics and the 95 % intervals that there are.
+
+    Args:
+        word: stands before each metric but the first.
+        notes: what else to report; why there is no interval is added.
+    """
     shown = []
     for metric in ('SRCC', 'PLCC', 'MAE'):
-        low, high = result.get(f'{metric}_interval', (math.nan, math.nan))
-        interval = '' if low is None or math.isnan(low) else f' [{low:.3f}, {high:.3f}]'
+        interval = result.get(f'{metric}_interval')
+        ends = ' [{:.3f}, {:.3f}]'.format(*interval) if interval else ''
         if metric in result:
-            shown.append(f'{metric} {result[metric]:{".4g" if metric == "MAE" else ".4f"}}{interval}')
-    without = f'; no interval: {result["no_interval"]}' if 'no_interval' in result else ''
-    return f', {word}'.join(shown) + without
+            shown.append(f'{metric} {result[metric]:{".4g" if metric == "MAE" else ".4f"}}{ends}')
+    notes = [*notes, *(f'no interval: {result[name]}' for name in ('no_interval',) if name in result)]
+    return f', {word}'.join(shown) + f' ({"; ".join(notes)})' * bool(notes)

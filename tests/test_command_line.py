@@ -1,0 +1,130 @@
+"""What is typed wrongly gets one line that helps, and what is typed rarely need not be typed at all."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+from helpers import QUICK, TINY, assert_same_run, command, history, read_table, restore_interrupts, wait_until
+
+import compare
+import folders
+from util.options import parse_options
+
+
+@pytest.mark.parametrize(
+    'options, line',
+    [
+        (('--ler', 1e-4), 'unrecognized arguments: --ler 0.0001; did you mean --lr?'),
+        (('--train-test-nun=3',), 'unrecognized arguments: --train-test-nun=3; did you mean --train_test_num?'),
+        (('--epoch', 3), 'unrecognized arguments: --epoch 3; did you mean --epochs?'),  # no silent abbreviations
+        (('xyz',), 'unrecognized arguments: xyz; '),
+        (('--batch-size', 0), 'argument --batch_size: 0 is not in 1 ... 1000000'),
+        (('--dataset', 'konik'), "argument --dataset: there is no database 'konik'; did you mean koniq?"),
+        (('--split_by', 'scene'), "argument --split_by: invalid choice: 'scene' (choose from "),
+        (('--device', 'gpu', '--dataset', 'demo'), '--device gpu: there is none of this name; use cpu, cuda, cuda:1 or mps'),
+        ((), 'unpack it so that the folder holds Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/; '),
+    ],
+)
+def test_a_typo_is_one_line(program, options, line):
+    done = program('--weights', 'none', *options)
+    error = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and error.startswith('error: ') and line in error and 'usage' not in done.stderr
+    assert options or error.endswith('; --dataset demo needs no data.')
+
+
+@pytest.mark.parametrize(
+    'name, key',
+    [
+        *(('koniq10k', 'koniq'), ('KonIQ-10k', 'koniq'), ('live-c', 'livec'), ('CLIVE', 'livec'), ('kadid-10k', 'kadid10k')),
+        *(('tid', 'tid2013'), ('agiqa_3k', 'agiqa3k'), ('bid', 'bid')),
+    ],
+)
+def test_other_names_of_the_databases(name, key):
+    assert folders.database_key(name) == key and parse_options(['--dataset', name]).dataset == key
+
+
+def test_dashes_and_a_table_alone_are_understood(tmp_path):
+    config = parse_options(['--batch-size=5', '--no-amp', '--test-patch-num', '7', '--csv', 'a-b.csv'])
+    assert (config.batch_size, config.amp, config.test_patch_num, config.dataset) == (5, False, 7, 'csv')
+    assert config.data_root == 'a-b.csv' and parse_options([]).dataset == 'livec'
+
+
+def test_all_that_is_known_of_a_database(program):
+    lines = program('--list_datasets', 'koniq10k').stdout.splitlines()
+    assert lines[0] == 'KonIQ-10k' and '  also called  koniq10k' in lines
+    assert any('512 high, 384 wide' in line for line in lines)
+    assert any('database.mmsp-kn.de' in line for line in lines) and any('1024x768/' in line for line in lines)
+
+
+def test_help_ends_with_two_commands(script):
+    lines = script('train_test_IQA.py', '--help').stdout.splitlines()
+    assert all(line.startswith('  python train_test_IQA.py --dataset ') for line in lines[-2:])
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_with_its_name_alone(finished_run, tmp_path):
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    process = subprocess.Popen(
+        command('train_test_IQA.py', *TINY, '--output', 'first'),
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=restore_interrupts,
+    )  # fmt: skip
+    wait_until((tmp_path / 'first' / 'round_01' / 'history.csv').exists, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    (tmp_path / 'first').rename(tmp_path / 'run')
+    done = subprocess.run(
+        command('train_test_IQA.py', '--resume', 'run'), cwd=tmp_path, capture_output=True, text=True
+    )  # the device is the recorded one
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / 'run', finished_run / 'run')
+
+
+@pytest.fixture
+def run_of_two(finished_run, tmp_path):
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    shutil.copytree(finished_run / 'run', tmp_path / 'run')
+    return tmp_path / 'run'
+
+
+def test_what_is_given_beside_resume_must_agree_or_may_change(run_of_two, program):
+    for options, reason in (
+        (('--lr', 1), '--lr was 2e-05, is 1.0'),
+        (('--train_test_num', 1), '--train_test_num was 2, is 1'),
+        (('--split', 'official'), '--split official: LIVE Challenge has no official sets'),
+        (('--output', 'other'), '--output: --resume RUN names the run folder already'),
+    ):
+        done = program('--resume', 'run', *options)
+        assert done.returncode == 2 and reason in done.stderr.splitlines()[-1]
+    config = parse_options(['--resume', 'run', '--num_workers', '0', '--compile', '--rounds', '2'])
+    assert (config.batch_size, config.device, config.output, config.rounds) == (4, 'cpu', 'run', [2])
+    done = program('--resume', 'run', '--num_workers', 0, '--data_root', 'livec')
+    assert done.returncode == 0, done.stderr
+    assert program('--resume', 'nowhere').stderr.endswith('there is no file nowhere/config.json\n')
+
+
+def test_a_gpus_number_in_an_older_record_is_not_taken(run_of_two):
+    record = json.loads((run_of_two / 'config.json').read_text())
+    for device, without, taken in (('cuda:3', ('fit_scale',), 'cuda'), ('cuda:3', (), 'cuda:3'), (None, (), None)):
+        options = {name: value for name, value in record['options'].items() if name not in without}
+        (run_of_two / 'config.json').write_text(json.dumps({**record, 'options': {**options, 'device': device}}))
+        assert parse_options(['--resume', str(run_of_two)]).device == taken
+
+
+@pytest.mark.slow
+def test_more_rounds_may_follow_and_another_seed_may_take_the_splits(run_of_two, program, in_process, tmp_path):
+    done = program('--resume', 'run', '--train_test_num', 3, '--rounds', 3)
+    assert done.returncode == 0, done.stderr
+    options = json.loads((run_of_two / 'config.json').read_text())['options']
+    assert len(history(run_of_two, 3)) == 2 and options['train_test_num'] == 3
+    livec = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--split', 'run')
+    other = program(*livec, '--epochs', 1, '--seed', 1, '--output', 'other')
+    assert other.returncode == 0, other.stderr
+    tables = [read_table(tmp_path / name / 'round_01' / 'predictions.csv') for name in ('run', 'other')]
+    assert {row['image'] for row in tables[0]} == {row['image'] for row in tables[1]}
+    assert in_process(compare.main, 'run', 'other').returncode == 0
+    wanting = program(*livec, '--train_test_num', 4, '--output', 'x')
+    assert wanting.returncode == 2 and 'there is no file run/round_04/split.json' in wanting.stderr
