@@ -20,7 +20,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import compare
@@ -38,6 +40,14 @@ ARMS = {
     'without_2': (2,),
     'without_1_2': (1, 2),
     'without_2_3': (2, 3),
+}
+NAMES = {
+    'repaired': 'repaired',
+    'original': 'original (all three undone)',
+    'without_1': 'backbone rate stays (1)',
+    'without_2': 'new Adam every epoch (2)',
+    'without_1_2': '1 and 2 undone',
+    'without_2_3': '2 and 3 undone',
 }
 LATE = 8  # the first epoch after the first fall of the rates
 DEFAULTS = ('--dataset', 'demo', '--train_test_num', '3', '--output', 'runs/repairs')
@@ -81,7 +91,7 @@ def main(argv: list[str]) -> None:
     output = Path(config.output)
     for number in config.rounds or range(1, config.train_test_num + 1):
         for arm, undone in ARMS.items():
-            print(f'\n{arm}', flush=True)
+            print(f'\n{NAMES[arm]}', flush=True)
             with patch.object(HyerIQASolver, 'HyperIQASolver', type('ArmSolver', (UndoneSolver,), {'undone': undone})):
                 train_test_IQA.main([*options, '--output', str(output / arm), '--resume', '--rounds', str(number)])
     with boundary():
@@ -90,7 +100,7 @@ def main(argv: list[str]) -> None:
 
 def report(output: Path) -> None:
     """Print the table of the arms and their comparisons with the repaired loop; draw comparison.png."""
-    repaired, *others = runs = compare.read_runs([output / arm for arm in ARMS])
+    repaired, *others = runs = [run._replace(name=NAMES[run.name]) for run in compare.read_runs([output / arm for arm in ARMS])]
     print(f'\nTest SRCC; late: epochs {LATE} and after; mean over rounds, lowest and highest in brackets\n')
     print('| loop | rounds | best epoch | last epoch | late mean | late deviation |\n|---|---|---|---|---|---|')
     for run in runs:
@@ -99,10 +109,52 @@ def report(output: Path) -> None:
     comparisons = [compare.compare(repaired, other) for other in others]
     for comparison in comparisons:
         compare.print_comparison(comparison)
-    figure = Figure(figsize=(9, 6), layout='constrained')
-    plots.draw_curves(figure.subplots(), {run.name: list(run.curves.values()) for run in runs})
-    write_whole(output / 'comparison.png', plots.png(figure))
+    write_whole(output / 'comparison.png', plots.png(draw_arms({run.name: list(run.curves.values()) for run in runs})))
     print('\nUndoing repair 3 without repair 2 changes nothing, so two of the eight combinations are left out.', flush=True)
+
+
+def draw_arms(curves: dict[str, list[list[float]]]) -> Figure:
+    """The first two arms in a large panel, each other one in a small panel before the mean of the first.
+
+    Args:
+        curves: for each arm the test SRCC of every epoch of each round.
+    """
+    first, second, *others = curves
+    figure = Figure(figsize=(11, 8), layout='constrained')
+    figure.suptitle('Test SRCC by epoch: mean of the rounds (thick) and each round (thin)')
+    panels: list[Any] = [[first] * len(others), others]
+    axes = figure.subplot_mosaic(panels, height_ratios=(2, 1), sharex=True, sharey=True)
+    draw_rounds(axes[first], curves[second], plots.ORANGE)
+    draw_mean(axes[first], curves[second], plots.ORANGE, second)
+    draw_rounds(axes[first], curves[first], plots.BLUE)
+    draw_mean(axes[first], curves[first], plots.BLUE, first)
+    axes[first].legend(loc='lower right', reverse=True)
+    for name in others:
+        draw_mean(axes[name], curves[first], '#bbbbbb', f'{first}, mean')
+        draw_rounds(axes[name], curves[name], plots.GREEN)
+        draw_mean(axes[name], curves[name], plots.GREEN)
+        axes[name].set_title(name, fontsize=10)
+    axes[others[0]].legend(loc='lower right', fontsize=8)
+    for axis in axes.values():
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.tick_params(labelbottom=True)
+        axis.set_xlabel('epoch')
+        axis.grid(alpha=0.3)
+    late = [value for rounds in curves.values() for curve in rounds for value in curve[LATE - 1 :] if math.isfinite(value)]
+    if late:  # the first epochs would take the whole axis
+        low, high = min(late), max(late)
+        axes[first].set_ylim(low - 0.4 * (high - low) - 0.001, high + 0.2 * (high - low) + 0.001)
+    return figure
+
+
+def draw_rounds(axis: Axes, rounds: list[list[float]], colour: str) -> None:
+    for curve in rounds:
+        axis.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=0.8, alpha=0.5)
+
+
+def draw_mean(axis: Axes, rounds: list[list[float]], colour: str, label: str = '') -> None:
+    mean = [statistics.fmean(values) for values in zip(*rounds)]  # to the last epoch that all rounds have
+    axis.plot(range(1, len(mean) + 1), mean, color=colour, linewidth=2.5, marker='o', markersize=4, label=label)
 
 
 def figures(curve: list[float]) -> tuple[float, float, float, float]:
