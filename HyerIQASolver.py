@@ -472,9 +472,8 @@ def finish_round(folder: RoundFolder, solver: HyperIQASolver, best: dict[str, An
         checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
     on_others = test_on_others(solver, job, folder.path)
     test = job.splits[solver.round_index]['test']
-    title = f'{job.database.entry.title}, round {solver.round_index + 1}, epoch {best["epoch"]}'
     tested = tested_images(job.database, test, solver.test_data, best['scores'].numpy())
-    folder.finish(best, tested, lambda k: job.database.thumbnail(test[k]), title, on_others)
+    folder.finish(best, tested, lambda k: job.database.thumbnail(test[k]), on_others)
 
 
 def tested_images(database: OpenDatabase, images: Sequence[int], data: DataLoader, predicted: np.ndarray) -> TestedImages:

@@ -1,5 +1,6 @@
 """The arms of benchmarks/repairs.py behave as the original does, seen on real steps of their optimizers."""
 
+import io
 import sys
 from types import SimpleNamespace
 
@@ -7,12 +8,14 @@ import databases
 import pytest
 import torch
 from helpers import PROJECT, QUICK, history
+from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 sys.path.insert(0, str(PROJECT / 'benchmarks'))
 import repairs
 
 from HyerIQASolver import HyperIQASolver, learning_rates
+from util import plots
 
 LR, RATIO = 1e-4, 10
 
@@ -97,8 +100,9 @@ def test_the_command_trains_every_arm_alike_reports_them_and_continues(root, tmp
     options = [str(option) for option in options]
     repairs.main(options)
     printed = capsys.readouterr().out
-    assert len([line for line in printed.splitlines() if line.startswith('| ')]) == 1 + len(repairs.ARMS)
-    assert printed.count('less') == len(repairs.ARMS) - 1 and (tmp_path / 'arms' / 'comparison.png').exists()
+    rows = [line.split(' | ')[0] for line in printed.splitlines() if line.startswith('| ')]
+    assert rows == ['| loop', *(f'| {repairs.NAMES[arm]}' for arm in repairs.ARMS)]
+    assert printed.count('less') == len(repairs.ARMS) - 1 and (tmp_path / 'arms' / 'arms.png').exists()
     runs = [tmp_path / 'arms' / arm for arm in repairs.ARMS]
     firsts = [history(run)[0] for run in runs]  # nothing is undone before the end of the first epoch
     assert all({**row, 'seconds': 0} == {**firsts[0], 'seconds': 0} for row in firsts)
@@ -109,6 +113,28 @@ def test_the_command_trains_every_arm_alike_reports_them_and_continues(root, tmp
     before = last.stat().st_mtime_ns
     repairs.main(options)
     assert last.stat().st_mtime_ns == before and (runs[-1] / 'round_01' / 'result.json').exists()
+
+
+@pytest.mark.parametrize('epochs, rounds', [(16, 3), (16, 1), (1, 2)])
+def test_each_arm_is_drawn_by_its_name_and_the_first_two_together(tmp_path, epochs, rounds):
+    assert repairs.NAMES.keys() == repairs.ARMS.keys()
+    assert len(set(repairs.NAMES.values())) == len(repairs.NAMES) and not any('_' in name for name in repairs.NAMES.values())
+    curve = [0.1 + 0.8 * (epoch > 2) for epoch in range(epochs)]
+    curves = {
+        name: [[value + k / 100 for value in curve] for _ in range(rounds)] for k, name in enumerate(repairs.NAMES.values())
+    }
+    figure = repairs.draw_arms(curves)
+    assert Image.open(io.BytesIO(plots.png(figure))).width > 1000
+    main, *others = figure.axes
+    assert {text.get_text() for text in main.get_legend().get_texts()} == set(list(curves)[:2])
+    assert [axis.get_title() for axis in others] == list(curves)[2:]
+    for axis, name in zip(others, list(curves)[2:]):
+        behind, *thin, front = axis.lines
+        assert list(behind.get_ydata()) == pytest.approx(curves['repaired'][0])
+        assert list(front.get_ydata()) == pytest.approx(curves[name][0]) and len(thin) == rounds
+    assert list(main.lines[-1].get_ydata()) == pytest.approx(curves['repaired'][0])
+    low, high = main.get_ylim()
+    assert epochs == 1 or 0.8 < low < 0.9 < 0.95 < high < 1  # the late epochs fill the panels
 
 
 def test_figures_of_a_curve():

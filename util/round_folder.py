@@ -28,6 +28,7 @@ from util import checkpoints, distributed, plots
 from util.errors import InputError, first_line, rank
 from util.files import locked, remove_abandoned, table_bytes, write_json, write_whole
 from util.metrics import TestedImages, all_metrics, intervals
+from util.options import title_of
 from util.run_folder import project_commit, read_result, refuse_other_images, round_path, without_nan, write_predictions
 from util.splits import SplitRecord
 
@@ -69,6 +70,7 @@ class RoundFolder:
     def __init__(self, config: Any, round_index: int, split: SplitRecord) -> None:
         self.path = round_path(config.output, round_index + 1)
         self.epochs = config.epochs
+        self.title = f'{title_of(config.dataset)}, seed {config.seed}, round {round_index + 1}'
         self.owner = {'round': round_index + 1, **{name: getattr(config, name) for name in STATE_OPTIONS}}
         self.owner['split'] = hashlib.sha256(json.dumps(split).encode()).hexdigest()
         self.lock = ExitStack()
@@ -145,7 +147,8 @@ class RoundFolder:
             weights = {name: value.cpu() for name, value in state['model'].items()}
             write_whole(self.path / 'best.pth', checkpoints.serialised(weights))
         write_whole(self.path / 'history.csv', history)
-        write_whole(self.path / 'curves.png', plots.curves(state['history']))
+        best_epoch = (state['best'] or {}).get('epoch')
+        write_whole(self.path / 'curves.png', plots.curves(state['history'], self.title, best_epoch))
 
     def check_best(self, best: dict[str, Any]) -> None:
         """Refuse to end the round with a best.pth that is not the weights of its best epoch.
@@ -162,21 +165,19 @@ class RoundFolder:
             reason = str(error)
         raise InputError(f'the weights of the best epoch, {best["epoch"]}, are lost ({reason}); {self.remedy}')
 
-    def finish(
-        self, best: dict[str, Any], tested: TestedImages, thumbnail: Callable[[int], Image], title: str, on_others: dict
-    ) -> None:
+    def finish(self, best: dict[str, Any], tested: TestedImages, thumbnail: Callable[[int], Image], on_others: dict) -> None:
         """Write the test images' scores at the best epoch and their pictures, and last of all the round's result.
 
         Args:
             best: the solver's best epoch.
             tested: the test images with their predictions in it.
             thumbnail: a small picture of the image at a position in `tested`.
-            title: of the pictures.
             on_others: metrics on other databases, by the database's name.
         """
         if rank() == 0:
             self.check_best(best)
             if tested.images:
+                title = f'{self.title}, epoch {best["epoch"]}'
                 write_whole(self.path / 'scatter.png', plots.scatter(tested.predicted, tested.subjective, title))
                 write_whole(self.path / 'worst.png', plots.worst(tested, thumbnail, title))
             write_predictions(self.path / 'predictions.csv', tested)
