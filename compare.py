@@ -249,7 +249,8 @@ def print_comparison(comparison: Comparison) -> None:
         print(f'  {name:11}{shown(row):32}{shown(beside)}'.rstrip())
     rounds = [row for row in srccs if row['round'].isdigit()]
     wins, losses = (sum(sign * row['difference'] > 0 for row in rounds) for sign in (1, -1))
-    print(f'  SRCC: {first} is ahead in {wins} and {second} in {losses} of {len(rounds)} rounds')
+    if len(rounds) > 1:
+        print(f'  SRCC: {first} is ahead in {wins} and {second} in {losses} of {len(rounds)} rounds')
     print(f'  {verdict(comparison)}', flush=True)
 
 

@@ -2,7 +2,6 @@
 
     python benchmarks/repairs.py                                        # the demo database, three rounds, 18 trainings
     python benchmarks/repairs.py --dataset koniq --data_root DIR --device cuda --amp --output runs/repairs-koniq
-
     python benchmarks/repairs.py --report DIR    # only the table and arms.png, of run folders or of their history.csv alone
 
 All options are those of train_test_IQA.py; `--output` holds a run folder for each arm, and the same command continues after an
@@ -157,14 +156,13 @@ def compare_arms(output: Path) -> None:
     for comparison in comparisons:
         compare.print_comparison(comparison)
     if 'p' in comparisons[0].main:
-        print(
-            f'\np of the mean difference, adjusted by Holm for {len(comparisons)} comparisons (the intervals are not adjusted)'
-        )
+        print(f'\np of the mean difference, adjusted by Holm for {len(comparisons)} comparisons; the intervals are single')
         for comparison, p in zip(comparisons, holm([comparison.main['p'] for comparison in comparisons])):
             sign = 'higher' if comparison.main['difference'] > 0 else 'lower'
             found = f'repaired is significantly {sign}' if p < 0.05 else 'no significant difference'
             print(f'  {comparison.second.name:28} {p:.3f}  {found}')
-    print('\nUndoing repair 3 without repair 2 changes nothing, so two of the eight combinations are left out.', flush=True)
+    if len(runs) == len(ARMS):
+        print('\nUndoing repair 3 without repair 2 changes nothing, so two of the eight combinations are left out.')
 
 
 def holm(values: Sequence[float]) -> list[float]:
