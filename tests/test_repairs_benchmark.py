@@ -1,6 +1,7 @@
 """The arms of benchmarks/repairs.py behave as the original does, seen on real steps of their optimizers."""
 
 import io
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -141,3 +142,31 @@ def test_figures_of_a_curve():
     curve = [0.5, 0.9, 0.7, 0.7, 0.7, 0.7, 0.7, 0.8, 0.6]
     assert repairs.figures(curve) == pytest.approx((0.9, 0.6, 0.7, 0.1))
     assert repairs.figures([0.3, 0.2]) == (0.3, 0.2, 0.2, 0)
+
+
+PHOTOS = PROJECT / 'benchmarks' / 'results' / 'livec'
+
+
+def test_the_report_needs_history_files_alone(tmp_path, capsys):
+    for arm in ('repaired', 'original'):
+        (tmp_path / arm / 'round_01').mkdir(parents=True)
+        shutil.copy(PHOTOS / arm / 'round_01' / 'history.csv', tmp_path / arm / 'round_01')
+    repairs.main(['--report', str(tmp_path)])
+    assert '| repaired | 1 | 0.8557 | 0.8503 | 0.8509 | 0.0032 | 0.0297 |' in capsys.readouterr().out
+    assert (tmp_path / 'arms.png').exists()
+    shutil.rmtree(tmp_path / 'original')
+    with pytest.raises(SystemExit) as end:
+        repairs.main(['--report', str(tmp_path)])
+    assert end.value.code == 2 and 'no other arm beside it' in capsys.readouterr().err
+
+
+def test_holms_step_down():
+    assert repairs.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])  # worked out by hand
+    assert repairs.holm([0.5, 0.9]) == [1, 1] and repairs.holm([0.2]) == [0.2]
+
+
+@pytest.mark.parametrize('folder', ['livec', 'demo'])
+def test_the_tables_in_the_docs_are_derived_from_the_results(folder):
+    results = (PROJECT / 'docs' / 'results.md').read_text()
+    table = repairs.arms_table(PROJECT / 'benchmarks' / 'results' / folder)
+    assert all(line in results for line in table.splitlines() if line.startswith('| '))
