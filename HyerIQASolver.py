@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import models
 from data_loader import SCALE_STREAM, DataLoader, draw_patches
 from folders import OpenDatabase
 from util import checkpoints, distributed, run_folder
-from util.errors import MEMORY, NO_RESULT, PERHAPS_MEMORY, InputError, first_line, log, machine_fault, rank
+from util.errors import NO_RESULT, InputError, log, rank
 from util.files import write_table
 from util.labels import Settings
 from util.metrics import TestedImages, all_metrics, intervals, mae, plcc, srcc
@@ -271,9 +271,8 @@ class HyperIQASolver:
             errors = (predicted.cpu() - subjective)[predicted.cpu() != 0]  # of the patches seen so far
             return f', loss so far {errors.abs().mean():.4g}'
 
-        with self.memory_for('training', 'batch_size', 'lower it, in a new run'):
-            for rows, count, patches, scores in self.batches(self.train_data, f'epoch {epoch + 1}', loss_so_far):
-                predicted[rows] = self.train_step(patches, scores, count)
+        for rows, count, patches, scores in self.batches(self.train_data, f'epoch {epoch + 1}', loss_so_far):
+            predicted[rows] = self.train_step(patches, scores, count)
         predicted = distributed.sum_over_ranks(predicted).cpu()
         return F.l1_loss(predicted, subjective).item(), srcc(predicted, subjective)
 
@@ -307,25 +306,11 @@ class HyperIQASolver:
         self.model_hyper.eval()
         distributed.copy_buffers(self.model_hyper)
         predicted = torch.zeros(len(data.patches.image), device=self.device)
-        with torch.inference_mode(), self.memory_for('testing', 'test_batch_size', 'lower it'):
+        with torch.inference_mode():
             for rows, count, patches, scores in self.batches(data, 'test'):
                 predicted[rows] = self.forward(self.model_hyper, patches, count == data.batch_size)[: len(scores)]
         predicted = distributed.sum_over_ranks(predicted).cpu().double().view(-1, data.patch_num).mean(1)
         return (low + (high - low) * predicted).numpy()
-
-    @contextmanager
-    def memory_for(self, work: str, option: str, remedy: str) -> Iterator[None]:
-        """Name the `option` that decides how much memory the body needs, in one line, where it does not suffice."""
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            meaning = machine_fault(error)
-            if meaning not in (MEMORY, PERHAPS_MEMORY):
-                raise
-            reason = f' ({first_line(error)})' if meaning == PERHAPS_MEMORY else ''
-            kept = '' if self.config.evaluate else '; finished epochs are kept, and --resume continues after the last one'
-            size = getattr(self.config, option)
-            raise InputError(f'{meaning}{reason} while {work} with --{option} {size}: {remedy}, or free memory{kept}')
 
     def forward(self, model: torch.nn.Module, patches: torch.Tensor, is_full: bool = True) -> torch.Tensor:
         """The scores (B,) of patches (B, 3, 224, 224), which are a full batch or the shorter last one of an epoch."""

@@ -48,7 +48,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         parser.set_defaults(**options_of_run(Path(run) / 'config.json', {'rounds', 'output', 'resume'}))
     elif config.evaluate and not is_plain_checkpoint(config):
         free = FREE_OPTIONS - {'csv', 'test_batch_size'} | {'evaluate', 'test_on'}
-        parser.set_defaults(**options_of_run(record_of(config.evaluate) or round_record(config.evaluate), free))
+        record = record_of(config.evaluate) or Path(config.evaluate).absolute().parent.parent / 'config.json'
+        parser.set_defaults(**options_of_run(record, free))
     config = parser.parse_args(argv)
     config.columns = dict(config.columns or {})
     config.split = config.split[0] if isinstance(config.split, list) and len(config.split) == 1 else config.split
@@ -126,11 +127,6 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def round_record(checkpoint: Path | str) -> Path:
-    """The config.json of the run whose round folder `checkpoint` is in."""
-    return Path(checkpoint).absolute().parent.parent / 'config.json'
-
-
 def options_of_run(record: Path, without: set[str]) -> dict[str, Any]:
     """The options of the run with this config.json, and where its data is."""
     options = read_record(record)['options']
@@ -167,8 +163,6 @@ def differs(name: str, before: Any, now: Any) -> bool:
 
 
 def refuse_contradictions(config: argparse.Namespace) -> None:
-    if config.patch_size != 224:
-        raise InputError(f'--patch_size: it must be 224, not {config.patch_size}: the network is built for no other')
     if bool(config.csv) != (config.dataset == 'csv'):
         raise InputError('--csv FILE goes with --dataset csv, which it implies: the file lists your images and their scores')
     for name in ('val_ratio', 'split_by'):
@@ -217,7 +211,7 @@ def make_parser() -> Parser:
     add('--batch_size', 'patches per batch, over all GPUs', 96, type=positive)
     add('--epochs', 'epochs per round', 16, type=positive)
     add('--patience', 'stop a round after N epochs without a better epoch; 0: never', 0, type=count, metavar='N')
-    add('--patch_size', 'the network takes no other', 224, type=int)
+    add('--patch_size', 'the network takes no other', 224, type=int, choices=(224,))
     add('--seed', 'what the splits, initial weights and patches depend on', 0, type=number(int, 0, 2**32 - 1))
     add('--weights', 'initial weights: imagenet, none, or a file of a ResNet-50 or HyperIQA', 'imagenet', metavar='SOURCE')
     add('--fit_scale', 'first fit the scores of --weights FILE, a HyperIQA, to the labels', action='store_true')

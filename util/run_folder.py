@@ -73,12 +73,10 @@ def open_run(config: Any, model: dict[str, Any], splits: list[SplitRecord], surr
     path = folder / 'config.json'
     if check_run(config, model, splits):
         before = read_json(path)
-        for name, was, here in (
-            ('', before.get('device'), surroundings['device']),
-            ('PyTorch ', before.get('versions', {}).get('torch'), surroundings['versions']['torch']),
-        ):
-            if was != here:
-                log(f'this run was made on {name}{was} and continues on {name}{here}, where the last digits can differ')
+        made = (f'{of.get("device")} with PyTorch {of.get("versions", {}).get("torch")}' for of in (before, surroundings))
+        was, here = made
+        if was != here:
+            log(f'this run was made on {was} and continues on {here}, where the last digits can differ')
         grown = {'epochs': config.epochs, 'train_test_num': config.train_test_num}
         if before['options'] != before['options'] | grown:
             before['options'] |= grown
