@@ -24,10 +24,10 @@ import numpy as np
 import folders
 from util import metrics, plots
 from util.errors import InputError, boundary
-from util.files import check_output, named, read_json, write_table, write_whole
+from util.files import check_output, read_json, write_table, write_whole
 from util.metrics import TestedImages
 from util.options import FREE_OPTIONS, Parser, read_record, with_defaults
-from util.run_folder import read_columns, read_predictions, round_path, rounds_in, with_intervals
+from util.run_folder import read_history, read_predictions, round_path, rounds_in, with_intervals
 
 COLUMNS = ('first', 'second', 'metric', 'round', 'first_value', 'second_value', 'difference', 'low', 'high', 'p')
 LAST = 'last epoch'
@@ -43,24 +43,6 @@ class Run(NamedTuple):
     splits: dict[int, dict[str, Any]]
 
 
-class Comparison(NamedTuple):
-    """Two runs on the same test images.
-
-    Attributes:
-        rows: with COLUMNS, for SRCC and then PLCC: one for each round, of two or more rounds one for their 'mean' or
-            'median', and one for the last epochs; without an interval `low` and `high` are nan, and `reason` may say why.
-    """
-
-    first: Run
-    second: Run
-    rows: list[dict[str, Any]]
-
-    @property
-    def main(self) -> dict[str, Any]:
-        """The row of the SRCC that the verdict is about."""
-        return [row for row in self.rows if row['metric'] == 'SRCC'][-2]
-
-
 def main(argv: list[str] | None = None) -> None:
     with boundary():
         options = parse_options(argv)
@@ -71,13 +53,13 @@ def main(argv: list[str] | None = None) -> None:
         runs = read_runs(options.runs)
         print_runs(runs)
         if len(runs) == 2:
-            comparison = compare(*runs)
-            print_comparison(comparison)
+            rows = compare(*runs)
+            print_comparison(rows)
             if options.csv:
-                write_table(options.csv, COLUMNS, comparison.rows)
+                write_table(options.csv, COLUMNS, rows)
             if options.plot:
                 curves = {run.name: [history['test_srcc'] for history in run.histories.values()] for run in runs}
-                shown = [row for row in comparison.rows if row['metric'] == 'SRCC' and row['round'] != LAST]
+                shown = [row for row in rows if row['metric'] == 'SRCC' and row['round'] != LAST]
                 write_whole(options.plot, plots.comparison(curves, shown))
 
 
@@ -113,19 +95,16 @@ def read_run(folder: Path, name: str) -> Run:
     rounds = {number: tested for number, tested in read.items() if tested.images}
     if not rounds:
         raise InputError(f'{folder} has no finished round with test images; --resume {folder} finishes it')
-    histories = {number: read_history(paths[number] / 'history.csv') for number in rounds}
+    histories = {number: read_history(paths[number]) for number in rounds}
     return Run(name, record, rounds, histories, {number: read_json(paths[number] / 'split.json') for number in rounds})
 
 
-def read_history(path: Path) -> dict[str, list[float]]:
-    """The test SRCC and PLCC of every epoch."""
-    columns = read_columns(path)
-    with named(path, 'a table'):
-        return {name: [float(value) for value in columns[name]] for name in ('test_srcc', 'test_plcc')}
-
-
-def compare(first: Run, second: Run) -> Comparison:
+def compare(first: Run, second: Run) -> list[dict[str, Any]]:
     """The differences of the SRCC and PLCC of two runs, first less second, in the rounds that both have finished.
+
+    Returns:
+        rows with COLUMNS, for SRCC and then PLCC: one for each round, of two or more rounds one for their 'mean' or 'median',
+        and one for the last epochs. Without an interval `low` and `high` are nan, and `reason` may say why.
 
     Raises:
         InputError: they share no round, or the test images or scores of a round differ.
@@ -134,33 +113,31 @@ def compare(first: Run, second: Run) -> Comparison:
     if not numbers:
         raise InputError(f'{first.name} and {second.name} have finished no round in common')
     pairs = [same_images(number, first, second) for number in numbers]
+    is_drawn = len({frozenset(one.images) for one, _ in pairs}) > 1
+    ratio = float(np.mean([tested_to_trained(run.splits[number]) for run in (first, second) for number in numbers]))
     resamples = metrics.resampled([tested for pair in pairs for tested in pair])
     rows = []
     for metric, values in zip(metrics.CORRELATIONS, resamples[:, ::2] - resamples[:, 1::2]):
-        of_rounds = [row_of_round(metric, *row) for row in zip(numbers, pairs, values)]
-        last = [[run.histories[k][f'test_{metric.lower()}'][-1] for run in (first, second)] for k in numbers]
-        ends = [{'first_value': one, 'second_value': other, 'difference': one - other} for one, other in last]
+        found = [row_of_round(metric, *row) for row in zip(numbers, pairs, values)]
+        last = [row_of(LAST, *(run.histories[k][f'test_{metric.lower()}'][-1] for run in (first, second))) for k in numbers]
         if len(pairs) == 1:
-            found = [*of_rounds, {**ends[0], 'round': LAST}]
-        elif len({frozenset(one.images) for one, _ in pairs}) > 1:
-            ratio = float(np.mean([tested_to_trained(run.splits[k]) for run in (first, second) for k in numbers]))
-            found = [*of_rounds, row_of_mean(of_rounds, ratio), {**row_of_mean(ends, ratio), 'round': LAST}]
+            found += last
+        elif is_drawn:
+            found += [row_of_mean(found, ratio), {**row_of_mean(last, ratio), 'round': LAST}]
         else:
-            found = [*of_rounds, row_of_median(of_rounds, values), {**row_of_median(ends), 'round': LAST}]
-        blank = {'first': first.name, 'second': second.name, 'metric': metric, 'low': math.nan, 'high': math.nan}
-        rows += [{**blank, **row} for row in found]
-    return Comparison(first, second, rows)
+            found += [row_of_median(found, values), {**row_of_median(last), 'round': LAST}]
+        rows += [{'first': first.name, 'second': second.name, 'metric': metric, **row} for row in found]
+    return rows
 
 
 def same_images(number: int, first: Run, second: Run) -> tuple[TestedImages, TestedImages]:
     """The test images of a round in two runs, those of the second in the order of the first."""
     one, other = first.rounds[number], second.rounds[number]
     refused = f'{first.name} and {second.name} cannot be compared: in round {number}'
-    for run, names, others in ((first, one.images, set(other.images)), (second, other.images, set(one.images))):
-        alone = [name for name in names if name not in others]
-        if alone:
-            what = f'{run.name} alone tests {len(alone)} of its {len(names)} images, the first of them {alone[0]}'
-            raise InputError(f'{refused} {what}; --split RUN trains a run on the splits of another')
+    alone = sorted(set(one.images) ^ set(other.images))
+    if alone:
+        what = f'{len(alone)} images are tested by one of them alone, the first is {alone[0]}'
+        raise InputError(f'{refused} {what}; --split RUN trains a run on the splits of another')
     position = {name: k for k, name in enumerate(other.images)}
     order = [position[name] for name in one.images]
     differ = [name for name, a, b in zip(one.images, one.subjective, other.subjective[order]) if a != b]
@@ -169,23 +146,22 @@ def same_images(number: int, first: Run, second: Run) -> tuple[TestedImages, Tes
     return one, TestedImages(one.images, one.contents, one.subjective, other.predicted[order])
 
 
+def tested_to_trained(split: dict[str, Any]) -> float:
+    return len(split['test']) / (len(split['train']) + len(split.get('val', [])))
+
+
+def row_of(name: str, one: float, other: float) -> dict[str, Any]:
+    return dict(zip(COLUMNS[3:9], (name, one, other, one - other, math.nan, math.nan)))
+
+
 def row_of_round(metric: str, number: int, pair: tuple[TestedImages, TestedImages], resamples: np.ndarray) -> dict[str, Any]:
     """The difference in a round, with its interval over the test images: no interval is about trainings."""
-    functions = [metrics.of_kept(tested, metrics.CORRELATIONS[metric]) for tested in pair]
-
-    def difference(kept: np.ndarray) -> float:
-        return functions[0](kept) - functions[1](kept)
-
-    values = [function(np.full(len(pair[0].images), True)) for function in functions]
-    row: dict[str, Any] = {
-        'round': str(number),
-        'first_value': values[0],
-        'second_value': values[1],
-        'difference': values[0] - values[1],
-    }
+    one, other = (metrics.of_kept(tested, metrics.CORRELATIONS[metric]) for tested in pair)
+    everything = np.full(len(pair[0].images), True)
+    row = row_of(str(number), one(everything), other(everything))
     try:
         if metrics.has_groups(pair[0]):
-            low, high = metrics.jackknife(pair[0].contents, difference)
+            low, high = metrics.jackknife(pair[0].contents, lambda kept: one(kept) - other(kept))
         else:
             low, high = metrics.median_interval(resamples[None])
         return {**row, 'low': low, 'high': high}
@@ -193,15 +169,11 @@ def row_of_round(metric: str, number: int, pair: tuple[TestedImages, TestedImage
         return {**row, 'reason': str(reason)}
 
 
-def tested_to_trained(split: dict[str, Any]) -> float:
-    return len(split['test']) / (len(split['train']) + len(split.get('val', [])))
-
-
 def row_of_mean(rows: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
     """The mean over rounds that draw from the same images."""
-    mean, (low, high), p = metrics.corrected_t([row['difference'] for row in rows], ratio)
-    values = {name: float(np.mean([row[name] for row in rows])) for name in ('first_value', 'second_value')}
-    return {**values, 'round': 'mean', 'difference': mean, 'low': low, 'high': high, 'p': p}
+    one, other = (float(np.mean([row[name] for row in rows])) for name in ('first_value', 'second_value'))
+    (low, high), p = metrics.corrected_t([row['difference'] for row in rows], ratio)
+    return {**row_of('mean', one, other), 'low': low, 'high': high, 'p': p}
 
 
 def row_of_median(rows: list[dict[str, Any]], resamples: np.ndarray | None = None) -> dict[str, Any]:
@@ -238,30 +210,34 @@ def facts_of(record: dict[str, Any]) -> tuple[str, str]:
     return (record.get('commit') or '')[:7], ' '.join(shown)
 
 
-def print_comparison(comparison: Comparison) -> None:
-    first, second = comparison.first.name, comparison.second.name
-    count = len(comparison.rows) // 2
-    srccs, plccs = comparison.rows[:count], comparison.rows[count:]
-    print(f'\n{first} less {second} on the same test images, with 95 % intervals')
-    print(f'  {"":11}{"SRCC":32}PLCC')
-    for row, beside in zip(srccs, plccs):
+def print_comparison(rows: list[dict[str, Any]]) -> None:
+    first, second = rows[0]['first'], rows[0]['second']
+    print(f'\n{first} less {second} on the same test images, with 95 % intervals\n  {"":11}{"SRCC":32}PLCC')
+    half = len(rows) // 2
+    for row, beside in zip(rows[:half], rows[half:]):
         name = 'round ' * row['round'].isdigit() + row['round']
         print(f'  {name:11}{shown(row):32}{shown(beside)}'.rstrip())
-    rounds = [row for row in srccs if row['round'].isdigit()]
-    wins, losses = (sum(sign * row['difference'] > 0 for row in rounds) for sign in (1, -1))
-    if len(rounds) > 1:
-        print(f'  SRCC: {first} is ahead in {wins} and {second} in {losses} of {len(rounds)} rounds')
-    print(f'  {verdict(comparison)}', flush=True)
+    differences = [row['difference'] for row in rows[:half] if row['round'].isdigit()]
+    if len(differences) > 1:
+        wins, losses = (sum(sign * difference > 0 for difference in differences) for sign in (1, -1))
+        print(f'  SRCC: {first} is ahead in {wins} and {second} in {losses} of {len(differences)} rounds')
+    print(f'  {verdict(rows)}', flush=True)
 
 
-def verdict(comparison: Comparison) -> str:
+def main_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the SRCC that the verdict is about."""
+    return [row for row in rows if row['metric'] == 'SRCC'][-2]
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
     """One sentence, which calls a run better only where the interval of the SRCC's difference leaves out 0."""
-    row, first, second = comparison.main, comparison.first.name, comparison.second.name
+    row = main_row(rows)
+    first, second = row['first'], row['second']
     found = f'no significant difference between {first} and {second}'
-    if row['low'] > 0 or row['high'] < 0:
-        found = f'{first} is better than {second}' if row['low'] > 0 else f'{second} is better than {first}'
     if math.isnan(row['low']):
         found = f'{first} and {second} cannot be told apart (no interval: {row.get("reason", metrics.UNDEFINED)})'
+    elif row['low'] > 0 or row['high'] < 0:
+        found = f'{first} is better than {second}' if row['low'] > 0 else f'{second} is better than {first}'
     if row['round'].isdigit():
         return f'{found} on these test images; one training each says nothing about the methods'
     if row['round'] == 'median':

@@ -35,7 +35,7 @@ from util import plots
 from util.errors import InputError, boundary
 from util.files import write_whole
 from util.options import parse_options
-from util.run_folder import read_columns
+from util.run_folder import read_history
 
 ARMS = {
     'repaired': (),
@@ -120,14 +120,11 @@ def histories_of(output: Path) -> dict[str, list[dict[str, list[float]]]]:
     Raises:
         InputError: there are fewer than two arms, or the repaired loop is not among them.
     """
-    found = {arm: [read_columns(path) for path in sorted(output.glob(f'{arm}/round_*/history.csv'))] for arm in ARMS}
+    found = {arm: [read_history(path) for path in sorted(output.glob(f'{arm}/round_*'))] for arm in ARMS}
     arms = {arm: rounds for arm, rounds in found.items() if rounds}
     if 'repaired' not in arms or len(arms) < 2:
         raise InputError(f'{output} has no repaired/round_01/history.csv and no other arm beside it ({", ".join(ARMS)})')
-    return {
-        arm: [{name: [float(value or 'nan') for value in column] for name, column in history.items()} for history in rounds]
-        for arm, rounds in arms.items()
-    }
+    return arms
 
 
 def curves_of(output: Path) -> dict[str, list[list[float]]]:
@@ -155,12 +152,12 @@ def compare_arms(output: Path) -> None:
     comparisons = [compare.compare(runs[0], other) for other in runs[1:]]
     for comparison in comparisons:
         compare.print_comparison(comparison)
-    if 'p' in comparisons[0].main:
+    if 'p' in compare.main_row(comparisons[0]):
         print(f'\np of the mean difference, adjusted by Holm for {len(comparisons)} comparisons; the intervals are single')
-        for comparison, p in zip(comparisons, holm([comparison.main['p'] for comparison in comparisons])):
-            sign = 'higher' if comparison.main['difference'] > 0 else 'lower'
+        for run, rows, p in zip(runs[1:], comparisons, holm([compare.main_row(rows)['p'] for rows in comparisons])):
+            sign = 'higher' if compare.main_row(rows)['difference'] > 0 else 'lower'
             found = f'repaired is significantly {sign}' if p < 0.05 else 'no significant difference'
-            print(f'  {comparison.second.name:28} {p:.3f}  {found}')
+            print(f'  {run.name:28} {p:.3f}  {found}')
     if len(runs) == len(ARMS):
         print('\nUndoing repair 3 without repair 2 changes nothing, so two of the eight combinations are left out.')
 

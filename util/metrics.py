@@ -161,8 +161,8 @@ def jackknife(
     return [whole - half, whole + half]
 
 
-def corrected_t(differences: Sequence[float], ratio: float) -> tuple[float, list[float], float]:
-    """Mean, 95 % interval and two-sided p of the differences between two methods in rounds that draw from the same images.
+def corrected_t(differences: Sequence[float], ratio: float) -> tuple[list[float], float]:
+    """95 % interval and two-sided p of the mean difference between two methods in rounds that draw from the same images.
 
     The corrected resampled t-test: Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 52 (2003).
 
@@ -173,7 +173,7 @@ def corrected_t(differences: Sequence[float], ratio: float) -> tuple[float, list
     error = float(np.std(differences, ddof=1)) * math.sqrt(1 / count + ratio)
     half = float(stats.t.ppf(0.975, count - 1)) * error
     p = 2 * float(stats.t.sf(abs(mean) / error, count - 1)) if error else float(mean == 0)
-    return mean, [mean - half, mean + half], p
+    return [mean - half, mean + half], p
 
 
 def median_interval(values: np.ndarray) -> list[float]:

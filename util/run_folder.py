@@ -11,7 +11,7 @@ import math
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -195,10 +195,19 @@ def summarise(run: Path | str) -> dict[str, Any]:
 
 def of_history(path: Path) -> dict[str, Any]:
     """What a summary adds to the result of the round in the folder `path`: the test of its last epoch, which nothing chose."""
+    history = read_history(path)
+    last = {name: history[f'test_{name.lower()}'][-1] for name in CORRELATIONS}
+    return {'last_epoch': last, 'chosen_on': 'validation' if 'val_srcc' in history else 'test'}
+
+
+def read_history(path: Path) -> dict[str, list[float]]:
+    """The columns of the history.csv in the round's folder `path`."""
     columns = read_columns(path / 'history.csv')
     with named(path / 'history.csv', 'a table'):
-        last = {name: float(columns[f'test_{name.lower()}'][-1]) for name in CORRELATIONS}
-    return {'last_epoch': last, 'chosen_on': 'validation' if 'val_srcc' in columns else 'test'}
+        history = {name: [float(value or 'nan') for value in column] for name, column in columns.items()}
+        if not history['test_srcc'] or not history['test_plcc']:
+            raise ValueError('it has no epoch')
+        return history
 
 
 def rounds_in(run: Path) -> list[int]:
@@ -224,22 +233,25 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """{'median': ..., 'mean': ..., 'std': ...} of every metric over the rounds' results, and in `test_on` of every database."""
+    """{'median': ..., 'mean': ..., 'std': ...} of every metric over the rounds' results.
+
+    Each has those of the last epochs in `last_epoch`, and in `test_on` those of every other database.
+    """
     functions: dict[str, Callable[..., Any]] = {'median': np.median, 'mean': np.mean, 'std': np.std}
 
-    def over(results: list[Any], names: Iterable[str]) -> dict[str, dict[str, float]]:
-        names = [name for name in names if all(name in result for result in results)]
-        return {
-            title: {name: float(of([result[name] for result in results])) for name in names} for title, of in functions.items()
-        }
+    def over(results: list[Any]) -> dict[str, dict[str, float]]:
+        names = [name for name in METRICS if all(name in result for result in results)]
+        return {title: {name: float(of([r[name] for r in results])) for name in names} for title, of in functions.items()}
 
-    found: dict[str, Any] = over(rounds, METRICS) if rounds else {title: {} for title in functions}
-    for title, metrics in over([result['last_epoch'] for result in rounds], CORRELATIONS).items() if rounds else ():
-        found[title]['last_epoch'] = metrics
-    for name in rounds[0].get('test_on', {}) if rounds else ():
-        others = over([result.get('test_on', {}).get(name, {}) for result in rounds], ('SRCC', 'PLCC', 'KRCC', 'MAE'))
-        for title in functions:
-            found[title].setdefault('test_on', {})[name] = others[title]
+    if not rounds:
+        return {title: {} for title in functions}
+    found: dict[str, Any] = over(rounds)
+    last = over([result['last_epoch'] for result in rounds])
+    others = {name: over([r.get('test_on', {}).get(name, {}) for r in rounds]) for name in rounds[0].get('test_on', {})}
+    for title in functions:
+        found[title]['last_epoch'] = last[title]
+        if others:
+            found[title]['test_on'] = {name: metrics[title] for name, metrics in others.items()}
     return found
 
 
