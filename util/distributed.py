@@ -48,13 +48,9 @@ def pick_device(name: str | None, deterministic: bool = False) -> str:
     if launched() and name == 'cuda':
         name = f'cuda:{os.environ["LOCAL_RANK"]}'
     try:
-        torch.device(name)
-    except RuntimeError:
-        raise InputError(f'--device {name}: there is none of this name; use cpu, cuda, cuda:1 or mps')
-    try:
         torch.ones(1, device=name).add(1).item()  # some devices can be named and allocated on, but do not compute
     except Exception as error:  # each backend that is not there fails in its own way
-        raise InputError(f'--device {name}: {first_line(error)}')
+        raise InputError(f'--device {name}: {first_line(error)}; use cpu, cuda, cuda:1 or mps')
     return name
 
 
