@@ -49,6 +49,8 @@ PRINT_MUCH = 'for k in range(100000): print(k, flush=True)'
         ('raise OSError(24, "Too many open files")', 'exec "$@"', 2, '', 'error: Too many open files\n'),
         ('bytearray(1 << 60)', 'exec "$@"', 2, '', 'error: out of memory: MemoryError\n'),
         (PRINT_MUCH, '"$@" | head -1; exit ${PIPESTATUS[0]}', 141, '0\n', ''),
+        (PRINT_MUCH, 'exec "$@" > /dev/full', 2, '', 'error: No space left on device\n'),
+        ('print(1)', 'exec "$@" > /dev/full', 2, '', 'error: No space left on device\n'),
         (r'raise InputError("a\nb\t")', 'exec "$@"', 2, '', 'error: a\\nb\\t\n'),
         (r'log("\udcff\u202f")', 'exec "$@"', 0, '', '\\udcff\u202f\n'),
         ('os.kill(os.getpid(), signal.SIGUSR1)', 'exec "$@"', 138, '', 'interrupted; go on\n'),
