@@ -74,7 +74,7 @@ class DataLoader:
             by image, unflipped, and are the same in every epoch.
         seed, round_index: what the drawn patches depend on, with the epoch when training.
         device: where the batches are delivered.
-        num_workers: threads that gather the crops; 0 does it in the calling thread.
+        num_workers: threads that gather the crops; 0 is one thread too.
         opened: the database with its frames, if they are open already.
 
     Raises:
@@ -145,14 +145,9 @@ class DataLoader:
 
     def crops(self) -> Iterator[tuple[torch.Tensor, slice]]:
         """Yields ((B, 224, 224, 3) uint8 crops, the slice of `patches` that they are), in order, gathered ahead."""
-        batches = [rows for rows, _ in self.batches]
-        if self.num_workers == 0:
-            for rows in batches:
-                yield self.gather(rows), rows
-            return
-        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix='patches')
+        pool = ThreadPoolExecutor(max(1, self.num_workers), thread_name_prefix='patches')
         try:
-            jobs = ((pool.submit(self.gather, rows), rows) for rows in batches)
+            jobs = ((pool.submit(self.gather, rows), rows) for rows, _ in self.batches)
             ahead = deque(itertools.islice(jobs, BATCHES_AHEAD))
             while ahead:
                 crops, rows = ahead.popleft()

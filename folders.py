@@ -10,8 +10,6 @@ import json
 import os
 import re
 import shlex
-import stat
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +28,6 @@ from util.tables import BLANK, Table, find_columns, is_number, normalized_name, 
 THUMBNAIL = 256  # pixels, at most
 # names of columns that no role takes without being asked
 REFERENCES = {'ref', 'ref_image', 'reference_image', 'refnames_all', 'source', 'prompt'}
-GROUPS, GROUP = 10, 3  # so many file names that start alike, so many times, are hardly an accident
 FEW_CONTENTS = 5
 
 
@@ -51,7 +48,7 @@ def read_live(labels: Labels) -> None:
     for k, name in enumerate(names):
         where = f'entry {k + 1}'
         if labels.number(pristine[k], where, 'mark of a pristine image'):
-            labels.add_known(folder, name)
+            labels.known.append(os.path.join(folder, name))
         else:
             labels.add(folder, name, scores[k], where, references[k])
 
@@ -117,7 +114,7 @@ def read_livec(labels: Labels) -> None:
     folder = labels.folder('Images')
     for k, name in enumerate(names):
         if k < 7:  # these were for training the observers
-            labels.add_known(folder / 'trainingImages', name)
+            labels.known.append(os.path.join(folder, 'trainingImages', name))
         else:
             labels.add(folder, name, scores[k], f'entry {k + 1}')
 
@@ -223,8 +220,7 @@ def read_csv(labels: Labels) -> None:
             if not cell and role != 'set':
                 raise InputError(f'{labels.file}, {where}: the {role} is empty; fill it in or remove that row')
         score = row['score'].replace(decimal, '.') if is_number(row['score']) else row['score']
-        in_set, has_content = known_set(row.get('set', '')), 'content' in row
-        labels.add(start, row['image'], score, where, row.get('content', row['image']), in_set, find, folded=has_content)
+        labels.add(start, row['image'], score, where, row.get('content', row['image']), known_set(row.get('set', '')), find)
     if labels.found_by_end:
         count, (name, path) = len(labels.found_by_end), labels.found_by_end[0]
         log(f'{labels.file}: {count} images are found by the ends of their names, the first of them {name} as {path}')
@@ -241,25 +237,21 @@ def describe_table(labels: Labels, table: Table) -> None:
     lower = labels.settings.lower_is_better
     labels.higher_is_better = name != 'dmos' if lower is None else not lower
     direction = f'{"higher" if labels.higher_is_better else "lower"} is better'
-    if lower is None and (name.startswith('dmos') or name.endswith('dmos')):
-        reason = 'as a column named dmos is read' if name == 'dmos' else 'since the column is not named dmos alone'
-        direction += f', {reason}; --higher_is_better or --lower_is_better settles it'
-    taken = ', '.join(f'{role} from {table.header[k]!r}' for role, k in table.columns.items())
-    if not table.named:
-        columns = ', '.join(f'{role} from column {k + 1}' for role, k in table.columns.items())
-        taken = f'no header, so the first line is an image too; {columns}'
-    ignored = [repr(name) for k, name in enumerate(table.header) if name and k not in table.columns.values()]
-    log(f'{labels.file}: {taken}; {direction}' + f'; ignored: {", ".join(ignored)}' * bool(ignored and table.named))
+    if lower is None and 'dmos' in name:  # which a column of this name alone makes lower
+        direction += ', by the name of its column; --higher_is_better or --lower_is_better settles it'
+    no_header = '' if table.named else 'no header, so the first line is an image too; '
+    taken = ', '.join(f'{role} from column {table.header[k]!r}' for role, k in table.columns.items())
+    ignored = ', '.join(repr(name) for k, name in enumerate(table.header) if name and k not in table.columns.values())
+    log(f'{labels.file}: {no_header}{taken}; {direction}' + f'; ignored: {ignored}' * bool(ignored))
 
 
 def warn_of_references(labels: Labels, table: Table) -> None:
     """Warn of what looks like the reference of each image where the table names none.
 
-    That is a column that is called so and holds names several times, one whose cells, each of several images, are how those
-    images' file names start, or many file names that start alike.
+    That is a column that is called so and holds names several times, or one whose cells, each of several images, are how those
+    images' file names start.
     """
     names = [stem_of(sample.path) for sample in labels.samples]
-    found = False
     for k, column in enumerate(table.header):
         stems = [stem_of(row.cells[k]) for row in table.rows] if k not in table.columns.values() else []
         is_called = normalized_name(column) in REFERENCES and not all(map(is_number, stems))
@@ -267,12 +259,6 @@ def warn_of_references(labels: Labels, table: Table) -> None:
         if len(set(stems)) < len(stems) and (is_called or is_start):
             remedy = f'--columns {shlex.quote(f"content={column}")} keeps images of one scene together in a split'
             log(f'warning: the column {column!r} of {labels.file} looks like the reference of each image; {remedy}')
-            found = True
-    starts = Counter(re.split('[^a-z0-9]', name)[0] for name in names)
-    groups = sum(count >= GROUP for count in starts.values())
-    if groups >= GROUPS and not found and not table.named:
-        remedy = 'a column with the scene of each, named by --columns content=NAME, keeps them together in a split'
-        log(f'warning: in {labels.file}, {groups} groups of file names start alike, perhaps versions of one scene; {remedy}')
 
 
 def warn_of_attribute(labels: Labels, table: Table) -> None:
@@ -374,9 +360,8 @@ def remedy_of(key: str, path: Path | str, settings: Settings) -> str:
         start = settings.images or f'{Path(path).parent}{os.sep}'
         return f'Each line names an image and its score; a relative name starts at {start} or at --data_root DIR.'
     source, layout = DATABASES[key].source_and_layout
-    return f'Get it from {source} and unpack it so that the folder holds {layout}; --data_root DIR names another place' + (
-        '; --dataset demo needs no data.' if key == 'livec' else '.'
-    )
+    other = '--data_root DIR names another place; --dataset demo needs no data.'
+    return f'Get it from {source} and unpack it so that the folder holds {layout}; {other}'
 
 
 def read_samples(dataset: str, path: Path | str) -> list[Sample]:
@@ -403,10 +388,9 @@ def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENT
     database.read(labels)
     if not labels.samples:
         raise InputError(f'{labels.file} lists no image. {labels.remedy}')
-    labels.refuse_repeated()
-    places = zip(labels.samples, labels.places)
     labels.files = [file_id(sample.path) for sample in labels.samples]
-    missing = [f'{sample.path} ({where})' for (sample, where), file in zip(places, labels.files) if file is None]
+    rows = zip(labels.samples, labels.places, labels.files)
+    missing = [f'{sample.path} ({where})' for sample, where, file in rows if file is None]
     if missing and not settings.skip_missing:
         what = f'{len(missing)} of the {len(labels.samples)} images that {labels.file} lists are missing'
         first = f'the first of them {", ".join(missing[:5])}. {labels.remedy} --skip_missing leaves them out.'
@@ -416,22 +400,7 @@ def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENT
 
 def file_id(path: str) -> Any:
     """What is the same for every name of a file, or None where there is none."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return identity_of(path, status) if stat.S_ISREG(status.st_mode) else None
-
-
-def fault_of(sample: Sample, exif_rotation: bool) -> str:
-    """Why the image of a sample cannot be used, or ''."""
-    if not os.path.isfile(sample.path):
-        return 'missing'
-    try:
-        load_image(sample.path, exif_rotation=exif_rotation)
-    except InputError as error:
-        return str(error)
-    return ''
+    return identity_of(path, os.stat(path)) if os.path.isfile(path) else None
 
 
 class OpenDatabase:
@@ -445,7 +414,7 @@ class OpenDatabase:
     Attributes:
         key: its name in `DATABASES`, and `entry` what stands there.
         samples: its `Sample`s, in the order of the label file, and `rows` the 0-based row of each among all listed images.
-        linked: positions of the samples whose file is listed under another name too.
+        files: what identifies the file of each sample, the same under all its names.
         left_out: with `settings.skip_missing`, for each image that is listed and left out its name, row and the reason.
         units: what a split draws from: for each unit, the positions of its samples. A unit is a content, in the order
             of their names, for the databases that are split by content, and an image for the others.
@@ -481,13 +450,19 @@ class OpenDatabase:
             remedy = '--columns content=NAME names the column' if self.key == 'csv' else f'{self.entry.title} names none'
             raise InputError(f'--split_by content: no two images of {labels.file} have the same content; {remedy}')
         self.units = split_units(self.samples, self.by_content)
-        self.linked = self.find_links()
 
     def leave_out(self, labels: Labels) -> None:
         """Leave out the images that are missing or unreadable, and log how many."""
-        faults = on_all_cores('find unreadable images', lambda sample: fault_of(sample, self.entry.exif_rotation), self.samples)
-        names = self.names(range(len(self.samples)))
-        rows = zip(names, labels.places, faults)
+
+        def fault_of(sample: Sample) -> str:
+            try:
+                load_image(sample.path, exif_rotation=self.entry.exif_rotation)
+            except InputError as error:
+                return str(error)
+            return ''
+
+        faults = on_all_cores('find unreadable images', fault_of, self.samples)
+        rows = zip(self.all_names, self.places, faults)
         self.left_out = [{'image': name, 'row': where, 'reason': fault} for name, where, fault in rows if fault]
         kept = [k for k, fault in enumerate(faults) if not fault]
         self.rows, self.samples = [self.rows[k] for k in kept], [self.samples[k] for k in kept]
@@ -547,15 +522,6 @@ class OpenDatabase:
         """(low, high) of the scores: nominal, or of the samples for `csv`."""
         scores = [sample.score for sample in self.samples]
         return self.entry.score_range or (min(scores), max(scores))
-
-    def find_links(self) -> set[int]:
-        """The positions of files that are listed under several names, links and hard links; warn of them."""
-        first: dict[Any, int] = {}
-        pairs = [(first[file], k) for k, file in enumerate(self.files) if first.setdefault(file, k) != k]
-        if pairs:
-            one, other = self.names(pairs[0])
-            log(f'warning: {len(pairs)} images of {self.label_file} are links to others, the first of them {other}, to {one}')
-        return {k for pair in pairs for k in pair}
 
     def warn_of_count(self) -> None:
         """Warn if the labels list more or fewer images than the complete database has."""

@@ -174,15 +174,14 @@ def test_the_default_command_starts_from_the_published_weights(
     [
         ({'conv1.0.weight': None}, '1 tensors are missing.*conv1.0.weight, is missing'),
         ({'head.weight': torch.zeros(3)}, '1 tensors .*head.weight, is unknown'),
-        ({'fc5b_fc.bias': torch.zeros(2)}, r'fc5b_fc.bias, has the shape \(2,\) in place of \(1,\)'),
-        ({'fc5b_fc.bias': torch.zeros(1, dtype=torch.int32)}, 'fc5b_fc.bias, is of int32 in place of float32'),
-        ({'fc5b_fc.bias': torch.zeros(1, dtype=torch.complex64)}, 'fc5b_fc.bias, is of complex64'),
+        ({'fc5b_fc.bias': torch.zeros(2)}, r'fc5b_fc.bias, is not a plain array of floating-point numbers in the shape \(1,\)'),
+        ({'fc5b_fc.bias': torch.zeros(1, dtype=torch.int32)}, 'fc5b_fc.bias, is not a plain array'),
+        ({'fc5b_fc.bias': torch.zeros(1, dtype=torch.complex64)}, 'fc5b_fc.bias, is not a plain array'),
         ({'fc5b_fc.bias': torch.zeros(1).to_sparse()}, 'fc5b_fc.bias, is not a plain array'),
         ({'fc5b_fc.bias': torch.zeros(1, device='meta')}, 'fc5b_fc.bias, is not a plain array'),
         ({'fc5b_fc.bias': [0.0]}, 'fc5b_fc.bias, is not a plain array'),
         ({'fc5b_fc.bias': torch.tensor([float('nan')])}, 'fc5b_fc.bias, holds values that are not finite'),
         ({'fc5b_fc.bias': torch.tensor([1e300], dtype=torch.float64)}, 'holds values that are not finite'),
-        ({'module.fc5b_fc.bias': torch.zeros(1)}, 'holds some tensors twice'),
         ({7: torch.zeros(1)}, 'does not name tensors'),
         ({'x' * 300 + '\n': torch.zeros(1)}, 'x{80}, is unknown$'),
     ],
@@ -285,14 +284,13 @@ def test_a_flipped_bit_in_a_tensor_is_found(tmp_path):
             checkpoints.read_checkpoint(tmp_path / 'damaged.pth')
 
 
-def test_a_file_that_was_saved_without_checksums_loads_and_says_so(tmp_path, capsys):
+def test_a_file_that_was_saved_without_checksums_loads(tmp_path):
     torch.serialization.set_crc32_options(False)
     try:
         small_file(tmp_path / 'unchecked.pth')
     finally:
         torch.serialization.set_crc32_options(True)
     assert checkpoints.read_checkpoint(tmp_path / 'unchecked.pth')['weight'][999] == 999
-    assert 'unchecked.pth has no checksums: damage' in capsys.readouterr().err
 
 
 def test_safetensors_without_the_package_names_it(tmp_path, monkeypatch):

@@ -216,4 +216,4 @@ def test_a_full_output_is_one_line(tmp_path, checkpoint):
             text=True,
         )
     assert done.returncode == 2 and 'Traceback' not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith('error: the output: No space left')
+    assert done.stderr.splitlines()[-1].startswith('error: No space left')

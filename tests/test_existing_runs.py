@@ -60,7 +60,8 @@ def test_digests_splits_and_owners_stay(form, make_database, tmp_path):
     assert parts.keys() == pinned['split'].keys()
     folder = RoundFolder(config, 1, parts)
     folder.close()
-    assert folder.owner == pinned['owner'] and folder.title == f'{database.entry.title}, seed 3, round 2'
+    assert folder.owner == {name: pinned['owner'][name] for name in ('round', 'split')}
+    assert folder.title == f'{database.entry.title}, seed 3, round 2'
     assert hashlib.sha256((folder.path / 'split.json').read_bytes()).hexdigest() == pinned['split.json']
 
 

@@ -98,7 +98,7 @@ def test_bad_options_give_one_line(tmp_path, run, in_process, monkeypatch):
     for out, reason in (
         ('network.bin', 'network.bin must end in .pt2, .onnx, .safetensors'),
         ('network.onnx', 'network.onnx needs a package that is missing here: pip install onnx onnxscript onnxruntime'),
-        ('absent/network.pt2', 'absent/network.pt2 cannot be written: No such file'),
+        ('absent/network.pt2', 'absent/network.pt2 cannot be written: the folder is missing'),
     ):
         done = in_process(export_main, run / 'best.pth', out)
         assert done.returncode == 2 and reason in done.stderr and 'Traceback' not in done.stderr

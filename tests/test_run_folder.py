@@ -249,10 +249,10 @@ def test_a_state_says_whose_it_is_and_best_weights_are_compared(finished_run, co
     """The last.pth of the other round; then a best.pth that is gone, and one of other weights."""
     shutil.copy(copied_run / 'round_01' / 'last.pth', copied_run / 'round_02' / 'last.pth')
     done = resume('--resume')
-    assert done.returncode == 2 and 'belongs to another round or run (round is 1, not 2' in done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and 'it belongs to another round, or to another split' in done.stderr.splitlines()[-1]
     shutil.copy(finished_run / 'run' / 'round_02' / 'last.pth', copied_run / 'round_02' / 'last.pth')
     state = torch.load(copied_run / 'round_02' / 'last.pth', weights_only=True)
-    assert state['owner']['round'] == 2 and state['owner']['seed'] == 0
+    assert state['owner']['round'] == 2
     folder = RoundFolder.__new__(RoundFolder)
     folder.path = copied_run / 'round_02'
     shutil.copy(copied_run / 'round_01' / 'best.pth', folder.path / 'best.pth')
@@ -291,17 +291,6 @@ def test_a_column_that_an_earlier_version_did_not_know_is_empty_and_an_unknown_o
     rows = history(copied_run, 2)
     assert [row['train_loss'] == '' for row in rows] == [True, False]
     assert [row['of_the_future'] for row in rows] == ['7.5', '7.5'] and list(rows[0])[-2:] == ['of_the_future', 'train_loss']
-
-
-@pytest.mark.parametrize('part, column', [('history', 'epoch'), ('best', 'scores')])
-def test_a_state_that_lacks_what_a_resume_needs_is_refused(copied_run, resume, part, column):
-    path = copied_run / 'round_02' / 'last.pth'
-    state = torch.load(path, weights_only=True)
-    del (state['history'][0] if part == 'history' else state['best'])[column]
-    torch.save(state, path)
-    done = resume('--resume')
-    assert done.returncode == 2 and 'is not the checkpoint of this round (' in done.stderr.splitlines()[-1]
-    assert 'Traceback' not in done.stderr
 
 
 def test_a_resume_on_other_threads_is_said(copied_run, resume):

@@ -1,7 +1,6 @@
 """A look at a whole database before hours of work: its scores, its sizes, and the images that would spoil a run."""
 
 import hashlib
-import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,12 +14,10 @@ from util.splits import sizes_of
 
 BINS, LONGEST_BAR = 10, 40  # of the histogram
 NAMED = 5  # of a longer list
-FLAT, FLAT_ROWS = 'flat to its end', 16
 ODDITIES = {
     DEEP: '{}, scaled to 8 bits',
     TRANSPARENT: '{}, shown on white',
     WIDE: '{}: of a table of your own they are converted to sRGB, a published database is read as it is',
-    FLAT: 'warning: {}, whose last rows are one colour, as those of a file that was cut often are',
 }
 
 
@@ -92,9 +89,6 @@ def read_picture(path: str, exif_rotation: bool) -> Picture:
         image, oddities = decode_image(path, exif_rotation)
     except InputError as error:
         return Picture(None, None, str(error).removeprefix(path).strip())
-    rows = np.asarray(image)[-FLAT_ROWS:]
-    if (rows == rows[-1, -1]).all() and rows.any():  # a cut JPEG ends in grey, a night photo in black
-        oddities.append(FLAT)
     size = image.height, image.width
     return Picture(size, hashlib.sha256(repr(size).encode() + image.tobytes()).digest(), oddities=oddities)
 
@@ -118,18 +112,10 @@ def report_labels(samples: list[Sample]) -> None:
     scores = [sample.score for sample in samples]
     report('Images', f'{len(samples)} of {contents} contents' if contents < len(samples) else len(samples))
     report('Scores', f'{min(scores):.6g} to {max(scores):.6g}, mean {np.mean(scores):.6g}')
-    print('\n'.join(histogram(scores)), flush=True)
-
-
-def histogram(scores: list[float]) -> list[str]:
-    """A line for each of `BINS` equal ranges of the scores: the range, how many are in it, and a bar."""
     counts, edges = np.histogram(scores, BINS)
-    decimals = max(0, 1 - math.floor(math.log10(edges[1] - edges[0])))
-    texts = [f'{edge:.{decimals}f}' for edge in edges]
-    width = max(map(len, texts))
-    bars = ['#' * -(-LONGEST_BAR * count // max(counts)) for count in counts]
-    rows = zip(texts, texts[1:], counts, bars)
-    return [f'    {low:>{width}} to {high:>{width}}  {count:>6}  {bar}'.rstrip() for low, high, count, bar in rows]
+    for low, high, count in zip(edges, edges[1:], counts):
+        bar = '#' * -(-LONGEST_BAR * count // max(counts))  # rounded up, so that a single image shows
+        print(f'    {low:>9.6g} to {high:>9.6g}  {count:>6}  {bar}'.rstrip(), flush=True)
 
 
 def report_list(name: str, entries: list[str], text: str = '{}', most: int = NAMED) -> None:

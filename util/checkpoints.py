@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torchvision.models import ResNet50_Weights
 
-from util.errors import InputError, log
+from util.errors import InputError
 from util.files import reading
 
 WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'params', 'net')  # keys under which training code keeps a state_dict
@@ -103,9 +103,7 @@ def state_of(content: Mapping[Any, Any], source: Path | str) -> tuple[dict[str, 
     found = unwrapped(content)
     if not found or not all(isinstance(name, str) for name in found):
         raise InputError(f'{source} {NEITHER}: it does not name tensors')
-    state = without_prefixes(found)
-    if len(state) < len(found):
-        raise InputError(f'{source} holds some tensors twice, with and without {" or ".join(sorted(PREFIXES))} before the name')
+    state = {'.'.join(step for step in name.split('.') if step not in PREFIXES): value for name, value in found.items()}
     if 'conv1.weight' in state:
         return {f'res.{name}': value for name, value in state.items() if not name.startswith('fc.')}, 'ResNet-50'
     if any(name.startswith('base_model.') for name in state):
@@ -124,10 +122,6 @@ def unwrapped(content: Any, depth: int = 4) -> Mapping[Any, Any] | None:
     return content if any(isinstance(value, torch.Tensor) for value in content.values()) else None
 
 
-def without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {'.'.join(step for step in name.split('.') if step not in PREFIXES): value for name, value in state.items()}
-
-
 def pyiqa_renamed(name: str) -> str:
     for pattern, own in PYIQA_NAMES:
         match = re.match(pattern, name)
@@ -142,26 +136,20 @@ def fitting_state(model: nn.Module, state: dict[str, Any], layout: str, source: 
     expected = {name for name in own if layout != 'ResNet-50' or re.match(r'res\.(?!lda)', name)}
     counters = {name for name in own if name.endswith(COUNTER)}
     faults = {name: fault_of(state.get(name), own.get(name)) for name in sorted((expected | set(state)) - counters)}
-    wrong = [name for name, fault in faults.items() if fault]
+    wrong = [f'{name[:80]}, {fault}' for name, fault in faults.items() if fault]
     if wrong:
-        first = f'the first of them, {wrong[0][:80]}, {faults[wrong[0]]}'
-        raise InputError(f'{source} {NEITHER}: {len(wrong)} tensors are missing, unknown or of another kind; {first}')
-    fitting = {name: value for name, value in state.items() if name not in counters or value.dtype == own[name].dtype}
-    return {name: value.detach().to(own[name].dtype) for name, value in fitting.items()}
+        what = f'{len(wrong)} tensors are missing, unknown or of another kind; the first of them, {wrong[0]}'
+        raise InputError(f'{source} {NEITHER}: {what}')
+    return {name: value.detach().to(own[name].dtype) for name, value in state.items()}
 
 
 def fault_of(value: Any, own: torch.Tensor | None) -> str:
     """What keeps `value` of a file from taking the place of the network's tensor `own`, or ''."""
-    if own is None:
-        return 'is unknown'
-    if value is None:
-        return 'is missing'
-    if not isinstance(value, torch.Tensor) or value.is_nested or value.layout != torch.strided or value.device.type != 'cpu':
-        return 'is not a plain array of numbers'
-    if value.shape != own.shape:
-        return f'has the shape {tuple(value.shape)} in place of {tuple(own.shape)}'
-    if not value.is_floating_point():
-        return f'is of {value.dtype} in place of {own.dtype}'.replace('torch.', '')
+    if own is None or value is None:
+        return 'is unknown' if own is None else 'is missing'
+    plain = isinstance(value, torch.Tensor) and (value.is_nested, value.layout, value.device.type) == (False, own.layout, 'cpu')
+    if not plain or value.shape != own.shape or not value.is_floating_point():
+        return f'is not a plain array of floating-point numbers in the shape {tuple(own.shape)}'
     bounds = value.to(own.dtype).aminmax()  # one pass, nan included
     return '' if all(bound.isfinite() for bound in bounds) else 'holds values that are not finite'
 
@@ -174,8 +162,7 @@ def read_imagenet() -> dict[str, Any]:
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            hash_prefix = path.stem.rpartition('-')[2]
-            torch.hub.download_url_to_file(url, str(path), hash_prefix, progress=sys.stderr.isatty())
+            torch.hub.download_url_to_file(url, str(path), path.stem.rpartition('-')[2], progress=sys.stderr.isatty())
     except (OSError, RuntimeError) as error:
         remedy = f'Download {url} on another machine and copy it to {folder}, or name it with --weights FILE'
         raise InputError(f'the ImageNet weights cannot be loaded ({error}). {remedy}; --weights none starts from random ones')
@@ -193,12 +180,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     with reading(path, 'a checkpoint') as file:
         start = file.read(10)
         file.seek(0)
-        if start[8:] == b'{"':
-            content = read_safetensors(path)
-        else:
-            if start.startswith(b'PK'):
-                check_archive(file, path)
-            content = load(file)
+        if start.startswith(b'PK'):
+            check_archive(file)
+        content = read_safetensors(path) if start[8:] == b'{"' else load(file)
         if not isinstance(content, dict):
             raise InputError(f'{path} holds a {type(content).__name__}, not a state_dict')
     return content
@@ -230,13 +214,10 @@ def load(file: BinaryIO) -> Any:
         raise ValueError('it is no checkpoint of PyTorch, or it is cut or damaged')
 
 
-def check_archive(file: BinaryIO, path: Path | str) -> None:
-    """Compare what a zip file holds with its checksums."""
+def check_archive(file: BinaryIO) -> None:
+    """Compare what a zip file holds with its checksums, unless it was saved without them (torch.save has a switch)."""
     with zipfile.ZipFile(file) as archive:
-        unchecked = all(entry.CRC == 0 for entry in archive.infolist())  # torch.save has a switch that leaves them out
-        broken = None if unchecked else archive.testzip()
+        broken = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
     file.seek(0)
     if broken:
         raise ValueError(f'it is damaged (the checksum of {broken[:80]} in it is another)')
-    if unchecked:
-        log(f'{path} has no checksums: damage inside its tensors would not be noticed')

@@ -48,22 +48,16 @@ def pick_device(name: str | None, deterministic: bool = False) -> str:
     if launched() and name == 'cuda':
         name = f'cuda:{os.environ["LOCAL_RANK"]}'
     try:
-        torch.device(name)
-    except RuntimeError:
-        raise InputError(f'--device {name}: there is none of this name; use cpu, cuda, cuda:1 or mps')
-    try:
         torch.ones(1, device=name).add(1).item()  # some devices can be named and allocated on, but do not compute
     except Exception as error:  # each backend that is not there fails in its own way
-        raise InputError(f'--device {name}: {first_line(error)}')
+        raise InputError(f'--device {name}: {first_line(error)}; use cpu, cuda, cuda:1 or mps')
     return name
 
 
 def processes_on(device: str) -> str:
-    """How many processes compute where, as '2 processes on cpu, 1 thread each'."""
+    """How many processes compute where, as '2 processes on cpu (1 thread each)'."""
     several, kind = world_size() > 1, device.partition(':')[0] if launched() else device
-    name = device_name(device) + ' each' * several
-    detail = f', {name}' if kind == 'cpu' else f' ({name})' * (name != kind)
-    return f'{world_size()} process{"es" * several} on {kind}{detail}'
+    return f'{world_size()} process{"es" * several} on {kind} ({device_name(device)}{" each" * several})'
 
 
 def device_name(device: str) -> str:

@@ -5,7 +5,6 @@ HYPERIQA_DEBUG=1 shows the traceback of what is otherwise one line; a programmin
 """
 
 import difflib
-import errno
 import os
 import re
 import signal
@@ -34,7 +33,6 @@ PHRASES = {
     r'Timed out waiting \d+ms for (recv|send) operation to complete',
     THREADS: r"can't start new thread|Resource temporarily unavailable",  # Python, C++
 }
-OF_AN_OUTPUT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE}
 
 
 class InputError(ValueError, ArgumentTypeError):
@@ -109,14 +107,11 @@ def boundary() -> Iterator[list[str]]:
         sys.exit(error.args[0] if error.args else 130)
     except InputError as error:
         fail(str(error))
+    except BrokenPipeError:  # the reader has seen enough, as in `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python complains of stdout once more when it ends
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        place = error.filename
-        if place is None and error.errno in OF_AN_OUTPUT:
-            place = 'the output'
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python complains of stdout once more when it ends
-            if isinstance(error, BrokenPipeError):  # the reader has seen enough, as in `| head -1`
-                sys.exit(128 + signal.SIGPIPE)
-        fail(': '.join(str(part) for part in (place, error.strerror or error) if part))
+        fail(': '.join(str(part) for part in (error.filename, error.strerror or error) if part))
     except (MemoryError, RuntimeError) as error:
         meaning = machine_fault(error)
         if meaning is None:

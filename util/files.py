@@ -87,8 +87,8 @@ def check_input(path: Path | str, kind: str) -> None:
 def walk(folder: Path | str, strict: bool = False) -> Iterator[str]:
     """The files in `folder` and below, by name; not hidden ones, nor what a Mac puts beside a zip's files.
 
-    Links to folders are followed, after all others, and each folder once. A folder that cannot be listed is passed over; with
-    `strict` it is an OSError.
+    Links to folders are followed, and each folder is entered once. A folder that cannot be listed is passed over; with `strict`
+    it is an OSError.
     """
 
     def fail(error: OSError) -> None:
@@ -96,18 +96,12 @@ def walk(folder: Path | str, strict: bool = False) -> Iterator[str]:
             raise error
 
     seen: set[Any] = set()
-    starts = [str(folder)]
-    for start in starts:
-        for place, inner, names in os.walk(start, onerror=fail):
-            identity = identity_of(place, os.stat(place))
-            if identity in seen:
-                inner.clear()
-                continue
-            seen.add(identity)
-            links = [name for name in filter(is_entered, inner) if os.path.islink(os.path.join(place, name))]
-            starts += [os.path.join(place, name) for name in sorted(links)]  # the loop over `starts` comes to them
-            inner[:] = sorted(name for name in inner if is_entered(name) and name not in links)
+    for place, inner, names in os.walk(folder, onerror=fail, followlinks=True):
+        identity = identity_of(place, os.stat(place))
+        inner[:] = sorted(filter(is_entered, inner)) if identity not in seen else []
+        if identity not in seen:
             yield from (os.path.join(place, name) for name in sorted(names) if not name.startswith('.'))
+        seen.add(identity)
 
 
 def identity_of(path: str, status: os.stat_result) -> Any:
@@ -137,8 +131,6 @@ def writing(path: Path | str) -> Iterator[BinaryIO]:
         OSError: the place cannot be written, or the disk is full; what `path` held before is untouched.
     """
     target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, 'it is a folder')
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, 'it is write-protected')
     beside = target.with_name(f'.{target.name[:50]}.{secrets.token_hex(8)}.tmp')
@@ -152,10 +144,6 @@ def writing(path: Path | str) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-    with suppress(OSError):  # makes the rename last through a power failure, where the system knows how
-        descriptor = os.open(target.parent, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
 
 
 def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> None:
@@ -168,10 +156,6 @@ def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> No
         for path in folder.glob(f'.{glob.escape(name[:50])}*.tmp'):
             if owned or time.time() - path.lstat().st_mtime > ABANDONED:
                 path.unlink()
-
-
-class Tried(Exception):
-    """Leaves `writing` before anything is replaced."""
 
 
 def write_whole(path: Path | str, content: bytes | memoryview) -> None:
@@ -226,10 +210,9 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
             if not target.is_file() or not re.match(rb'$|' + start, target.read_bytes()[:200], re.DOTALL):
                 raise InputError(f'{path} exists and is of another kind than this output; remove it, or name another file')
         remove_abandoned(target.parent, target.name)
-        with suppress(FileNotFoundError):
-            target.lstat()  # fails at a name that is too long
-        with suppress(Tried), writing(target):
-            raise Tried
+        needed = (target.parent, target) if target.exists() else (target.parent,)
+        if not all(os.access(place, os.W_OK) for place in needed):
+            raise PermissionError(errno.EACCES, 'the folder is missing or write-protected')
     except OSError as error:
         raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
 
@@ -247,10 +230,7 @@ def locked(path: Path | str, busy: str = '') -> Iterator[bool]:
         whether there is a lock to hold.
     """
     # A lock whose existence is the lock would outlive a killed process: rather none than a soft one.
-    try:
-        lock = FileLock(path, fallback_to_soft=False)
-    except TypeError:
-        raise InputError('the installed filelock is too old; pip install "filelock>=3.24"')
+    lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(0)
     except Timeout:

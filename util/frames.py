@@ -29,7 +29,6 @@ from util.files import is_locked, locked, reading, remove_abandoned, writing
 from util.progress import progress
 
 FORMAT = 3  # of the cache; changes with anything that gives other pixels for the same files
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SAMPLED = 64  # images whose first and last kilobyte are in the cache's name
 DEEP, TRANSPARENT, WIDE = '16-bit grey', 'transparent', 'in a wide-gamut profile'
 CLOSE = 3  # levels by which a colour profile may differ from sRGB and count as it
@@ -70,7 +69,10 @@ def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.I
     image.load()
     oddities = []
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
-        image = eight_bits(image)
+        tags = getattr(image, 'tag_v2', {})
+        if tags.get(ExifTags.Base.BitsPerSample, (16,)) != (16,) or tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
+            raise ValueError('it is a grey TIFF of other than 16 bits, or one in which zero is white')
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         oddities.append(DEEP)
     if image.mode in ('I', 'F'):
         raise ValueError('it holds 32-bit or signed numbers, whose range nobody knows')
@@ -115,14 +117,6 @@ def orientation(image: Image.Image) -> Any:
     return 1 if image.format == 'TIFF' else image.getexif().get(ExifTags.Base.Orientation)
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey."""
-    tags = getattr(image, 'tag_v2', {})
-    if tags.get(ExifTags.Base.BitsPerSample, (16,)) != (16,) or tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
-        raise ValueError('it is a grey TIFF of other than 16 bits, or one in which zero is white')
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-
-
 def resized(image: Image.Image, resize: Sequence[int] | None) -> Image.Image:
     """Bilinear with antialiasing, as torchvision's `Resize` is for Pillow images, to (height, width)."""
     return image if resize is None else image.resize((resize[1], resize[0]), Image.Resampling.BILINEAR)
@@ -152,7 +146,7 @@ def open_frames(
         root: the database's folder or label file.
         name: starts the cache file's name.
         cache: the cache's folder; None is `.hyperiqa_cache` beside the images, or the user's cache folder where that
-            cannot be written; `none` reads the image files at every access instead.
+            cannot be written or has no room; `none` reads the image files at every access instead.
 
     Raises:
         InputError: an image cannot be read or is too small, or `cache` names a folder that cannot be written.
@@ -165,13 +159,9 @@ def open_frames(
         except OSError as error:
             if error.filename in direct.paths:  # an image is at fault, not the cache
                 raise
-            full = error.errno in FULL
-            problem = 'there is no room for the frame cache' if full else 'the frame cache cannot be written'
-            reason = f'{problem} in {folder}: {error.strerror or error}'
-            if cache and not full:
-                raise InputError(f'{reason}; --cache DIR names another place, --cache none goes without')
-            if full:
-                break
+            reason = f'the frame cache cannot be written in {folder}: {error.strerror or error}'
+    if cache:
+        raise InputError(f'{reason}; --cache DIR names another place, --cache none goes without')
     log(f'{reason}, so images are decoded in every epoch; --cache DIR names another place')
     return direct
 
@@ -251,13 +241,11 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
     start = f'{name}-{hashlib.sha256(made).hexdigest()[:8]}'
     stamps = stamps_of(direct.paths, root)
     path = folder / f'{start}-{hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]}.frames'
-    frames = read_cache(path, len(stamps))
-    if frames is None:
+    if read_cache(path, len(stamps)) is None:
         sizes = direct.sizes  # before the lock is held, since this may fail
         folder.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix('.lock')) as alone:
-            frames = read_cache(path, len(stamps))
-            if frames is None:
+            if read_cache(path, len(stamps)) is None:  # otherwise another process was faster
                 remove_abandoned(folder)
                 remove_abandoned(folder, path.name, owned=alone)
                 build(path, sizes, direct, is_change=remove_older(path, start))
@@ -265,7 +253,7 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
                     if before != after:
                         path.unlink()
                         raise changed(image)
-                frames = read_cache(path, len(stamps))
+    frames = read_cache(path, len(stamps))
     if frames is None:
         raise OSError(errno.EIO, 'it does not read as it was written')
     return frames

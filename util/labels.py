@@ -1,6 +1,6 @@
 """A database's label files and images: found below its folder, each fault named with its file and row."""
 
-import math
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +15,8 @@ from util.files import is_entered, reading, walk
 from util.tables import BLANK, normalized_name, read_rows
 
 SETS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
-HEADER_ROWS = 10  # of an Excel sheet, in which its header is looked for
+HEADER_ROWS = 10  # in which a header is looked for: an Excel sheet may have a title above it
+Find = Callable[[Path | str, str], list[str]] | None  # what finds the files of a name in a folder; None: `Labels.matches`
 
 
 class Sample(NamedTuple):
@@ -48,11 +49,10 @@ class Settings(NamedTuple):
     @classmethod
     def of(cls, config: Any) -> 'Settings':
         """The settings in the script's options."""
-        images = getattr(config, 'image_root', None)
         columns = dict(config.columns or {})
         if config.split not in (None, 'random', 'official'):
             columns.pop('set', None)  # it is a column of the split's table
-        return cls(columns, images, config.lower_is_better, config.split_by, config.skip_missing)
+        return cls(columns, getattr(config, 'image_root', None), config.lower_is_better, config.split_by, config.skip_missing)
 
 
 AS_DOCUMENTED = Settings()
@@ -84,6 +84,7 @@ class Labels:
         self.file = self.root
         self.samples: list[Sample] = []
         self.places: list[str] = []
+        self.first_places: dict[str, str] = {}
         self.row_numbers: list[int] | None = None
         self.known: list[str] = []
         self.files: list[Any] = []
@@ -146,20 +147,15 @@ class Labels:
         nearest = min((path.count(os.sep) for path in found), default=0)
         return [path for path in found if path.count(os.sep) == nearest]
 
-    def levels(self, *bases: Path) -> list[list[Path]]:
-        """Where files are looked for, nearest first: each of `bases`, then the folders in each."""
+    def first(self, names: Sequence[str], bases: Sequence[Path], is_kind: Callable[[str], bool]) -> Path | None:
+        """Path of the first of `names` that exists in one of `bases` or one folder down, the nearest one, or None."""
         if not os.path.isdir(self.root):
             raise InputError(f'{self.title}: there is no folder {self.root}. {self.remedy}')
         inner = [sorted(path for path in base.iterdir() if is_entered(path.name) and path.is_dir()) for base in bases]
-        return [[base] for base in bases] + inner
-
-    def first(self, names: Sequence[str], bases: Sequence[Path], is_kind: Callable[[str], bool]) -> Path | None:
-        """Path of the first of `names` that exists in one of `bases` or one folder down, the nearest one, or None."""
-        for name in names:
-            for level in self.levels(*bases):
-                found = [path for base in level for path in self.matches(base, name, is_kind)]
-                if found:
-                    return Path(unambiguous(name, found))
+        for name, level in itertools.product(names, [[base] for base in bases] + inner):  # the nearest one first
+            found = [path for base in level for path in self.matches(base, name, is_kind)]
+            if found:
+                return Path(unambiguous(name, found))
         return None
 
     def open(self, *names: str, needed: bool = True) -> bool:
@@ -181,15 +177,14 @@ class Labels:
         """(row name, cells of `columns`) of every row of the open table, below its header.
 
         Args:
-            columns: names in the header, which of an Excel file is the first row that has them all, or 0-based positions.
+            columns: names in the header, which is the first row that has them all, or 0-based positions.
             sheet: of an Excel file; the first one by default.
             header: False for a table without one, whose lines must have as many cells as there are `columns`.
         """
         rows = read_rows(self.file, sheet)
         positions: list[Any] = list(columns)
         if header:
-            depth = HEADER_ROWS if rows and rows[0].where.startswith('row') else 1
-            headers = [[normalized_name(cell) for cell in row.cells] for row in rows[:depth]] or [[]]
+            headers = [[normalized_name(cell) for cell in row.cells] for row in rows[:HEADER_ROWS]] or [[]]
             wanted = [normalized_name(name) for name in columns if isinstance(name, str)]
             top = next((k for k, names in enumerate(headers) if all(name in names for name in wanted)), None)
             if top is None:
@@ -211,51 +206,32 @@ class Labels:
 
     def number(self, text: Any, where: str, role: str = 'score') -> float:
         """`text` as a finite float; `where` is its row and `role` its meaning, for the error."""
-        try:
-            value = math.nan if isinstance(text, str) and '_' in text else float(text)
-        except (TypeError, ValueError):
-            value = math.nan
-        if not abs(value) <= float(np.finfo(np.float32).max):
-            fault = 'is beyond 32-bit floats' if math.isfinite(value) else 'is not a number'
-            raise InputError(f'{self.file}, {where}: the {role} {text!r} {fault}; correct or remove that row')
-        return value
+        with suppress(TypeError, ValueError):
+            value = float(text)
+            if abs(value) <= np.finfo(np.float32).max and '_' not in str(text):
+                return value
+        reason = 'is not a number that 32 bits hold; correct or remove that row'
+        raise InputError(f'{self.file}, {where}: the {role} {text!r} {reason}')
 
     def add(
-        self,
-        folder: Path | str,
-        name: Any,
-        score: Any,
-        where: str,
-        content: Any = None,
-        in_set: str = '',
-        find: Callable[[Path | str, str], list[str]] | None = None,
-        folded: bool = True,
+        self, folder: Path | str, name: Any, score: Any, where: str, content: str = '', in_set: str = '', find: Find = None
     ) -> None:
         """Append the sample whose image is `name` in `folder`, as `find` finds it there: by default `matches`.
 
         Without `content` the image is a content of its own. Spellings of a content that differ in letter case or Unicode form
-        are one content, which has the first of them, if `folded`.
+        are one content, which has the first of them; of file names, which `content` can be too, they are different images.
         """
         find, name = find or self.matches, str(name).strip(BLANK)
         found = find(folder, name) or ('\\' in name and find(folder, name.replace('\\', '/')))
         path = unambiguous(name, found) if found else os.path.join(folder, name)
-        folded &= bool(content)
         content = str(content or path)
-        if folded:
+        if content not in (name, path):
             content = self.contents.setdefault(normalized_name(content), content)
+        before = self.first_places.setdefault(os.path.normpath(path), where)
+        if before != where:  # it would be trained on and tested on
+            raise InputError(f'{self.file}, {where}: {path} is on {before} already; remove one of the two')
         self.samples.append(Sample(path, self.number(score, where), content, in_set))
         self.places.append(where)
-
-    def add_known(self, folder: Path | str, name: Any) -> None:
-        self.known.append(os.path.join(folder, str(name).strip(BLANK)))
-
-    def refuse_repeated(self) -> None:
-        """An image that is listed twice would be trained on and tested on."""
-        first: dict[str, str] = {}
-        for sample, where in zip(self.samples, self.places):
-            before = first.setdefault(os.path.normpath(sample.path), where)
-            if before != where:
-                raise InputError(f'{self.file}, {where}: {sample.path} is on {before} already; remove one of the two')
 
 
 def known_set(text: Any) -> str:

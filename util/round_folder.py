@@ -32,12 +32,6 @@ from util.options import title_of
 from util.run_folder import project_commit, read_result, refuse_other_images, round_path, without_nan, write_predictions
 from util.splits import SplitRecord
 
-# Options that decide which weights a state leads to: a last.pth of others is refused.
-STATE_OPTIONS = (
-    *('dataset', 'seed', 'weights', 'lr', 'lr_ratio', 'weight_decay', 'batch_size', 'train_patch_num', 'test_patch_num'),
-    *('resize', 'normalize_scores', 'amp'),
-)
-
 
 def surroundings(device: str) -> dict[str, Any]:
     """What the numbers of a run may depend on beside its options, for config.json."""
@@ -71,8 +65,8 @@ class RoundFolder:
         self.path = round_path(config.output, round_index + 1)
         self.epochs = config.epochs
         self.title = f'{title_of(config.dataset)}, seed {config.seed}, round {round_index + 1}'
-        self.owner = {'round': round_index + 1, **{name: getattr(config, name) for name in STATE_OPTIONS}}
-        self.owner['split'] = hashlib.sha256(json.dumps(split).encode()).hexdigest()
+        # of a last.pth; that the options are the same too is known from config.json
+        self.owner = {'round': round_index + 1, 'split': hashlib.sha256(json.dumps(split).encode()).hexdigest()}
         self.lock = ExitStack()
         if rank() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -107,15 +101,10 @@ class RoundFolder:
                 raise InputError(f'{path} is gone, without which the round cannot continue; {self.remedy}')
             return
         state = checkpoints.read_checkpoint(path)
-        owner = state['owner'] if isinstance(state.get('owner'), dict) else {}
-        other = [f'{name} is {owner[name]}, not {mine}' for name, mine in self.owner.items() if owner.get(name, mine) != mine]
-        if other:
-            raise InputError(f'{path} belongs to another round or run ({"; ".join(other)[:300]}); {self.remedy}')
         try:
-            if [row['epoch'] for row in state['history']] != list(range(1, len(state['history']) + 1)):
-                raise ValueError('its epochs are not in order')
-            if state['best'] and 'scores' not in state['best']:
-                raise ValueError('its best epoch lacks the scores of the test images')
+            owner = state.get('owner', self.owner)  # the first versions kept none
+            if any(owner.get(name, mine) != mine for name, mine in self.owner.items()):
+                raise ValueError('it belongs to another round, or to another split')
             load_state_dict(state)
         except Exception as error:  # an edited state can raise anything where it does not fit
             raise InputError(f'{path} is not the checkpoint of this round ({first_line(error)}); {self.remedy}')
@@ -156,14 +145,12 @@ class RoundFolder:
         Raises:
             InputError: it is gone, damaged or another network's.
         """
-        reason = 'best.pth is of other weights'
         try:
             weights = checkpoints.read_checkpoint(self.path / 'best.pth')
-            if 'weights' not in best or checkpoints.digest(weights) == best['weights']:  # the first versions kept no digest
-                return
+            if 'weights' in best and checkpoints.digest(weights) != best['weights']:  # the first versions kept no digest
+                raise InputError('best.pth is of other weights')
         except InputError as error:
-            reason = str(error)
-        raise InputError(f'the weights of the best epoch, {best["epoch"]}, are lost ({reason}); {self.remedy}')
+            raise InputError(f'the weights of the best epoch, {best["epoch"]}, are lost ({error}); {self.remedy}')
 
     def finish(self, best: dict[str, Any], tested: TestedImages, thumbnail: Callable[[int], Image], on_others: dict) -> None:
         """Write the test images' scores at the best epoch and their pictures, and last of all the round's result.

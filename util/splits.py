@@ -20,7 +20,7 @@ from util.tables import BLANK, ROLES, find_columns, normalized_name, read_rows
 
 TRAIN_FRACTION = 0.8
 PARTS = ('train', 'val', 'test')
-LEFT_OUT, SEVERAL = -1, -2  # positions of an image that is known and left out, and of a name that fits several images
+LEFT_OUT = -1  # position of an image that is known and left out
 Split = dict[str, list[int]]
 SplitRecord = dict[str, Any]  # of a round: the names of the images of each part, and in `labels` a digest of the labels
 
@@ -83,29 +83,25 @@ def asked_splits(config: Any, database: OpenDatabase) -> tuple[str, list[Split]]
 
 def has_usable_sets(database: OpenDatabase) -> bool:
     """Whether a table of one's own names sets that split it without being asked to; log it where they do not."""
-    sets = {sample.official_set for sample in database.samples}
-    if database.key != 'csv' or sets == {''}:
-        return False
-    if sets & {*PARTS} and sets != {'train'}:
-        return True
-    found = ', '.join(sorted(sets - {''})[:3])
-    log(f'{database.label_file}: its sets ({found}) name no test images, so splits are random, as with --split random')
-    return False
+    sets = {sample.official_set for sample in database.samples if database.key == 'csv'} - {''}
+    if sets and 'test' not in sets:
+        found = ', '.join(sorted(sets)[:3])
+        log(f'{database.label_file}: its sets ({found}) name no test images, so splits are random, as with --split random')
+    return 'test' in sets
 
 
 def refuse_equal_scores(scores: np.ndarray, what: str) -> None:
     """Refuse a part with the `scores` (images,), of which no two differ."""
     if len(scores) < 2 or np.ptp(scores) == 0:
-        number = f'{len(scores)} image' + 's' * (len(scores) != 1)
-        size = f'{number}, all with the score {scores[0]:g}' if len(scores) > 1 else number
-        raise InputError(f'{what} has {size}: too few for an SRCC; give another split (--split, --split_by) or more images')
+        few = f'too little for an SRCC (images: {len(scores)}, different scores: {len(np.unique(scores))})'
+        raise InputError(f'{what} has {few}; give another split (--split, --split_by) or more images')
 
 
 def refuse_links(database: OpenDatabase, split: Split, what: str) -> None:
     """Refuse a split that has one file, under two names, in two parts."""
     part_of: dict[Any, tuple[str, int]] = {}
     for part in PARTS:
-        for k in sorted(database.linked.intersection(split[part])):
+        for k in split[part]:
             other, first = part_of.setdefault(database.files[k], (part, k))
             if other != part:
                 names = ' and '.join(database.names([first, k]))
@@ -156,18 +152,12 @@ def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Spl
 def official_split(database: OpenDatabase) -> Split:
     """The images of each official set."""
     names, remedy = database.entry.official, 'use --split random'
-    if not names:
-        raise InputError(f'--split official: {database.entry.title} has no official sets; {remedy}')
     if not any(sample.official_set for sample in database.samples):
-        raise InputError(f'--split official: the sets are named by {names}, which {database.path} does not have; {remedy}')
-    for k, sample in enumerate(database.samples):
-        if sample.official_set:
-            without = f'correct that row, or do without: {remedy}, or --columns set='
-            set_of(sample.official_set, database.label_file, database.places[k], remedy=without)
-    without = [sample.path for sample in database.samples if not sample.official_set]
-    if without:
-        what = f'the labels of {database.entry.title} put {len(without)} images into no set, the first of them {without[0]}'
-        raise InputError(f'--split official: {what}; {remedy}')
+        none = f'the sets are named by {names}, which {database.path} does not have'
+        raise InputError(f'--split official: {none if names else f"{database.entry.title} has no official sets"}; {remedy}')
+    for sample, where in zip(database.samples, database.places):
+        without = f'correct that row, or do without: {remedy}, or --columns set='
+        set_of(sample.official_set, database.label_file, where, remedy=without)
     return {part: [k for k, sample in enumerate(database.samples) if sample.official_set == part] for part in PARTS}
 
 
@@ -286,36 +276,29 @@ class ImageNames:
     def __init__(self, database: OpenDatabase) -> None:
         self.rows = {row: k for k, row in enumerate(database.rows)}
         self.listed = len(database.samples) + len(database.left_out)
-        self.ends: dict[str, int] = {}
+        self.ends: dict[str, int | None] = {}
         self.folders: set[str] = set()
         images = list(enumerate(database.names(range(len(database.samples)))))
         left_out = [entry['image'] for entry in database.left_out] + [database.name_of(path) for path in database.known]
         for k, name in images + [(LEFT_OUT, name) for name in left_out]:
-            self.folders.update(steps_of(name)[:-1])
             for end in path_ends(name):
-                self.ends[end] = k if end not in self.ends else SEVERAL
-        self.ends.update({'/'.join(steps_of(name)): k for k, name in images})
+                self.ends[end] = k if end not in self.ends else None
+                self.folders.update(end.split('/')[:-1])
+        self.ends.update({path_ends(name)[0]: k for k, name in images})
 
     def position(self, name: str | int) -> int | None:
-        """The position of the image with this name or in this row of the label file, LEFT_OUT, SEVERAL or None."""
+        """The position of the image with this name or in this row of the label file, LEFT_OUT, or None unless one fits."""
         if isinstance(name, int):
             return self.rows.get(name, LEFT_OUT) if 0 <= name < self.listed else None
-        for step, end in zip(steps_of(name), path_ends(name)):
-            if end in self.ends:
-                return self.ends[end]
-            if step in self.folders:
-                return None
+        for end in path_ends(name):
+            if end in self.ends or end.partition('/')[0] in self.folders:
+                return self.ends.get(end)
         return None
-
-
-def steps_of(name: str) -> list[str]:
-    """The folders and the file of a path: 'A/b.png' -> ['a', 'b.png']."""
-    return [step for step in normalized_name(name).replace('\\', '/').split('/') if step not in ('', '.', '..')]
 
 
 def path_ends(name: str) -> list[str]:
     """The ends of a path, longest first: 'A/b.png' -> ['a/b.png', 'b.png']."""
-    steps = steps_of(name)
+    steps = [step for step in normalized_name(name).replace('\\', '/').split('/') if step not in ('', '.', '..')]
     return ['/'.join(steps[k:]) for k in range(len(steps))]
 
 
@@ -326,25 +309,23 @@ def positions_of(listed: list[tuple[Any, str, str]], database: OpenDatabase, is_
     """
     known = ImageNames(database)
     split: Split = {part: [] for part in PARTS}
-    seen: dict[int, Any] = {}
+    seen: set[int] = set()
     left_out: dict[str, int] = {}
-    faults: dict[tuple[str, str], list[str]] = {}
+    unknown: dict[str, list[str]] = {}
     for name, part, file in listed:
         position = known.position(name)
-        if position is None or position == SEVERAL:
-            what = 'are not' if position is None else 'fit several images'
-            faults.setdefault((file, what), []).append(str(name))
+        if position is None:
+            unknown.setdefault(file, []).append(str(name))
         elif position in seen:
-            also = f', also as {seen[position]}' if name != seen[position] else ''
-            raise InputError(f'{file} names {name} twice{also}; an image belongs to one part')
+            raise InputError(f'{file} names {name} twice; an image belongs to one part')
         elif position == LEFT_OUT:
             left_out[file] = left_out.get(file, 0) + 1
         else:
-            seen[position] = name
+            seen.add(position)
             split[part].append(position)
-    for (file, what), names in faults.items():
-        first = ', '.join(names[:3])
-        raise InputError(f'{file} names {len(names)} images that {what} in {database.path}, the first of them {first}')
+    for file, names in unknown.items():
+        first = f'the first of them {", ".join(names[:3])}; a name that fits several images counts as none'
+        raise InputError(f'{file} names {len(names)} images that are not in {database.path}, {first}')
     for file, count in left_out.items() if is_first else ():
         log(f'{file} names {count} images that are known and left out')
     return split

@@ -20,11 +20,6 @@ from util.errors import InputError
 from util.files import reading
 
 EXCEL = (b'PK\3\4', b'\xd0\xcf\x11\xe0')  # how .xlsx and .xls start
-FOREIGN = {  # how other files start
-    b'\x80': 'a pickle, which is never read, since reading it could run anything',
-    b'PAR1': 'a Parquet file',
-    b'\x1f\x8b': 'compressed with gzip; unpack it',
-}
 BLANK = ' \t\r\n'  # what is cut off around a cell; other white space can be part of a file's name, as in macOS screenshots
 ROLES = {  # names of columns, found in tables of other people
     'image': (
@@ -85,12 +80,9 @@ def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
             found = book.get_sheet_by_name(sheet) if sheet else book.get_sheet_by_index(0)
             rows = [Row(f'row {k}', cells) for k, cells in enumerate(found.to_python(skip_empty_area=False), start=1)]
             return [row for row in rows if any(str(cell).strip() for cell in row.cells)]
-        for start, what in FOREIGN.items():
-            if content.startswith(start):
-                raise InputError(f'{path} is {what}; save it as CSV')
-        text = text_of(content, path)
+        text = content.decode('utf-8-sig')
         if text.lstrip().startswith(('{', '[')):
-            return rows_of_json(text, path)
+            return rows_of_json(text)
         rows = rows_of_text(text, path)
     width = len(rows[0].cells) if rows else 0
     for where, cells, _ in rows:
@@ -100,28 +92,15 @@ def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
     return [row._replace(cells=row.cells[:width]) for row in rows]
 
 
-def text_of(content: bytes, path: Path | str) -> str:
-    try:
-        if b'\0' in content:
-            raise UnicodeDecodeError('utf-8', content, content.index(b'\0'), len(content), 'a zero byte')
-        return content.decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        line = content.count(b'\n', 0, error.start) + 1
-        raise InputError(f'{path}, line {line}: this is not UTF-8 text; save the file as UTF-8')
-
-
-def rows_of_json(text: str, path: Path | str) -> list[Row]:
+def rows_of_json(text: str) -> list[Row]:
     """The rows of JSON lines, or of one list, whose objects have the columns' names as keys; the first row is the header."""
-    try:
-        lines = [(number, json.loads(line)) for number, line in enumerate(text.split('\n'), start=1) if line.strip()]
-        if isinstance(lines[0][1], list):
-            lines = list(enumerate(lines[0][1], start=1))
-    except ValueError as error:
-        raise InputError(f'{path} is JSON, but neither a list in one line nor an object in each ({error}); save it as CSV')
-    if not all(isinstance(record, dict) for _, record in lines):
-        raise InputError(f'{path} is JSON, but not of an object for each image; save it as CSV')
-    header = list(dict.fromkeys(name for _, record in lines for name in record))
-    return [Row('line 1', header)] + [Row(f'record {k}', [record.get(name, '') for name in header]) for k, record in lines]
+    is_list = text.lstrip().startswith('[')
+    records = json.loads(text) if is_list else [json.loads(line) for line in text.split('\n') if line.strip()]
+    if not all(isinstance(record, dict) for record in records):
+        raise ValueError('its JSON is not of an object for each image')
+    header = list(dict.fromkeys(name for record in records for name in record))
+    rows = [[record.get(name, '') for name in header] for record in records]
+    return [Row('line 1', header)] + [Row(f'record {k}', cells) for k, cells in enumerate(rows, start=1)]
 
 
 def rows_of_text(text: str, path: Path | str) -> list[Row]:
@@ -195,14 +174,9 @@ def find_columns(
         if found:
             columns[role] = found[0]
         elif own or role in needed:
-            if named:
-                remedy = f'name it {" or ".join(accepted[:4])}, or give --columns {role}=NAME'
-                what = f'the header is {",".join(map(str, first))[:200]!r}'
-            else:
-                remedy = f'give --columns {" ".join(f"{name}=NUMBER" for name in needed)}'
-                numbered = ', '.join(f'{k} is {cell!r}' for k, cell in enumerate(first, start=1))
-                what = f'there is no header, and of its {len(first)} columns {numbered[:200]}'
-            raise InputError(f'{path}, {where}: no column is the {role}; {remedy}; {what}')
+            remedy = f'name it {" or ".join(accepted[:4])}, or give --columns {role}=NAME or {role}=NUMBER'
+            cells = ','.join(map(str, first))[:200]
+            raise InputError(f'{path}, {where}: no column is the {role} in {cells!r}; {remedy}')
     return Table(header, named, columns, rows[named:])
 
 
