@@ -24,7 +24,7 @@ from util.options import parse_options
         (('--batch-size', 0), 'argument --batch_size: 0 is not in 1 ... 1000000'),
         (('--dataset', 'konik'), "argument --dataset: there is no database 'konik'; did you mean koniq?"),
         (('--split_by', 'scene'), "argument --split_by: invalid choice: 'scene' (choose from "),
-        (('--device', 'gpu', '--dataset', 'demo'), '--device gpu: there is none of this name; use cpu, cuda, cuda:1 or mps'),
+        (('--device', 'gpu', '--dataset', 'demo'), '; use cpu, cuda, cuda:1 or mps'),
         ((), 'unpack it so that the folder holds Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/; '),
     ],
 )

@@ -13,7 +13,7 @@ import compare
 import demo
 import export
 import train_test_IQA
-from util.errors import LOST, MEMORY, PERHAPS_MEMORY, THREADS, machine_fault
+from util.errors import LOST, MEMORY, PERHAPS_MEMORY, SMALLER, THREADS, machine_fault
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ PRINT_MUCH = 'for k in range(100000): print(k, flush=True)'
         ('raise InputError("no")', 'exec "$@"', 2, '', 'error: no\n'),
         ('open("absent")', 'exec "$@"', 2, '', 'error: absent: No such file or directory\n'),
         ('raise OSError(24, "Too many open files")', 'exec "$@"', 2, '', 'error: Too many open files\n'),
-        ('bytearray(1 << 60)', 'exec "$@"', 2, '', 'error: out of memory: MemoryError\n'),
+        ('bytearray(1 << 60)', 'exec "$@"', 2, '', f'error: out of memory: MemoryError{SMALLER}\n'),
         (PRINT_MUCH, '"$@" | head -1; exit ${PIPESTATUS[0]}', 141, '0\n', ''),
         (PRINT_MUCH, 'exec "$@" > /dev/full', 2, '', 'error: No space left on device\n'),
         ('print(1)', 'exec "$@" > /dev/full', 2, '', 'error: No space left on device\n'),

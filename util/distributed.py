@@ -55,9 +55,9 @@ def pick_device(name: str | None, deterministic: bool = False) -> str:
 
 
 def processes_on(device: str) -> str:
-    """How many processes compute where, as '2 processes on cpu (1 thread each)'."""
+    """How many processes compute where, as '2 processes on cpu, 1 thread each'."""
     several, kind = world_size() > 1, device.partition(':')[0] if launched() else device
-    return f'{world_size()} process{"es" * several} on {kind} ({device_name(device)}{" each" * several})'
+    return f'{world_size()} process{"es" * several} on {kind}, {device_name(device)}{" each" * several}'
 
 
 def device_name(device: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 NO_RESULT = 3
 MEMORY = 'out of memory'
 PERHAPS_MEMORY = 'perhaps out of memory'
+SMALLER = '; lower --batch_size (in a new run), --test_batch_size or --patches, or free memory; finished epochs are kept'
 LOST = 'another rank has ended, does not answer or cannot be reached; finished epochs are kept'
 THREADS = 'the system starts no more threads for this user; end other programs, or raise the limit (ulimit -u)'
 # Phrases, as patterns, of the bare RuntimeErrors that the machine causes, by what they mean. Whole ones: a single word such as
@@ -116,7 +117,8 @@ def boundary() -> Iterator[list[str]]:
         meaning = machine_fault(error)
         if meaning is None:
             raise
-        fail(f'{meaning}: {first_line(error)}')
+        remedy = SMALLER * (meaning in (MEMORY, PERHAPS_MEMORY))
+        fail(f'{meaning}: {first_line(error)}{remedy}')
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:
