@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-import folders
 import models
 from data_loader import SCALE_STREAM, DataLoader, draw_patches
 from folders import OpenDatabase
@@ -375,21 +374,16 @@ def log_next(config: Any, number: int, is_whole: bool) -> None:
     best, quoted = shlex.quote(f'{folder}/best.pth'), shlex.quote(str(run))
     log(f'Results: {run}/results.json; weights: {folder}/best.pth; pictures: {folder}/*.png')
     log(f'Score a photo:    python demo.py --checkpoint {best} PHOTO')
-    if not is_whole:
-        log(f'Other rounds:     python train_test_IQA.py --resume {quoted}')
-    elif config.train_on_all:
-        log(f'More epochs:      python train_test_IQA.py --resume {quoted} --epochs {2 * config.epochs}')
-    else:
+    if is_whole:
         log(f'Compare two runs: python compare.py {quoted} OTHER_RUN')
+    else:
+        log(f'Other rounds:     python train_test_IQA.py --resume {quoted}')
 
 
 def start(config: Any) -> str:
     """Meet the other ranks and log what a reader of the numbers must know; the device."""
     device = distributed.pick_device(config.device, config.deterministic)
     distributed.start(device)
-    own = folders.DATABASES[config.dataset].defaults
-    if own:
-        log(f'{config.dataset} has its own defaults, here: {" ".join(f"--{name} {getattr(config, name)}" for name in own)}')
     log(f'{distributed.processes_on(device)}; initial weights: {config.weights}; seed: {config.seed}')
     if config.amp and not distributed.has_bfloat16(device):
         log('warning: bfloat16 has no instructions on this device, so --amp makes training many times slower; leave --amp out')

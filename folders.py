@@ -558,6 +558,7 @@ def dataset_facts(key: str) -> str:
         'split': entry.split,
         'resized to': entry.resize and '{} high, {} wide'.format(*entry.resize),
         'rotation': 'as their EXIF orientation' * entry.exif_rotation,
+        'options': ' '.join(f'--{name} {value}' for name, value in entry.defaults.items()),
         'get it from': source,
         'folder': layout,
     }
