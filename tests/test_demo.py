@@ -4,12 +4,14 @@ import csv
 import os
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import databases
 import numpy as np
 import pytest
 import torch
-from helpers import command, restore_interrupts
+from helpers import PROJECT, command, read_table, restore_interrupts
 from PIL import Image
 
 import demo
@@ -180,29 +182,121 @@ def test_folders_give_their_pictures_and_name_the_photos_that_cannot_be_read(tmp
 
 
 @pytest.mark.slow
-def test_an_interrupt_or_a_closed_pipe_keeps_the_scores_so_far(tmp_path, checkpoint):
-    """Interrupted after the first line; nobody reads on after it."""
-    for k in range(20):
-        databases.picture(tmp_path / f'{k}.png', seed=k, size=(500, 400))
-    options = ('--checkpoint', checkpoint, '--patches', 51, '--device', 'cpu', '--csv', 'scores.csv')
-    for closed in (False, True):
+def test_a_list_that_was_stopped_is_resumed_to_the_table_of_an_uninterrupted_call(
+    tmp_path, in_process, checkpoint, monkeypatch
+):
+    """Killed, interrupted, and with nobody who reads on, each after its first line; an image is a batch."""
+    names = [f'photos/a {k}, b.png' if k == 7 else f'photos/a {k}.png' for k in range(16)]
+    for k, name in enumerate(names):
+        databases.picture(tmp_path / name, seed=k, size=(500, 400))
+    (tmp_path / 'list.txt').write_text('\n'.join(['absent.png', *names[1:]]))
+    options = ('--checkpoint', checkpoint, '--patches', 2, '--device', 'cpu', '--list', 'list.txt', '--csv')
+    monkeypatch.setattr(scoring, 'BATCH_SIZE', 2)
+    whole = in_process(demo.main, *options, 'whole.csv', names[0])
+    assert whole.returncode == 2 and [name for name, _ in scores(whole)] == names
+    assert [line for line in whole.stderr.splitlines() if 'could not' in line] == ['1 of 17 images could not be read']
+
+    code = 'from util import scorer; scorer.BATCH_SIZE = 2; import demo; demo.main()'
+    table, printed = tmp_path / 'scores.csv', []
+    for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (None, 141)):
         process = subprocess.Popen(
-            command('demo.py', *options, *(f'{k}.png' for k in range(20))),
+            [sys.executable, '-c', code, *map(str, options), 'scores.csv', '--resume', names[0]],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             preexec_fn=restore_interrupts,
-            env={**os.environ, 'OMP_NUM_THREADS': '1'},
+            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(PROJECT)},
         )
-        first = process.stdout.readline()
-        process.stdout.close() if closed else process.send_signal(signal.SIGINT)
+        printed.append(process.stdout.readline())
+        if number:
+            process.send_signal(number)
+            printed += process.stdout.readlines()
+        else:
+            process.stdout.close()
         errors = process.stderr.read()
-        assert process.wait() == (141 if closed else 130) and 'Traceback' not in errors
-        with open(tmp_path / 'scores.csv', newline='') as file:
-            kept = list(csv.DictReader(file))
-        assert 1 <= len(kept) < 20 and first == f'{kept[0]["image"]}\t{float(kept[0]["score"]):.4f}\n'
-        (tmp_path / 'scores.csv').unlink()
+        assert process.wait() == expected and 'Traceback' not in errors
+        assert number != signal.SIGINT or errors.endswith(
+            'interrupted; the scores so far are kept; --resume continues after them\n'
+        )
+        held = [row['image'] for row in read_table(table)]
+        assert held == names[: len(held)] and len(printed) <= len(held) < len(names)
+        table.write_bytes(table.read_bytes() + b'photos/a 15.png,0.5')  # as a kill in a write leaves it
+
+    rest = in_process(demo.main, *options, 'scores.csv', '--resume', names[0])
+    assert f'scores.csv holds the scores of {len(held)} of 17 images, which are skipped' in rest.stderr
+    assert [name for name, _ in scores(rest)] == names[len(held) :]
+    assert table.read_bytes() == (tmp_path / 'whole.csv').read_bytes()
+    images = [line.partition('\t')[0] for line in printed]
+    assert len({*images}) == len(images) and {*images} <= {*held}
+
+
+def test_what_cannot_be_resumed_or_has_nothing_to_score_is_one_line(tmp_path, in_process, checkpoint):
+    (tmp_path / 'scores.csv').write_text('image,score\na.png,1\n')
+    for options, reason in (
+        (('--csv', 'scores.csv', '--resume', '--spread', 'a.png'), 'scores.csv exists and is of another kind than this output'),
+        (('--resume', 'a.png'), '--resume goes with --csv FILE'),
+        (('--csv', 'scores.csv'), 'there is nothing to score'),
+        (('--list', 'absent.txt'), 'there is no file absent.txt'),
+    ):
+        done = in_process(demo.main, '--checkpoint', checkpoint, *options)
+        assert done.returncode == 2 and done.stderr.startswith(f'error: {reason}') and done.stderr.count('\n') == 1
+    assert (tmp_path / 'scores.csv').read_text() == 'image,score\na.png,1\n'
+
+
+def test_names_that_are_not_utf8_or_hold_a_line_break_are_resumed_as_well(tmp_path, in_process, checkpoint):
+    names = ['a.png', 'new\nline.png', os.fsdecode(b'caf\xe9.png'), 'b.png']
+    for name in names:
+        databases.picture(tmp_path / name)
+    options = ('--checkpoint', checkpoint, '--patches', 1, '--csv', 'scores.csv', '--spread')
+    in_process(demo.main, *options, *names[:3])
+    first = (tmp_path / 'scores.csv').read_bytes()
+    done = in_process(demo.main, *options, '--resume', *names)
+    assert done.returncode == 0 and [name for name, *_ in scores(done)] == ['b.png']
+    assert (tmp_path / 'scores.csv').read_bytes().startswith(first + b'b.png,')
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        'MOS,image_name\n3,x/a 1.png\n4,"b, 2.png"\n',
+        'x/a 1.png\n\nb, 2.png\n',
+        '{"file_name": "x/a 1.png"}\n{"file_name": "b, 2.png"}',
+    ],
+)
+def test_a_list_is_a_table_or_lines_from_its_folder_on_or_stdin(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'lists').mkdir()
+    (tmp_path / 'lists' / 'photos.txt').write_text(content)
+    assert demo.read_list('lists/photos.txt') == [Path('lists/x/a 1.png'), Path('lists/b, 2.png')]
+    with open('lists/photos.txt') as file:
+        monkeypatch.setattr(sys, 'stdin', file)
+        assert demo.read_list('-') == [Path('x/a 1.png'), Path('b, 2.png')]
+
+
+def test_bfloat16_gives_nearly_the_same_scores(tmp_path, in_process, checkpoint, scorer):
+    path = databases.picture(tmp_path / 'photo.png', size=(500, 400))
+    done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 2, '--device', 'cpu', '--amp', path)
+    [[_, printed]] = scores(done)
+    score, spread = scorer(path, spread=True)
+    assert printed != f'{score:.4f}' and float(printed) == pytest.approx(score, abs=spread / 5)
+
+
+def test_images_that_are_decoded_ahead_keep_their_order(tmp_path, scorer, monkeypatch):
+    """The first takes longest to decode. An opened picture, which Pillow loads at its first use, can be listed twice."""
+    sizes = [(3000, 2000), (250, 230), (260, 230), (270, 230)]
+    paths = [databases.picture(tmp_path / f'{k}.png', seed=k, size=size) for k, size in enumerate(sizes)]
+    expected = [scorer(path) for path in paths]
+    assert len({*expected}) == len(paths)
+    monkeypatch.setattr(scoring, 'BATCH_SIZE', 4)
+    assert scorer(paths) == pytest.approx(expected, abs=1e-5)
+    opened = Image.open(paths[0])
+    assert scorer([opened, opened]) == pytest.approx([expected[0]] * 2, abs=1e-5)
+    results = list(scorer.results([paths[1], 'absent.png', 'none.png', paths[2]]))
+    assert [str(result) for result in results[1:3]] == ['there is no file absent.png', 'there is no file none.png']
+    assert [results[0][0], results[3][0]] == pytest.approx(expected[1:3], abs=1e-5)
+    with pytest.raises(InputError, match='there is no file absent.png'):
+        scorer([paths[1], 'absent.png'])
 
 
 def test_a_full_output_is_one_line(tmp_path, checkpoint):

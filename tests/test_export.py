@@ -1,6 +1,7 @@
 """A trained network as one file answers elsewhere as it does here, in the unit of the labels."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -13,11 +14,11 @@ import torch
 import demo
 import models
 from export import main as export_main
-from util import checkpoints, exporter
+from util import checkpoints, exporter, scorer
 from util.errors import InputError
 from util.exporter import export
 
-FACTS = {'resize': [300, 400], 'exif_rotation': True, 'score_range': [1, 5], 'higher_is_better': True}
+FACTS = {'label_range': [1, 5], 'higher_is_better': True, 'resize': [300, 400], 'exif_rotation': True, 'score_range': [1, 5]}
 
 
 @pytest.fixture(scope='module')
@@ -52,8 +53,16 @@ def test_onnx_runs_in_onnxruntime_on_any_number_of_patches(tmp_path, run, patche
     session = onnxruntime.InferenceSession(tmp_path / 'network.onnx')
     assert session.run(None, {'patches': patches})[0].tolist() == pytest.approx(expected, abs=8e-4)
     assert session.run(['scores'], {'patches': patches[:1]})[0].tolist() == pytest.approx(expected[:1], abs=8e-4)
-    [metadata] = [entry.value for entry in onnx.load(tmp_path / 'network.onnx').metadata_props if entry.key == 'hyperiqa']
+    written = onnx.load(tmp_path / 'network.onnx')
+    [metadata] = [entry.value for entry in written.metadata_props if entry.key == 'hyperiqa']
     assert facts_of(metadata) == FACTS
+    # TensorRT and Core ML refuse to transpose uint8
+    assert {node.op_type for node in written.graph.node if 'patches' in node.input} <= {'Shape', 'Cast'}
+    ends = (*written.graph.input, *written.graph.output)
+    assert [[size.dim_param or size.dim_value for size in end.type.tensor_type.shape.dim] for end in ends] == [
+        ['N', 224, 224, 3],
+        ['N'],
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ['network.onnx']
 
 
@@ -82,6 +91,34 @@ def test_safetensors_is_exact_and_scores_as_the_checkpoint_does(tmp_path, run, p
     here, there = (demo.Scorer(path, 'cpu', patches=2) for path in (run / 'best.pth', tmp_path / 'network.safetensors'))
     assert {name: there.facts[name] for name in FACTS} == FACTS
     assert here(patches[0]) == there(patches[0])
+
+
+def test_every_kind_of_checkpoint_has_the_range_and_direction_of_its_labels(tmp_path, run):
+    """A checkpoint alone, and one of a run whose record is of before the range was in it."""
+    old = {'resize': None, 'exif_rotation': False, 'score_range': None, 'higher_is_better': False}
+    for folder, record, expected in (
+        ('alone', None, ((0, 100), True)),
+        ('old', {'options': {'dataset': 'csiq'}, 'model': old}, ((0, 1), False)),
+    ):
+        (tmp_path / folder).mkdir()
+        os.link(run / 'best.pth', tmp_path / folder / 'best.pth')
+        if record:
+            (tmp_path / folder / 'config.json').write_text(json.dumps(record))
+        _, facts = scorer.trained(tmp_path / folder / 'best.pth')
+        assert (facts['label_range'], facts['higher_is_better']) == expected
+
+
+def test_a_network_that_this_pytorch_cannot_write_as_onnx_is_one_line(tmp_path, run, in_process, monkeypatch):
+    """With an operator that no version of ONNX has; torch 2.6 has none for the generated weights."""
+
+    class Odd(exporter.PatchScorer):
+        def forward(self, patches):
+            return torch.special.bessel_j0(patches.float()).sum((1, 2, 3))
+
+    monkeypatch.setattr(exporter, 'PatchScorer', Odd)
+    done = in_process(export_main, run / 'best.pth', 'network.onnx')
+    reason = f'error: PyTorch {torch.__version__} cannot write this network as .onnx; take .pt2 or a newer PyTorch\n'
+    assert (done.returncode, done.stdout, done.stderr) == (2, '', reason)
 
 
 def test_an_export_that_answers_otherwise_leaves_no_file(tmp_path, run, monkeypatch):

@@ -4,36 +4,19 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
 import models
-from data_loader import imagenet_statistics
 from util.checkpoints import FACTS, read_checkpoint
 from util.errors import InputError, log
 from util.files import write_whole
-from util.scorer import trained
+from util.scorer import PatchScorer, trained
 
 TOLERANCE = 2e-4  # of the largest score
-
-
-class PatchScorer(nn.Module):
-    """uint8 patches -> scores in the unit of the labels, with the preparation inside."""
-
-    def __init__(self, model: models.HyperNet, score_range: Sequence[float] | None) -> None:
-        super().__init__()
-        self.model = model
-        self.low, self.high = map(float, score_range or (0, 1))
-        self.mean, self.std = (nn.Buffer(values) for values in imagenet_statistics(torch.device('cpu')))
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """(N, 224, 224, 3) uint8 -> (N,) float32."""
-        images = (patches.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        return self.low + (self.high - self.low) * models.predict_scores(self.model, images)
 
 
 def export(checkpoint: Path | str, out: Path | str) -> None:
@@ -44,10 +27,10 @@ def export(checkpoint: Path | str, out: Path | str) -> None:
     """
     model, facts = trained(checkpoint)
     metadata = json.dumps({'model': 'HyperIQA', 'input': 'patches (N, 224, 224, 3) uint8 RGB', **facts})
-    scorer = PatchScorer(model.eval(), facts['score_range']).eval()
+    scorer = PatchScorer(model, facts['score_range']).eval()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')  # of PyTorch's exporters, about their own future
-        logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+        logging.getLogger('torch').setLevel(logging.CRITICAL)
         path = Path(folder) / f'exported{Path(out).suffix.lower()}'
         write(scorer, path, metadata)
         refuse_difference(scorer, path)
@@ -60,17 +43,19 @@ def write(scorer: PatchScorer, path: Path, metadata: str) -> None:
     if path.suffix == '.safetensors':
         from safetensors.torch import save_file
 
-        state = {name: value.contiguous() for name, value in scorer.model.state_dict().items()}
-        save_file(state, path, {'format': 'pt', FACTS: metadata})
+        save_file(scorer.model.state_dict(), path, {'format': 'pt', FACTS: metadata})
         return
-    any_number = {'patches': {0: torch.export.Dim('N', min=1)}}
-    graph = torch.export.export(scorer, (random_patches(2),), dynamic_shapes=any_number)
+    graph = torch.export.export(scorer, (random_patches(2),), dynamic_shapes={'patches': {0: torch.export.Dim('N', min=1)}})
     if path.suffix == '.pt2':
         torch.export.save(graph, path, extra_files={FACTS: metadata})
-    else:
-        written = cast(Any, torch.onnx.export(graph, dynamo=True, output_names=['scores'], verbose=False))
-        written.model.metadata_props[FACTS] = metadata
-        written.save(path)
+        return
+    names = {'patches': {0: 'N'}}
+    try:
+        written: Any = torch.onnx.export(graph, dynamo=True, dynamic_shapes=names, output_names=['scores'], verbose=False)
+    except torch.onnx.OnnxExporterError:  # 2.6 fails at the generated weights of any number of patches
+        raise InputError(f'PyTorch {torch.__version__} cannot write this network as .onnx; take .pt2 or a newer PyTorch')
+    written.model.metadata_props[FACTS] = metadata
+    written.save(path)
 
 
 def refuse_difference(scorer: PatchScorer, path: Path) -> None:

@@ -1,7 +1,11 @@
 """A trained network that scores whole images, and the network itself with what an image and a score mean to it."""
 
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-import models
-from data_loader import draw_patches, to_device
-from models import PATCH_SIZE
+from data_loader import draw_patches, imagenet_statistics
+from models import PATCH_SIZE, HyperNet, hyperiqa, predict_scores
 from util import checkpoints, frames
-from util.distributed import memory_format, pick_device
+from util.distributed import has_bfloat16, memory_format, pick_device
 from util.errors import InputError, log
 from util.files import named
 from util.labels import scale_of
@@ -21,6 +24,7 @@ from util.options import facts_of_koniq, read_record, record_of
 
 BATCH_SIZE = 100
 NARROWEST = 1 / 100  # an image that is narrower for its length is not enlarged until it holds a patch
+LOADING = threading.Lock()  # of opened pictures: Pillow loads one at its first use, and it can be in a list twice
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -32,17 +36,20 @@ class Scorer:
         checkpoint: a run's best.pth or last.pth, the authors' KonIQ model or pyiqa's, or what export.py wrote as .safetensors.
         device: as in the scripts; None is CUDA or MPS where there is one, else the CPU.
         patches: random patches per image.
+        amp: compute in bfloat16: faster, scores differ slightly.
 
     Raises:
         InputError: the checkpoint or the device cannot be used.
     """
 
-    def __init__(self, checkpoint: Path | str, device: str | None = None, patches: int = 25) -> None:
+    def __init__(self, checkpoint: Path | str, device: str | None = None, patches: int = 25, amp: bool = False) -> None:
         self.device = pick_device(device)
-        self.patches = patches
-        self.checkpoint = checkpoint
+        if amp and not has_bfloat16(self.device):
+            log('warning: bfloat16 has no instructions on this device, so --amp makes scoring many times slower; leave it out')
+        self.patches, self.amp, self.checkpoint = patches, amp, checkpoint
         model, self.facts = trained(checkpoint)
-        self.model = model.to(self.device, memory_format=memory_format(self.device)).eval()  # type: ignore[call-overload]
+        self.network = PatchScorer(model, self.facts['score_range']).eval()
+        self.network.to(self.device, memory_format=memory_format(self.device))  # type: ignore[call-overload]  # not in its stub
 
     def __call__(self, images: Picture | list[Picture] | tuple[Picture, ...], spread: bool = False) -> Any:
         """Score one image or a list of them.
@@ -59,14 +66,27 @@ class Scorer:
             InputError: an image cannot be used.
         """
         listed = list(images) if isinstance(images, list | tuple) else [images]
-        found = [result for batch in self.batches(listed) for result in self.scores(map(self.crops, batch))]
-        results = found if spread else [score for score, _ in found]
-        return results if isinstance(images, list | tuple) else results[0]
+        found = [result if spread else result[0] for result in self.results(listed, strict=True)]
+        return found if isinstance(images, list | tuple) else found[0]
 
-    def batches(self, images: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        """`images` in portions of about BATCH_SIZE patches."""
-        count = max(1, BATCH_SIZE // self.patches)
-        return (images[start : start + count] for start in range(0, len(images), count))
+    def results(self, images: Sequence[Picture], strict: bool = False) -> Iterator[Any]:
+        """Yields for each image, in order, its score and their deviation over the patches, or why it cannot be used.
+
+        Images are decoded ahead on all cores while the network computes, which takes about BATCH_SIZE patches at once.
+
+        Args:
+            strict: raise the `InputError` of an image that cannot be used instead.
+        """
+        count, cores = max(1, BATCH_SIZE // self.patches), frames.cores() or 1
+        with ThreadPoolExecutor(cores, thread_name_prefix='decode') as pool:
+            jobs = (pool.submit(self.crops, image) for image in images)
+            ahead = deque(itertools.islice(jobs, count + cores))
+            while ahead:
+                batch = [ahead.popleft() for _ in range(min(count, len(ahead)))]
+                ahead.extend(itertools.islice(jobs, len(batch)))
+                usable = [job for job in batch if strict or not isinstance(job.exception(), InputError)]
+                scores = iter(self.scores([job.result() for job in usable]) if usable else ())
+                yield from (job.exception() or next(scores) for job in batch)
 
     def crops(self, image: Picture) -> np.ndarray:
         """(patches, 224, 224, 3) uint8 crops of an image, at places that the frame's height and width decide."""
@@ -79,33 +99,42 @@ class Scorer:
         return np.stack([frame[top : top + PATCH_SIZE, left : left + PATCH_SIZE] for top, left in zip(places.top, places.left)])
 
     @torch.inference_mode()
-    def scores(self, crops: Iterable[np.ndarray]) -> list[tuple[float, float]]:
+    def scores(self, crops: Sequence[np.ndarray]) -> list[tuple[float, float]]:
         """Mean and deviation of the scores of each image's `crops`, in the unit of the labels.
 
         Raises:
             InputError: a score is not finite.
         """
-        crops = list(crops)
-        if not crops:
-            return []
         patches = torch.from_numpy(np.concatenate(crops))
-        unflipped = torch.zeros(len(patches), dtype=torch.bool)
-        scores = [
-            models.predict_scores(self.model, to_device(some, flip, self.device)).cpu()
-            for some, flip in zip(patches.split(BATCH_SIZE), unflipped.split(BATCH_SIZE))
-        ]
-        low, high = self.facts['score_range'] or (0, 1)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.amp):
+            scores = [self.network(some.to(self.device)).cpu() for some in patches.split(BATCH_SIZE)]
         of_images = torch.cat(scores).double().view(-1, self.patches)
-        means, deviations = of_images.mean(1), of_images.std(1, correction=0)
-        if not means.isfinite().all():
+        if not of_images.isfinite().all():
             raise InputError(f'{self.checkpoint} gives a score that is not finite; take the weights of another epoch')
-        return list(zip((low + (high - low) * means).tolist(), ((high - low) * deviations).tolist()))
+        return list(zip(of_images.mean(1).tolist(), of_images.std(1, correction=0).tolist()))
+
+
+class PatchScorer(torch.nn.Module):
+    """uint8 patches -> scores in the unit of the labels, with the preparation inside."""
+
+    def __init__(self, model: HyperNet, score_range: Sequence[float] | None) -> None:
+        super().__init__()
+        self.model = model
+        self.low, self.high = map(float, score_range or (0, 1))
+        self.mean, self.std = (torch.nn.Buffer(values) for values in imagenet_statistics(torch.device('cpu')))
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """(N, 224, 224, 3) uint8 -> (N,) float32."""
+        # cast first: TensorRT and Core ML refuse to transpose uint8
+        images = (patches.float().permute(0, 3, 1, 2) / 255 - self.mean) / self.std
+        images = images.contiguous(memory_format=memory_format(patches.device))
+        return self.low + (self.high - self.low) * predict_scores(self.model, images)
 
 
 def rgb_of(image: Any) -> Image.Image:
     """An RGB `PIL.Image`, as a viewer shows it, of a `PIL.Image` of any mode, or of an (H, W, 3) uint8 array."""
     if isinstance(image, Image.Image):
-        with named('the image', 'an image'):
+        with LOADING, named('the image', 'an image'):
             return frames.as_rgb(image, exif_rotation=True, srgb=True)[0]
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         found = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
@@ -131,13 +160,13 @@ def scale_line(facts: Mapping[str, Any]) -> str:
     return f'scores on the scale of the labels of {facts.get("title", "the training images")}: {scale}'
 
 
-def trained(checkpoint: Path | str) -> tuple[models.HyperNet, dict[str, Any]]:
+def trained(checkpoint: Path | str) -> tuple[HyperNet, dict[str, Any]]:
     """The network in a checkpoint, and what an image and a score mean to it, see `train_test_IQA.prepare_run`.
 
     That is in the config.json of the run that holds the checkpoint, or beside the checkpoint, or in a file of export.py. A
     checkpoint without one is taken for the original authors' KonIQ model.
     """
-    model = models.hyperiqa()
+    model = hyperiqa()
     layout, facts = checkpoints.load_trained(model, checkpoint)
     if layout == 'pyiqa':
         log(f'{checkpoint} is of pyiqa: images are prepared as it does, without a resize, and its 0..1 is shown as 0..100')

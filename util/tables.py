@@ -9,6 +9,7 @@ import io
 import json
 import re
 import shlex
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from python_calamine import CalamineWorkbook
 
 from util.errors import InputError
-from util.files import reading
+from util.files import named, reading
 
 EXCEL = (b'PK\3\4', b'\xd0\xcf\x11\xe0')  # how .xlsx and .xls start
 BLANK = ' \t\r\n'  # what is cut off around a cell; other white space can be part of a file's name, as in macOS screenshots
@@ -68,13 +69,14 @@ def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
     """The rows of a table that are not blank, those of a text with as many cells as its first one.
 
     Args:
+        path: '-' reads standard input.
         sheet: of an Excel file; the first one by default.
 
     Raises:
         InputError: the file is no table, or a row has more or fewer cells than the first one.
     """
-    with reading(path, 'a table') as file:
-        content = file.read()
+    with named(path, 'a table') if path == '-' else reading(path, 'a table') as file:
+        content = (file or sys.stdin.buffer).read()
         if content.startswith(EXCEL):
             book = CalamineWorkbook.from_filelike(io.BytesIO(content))
             found = book.get_sheet_by_name(sheet) if sheet else book.get_sheet_by_index(0)
