@@ -46,10 +46,12 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     run = config.resume if isinstance(config.resume, str) else None
     if run:
         parser.set_defaults(**options_of_run(Path(run) / 'config.json', {'rounds', 'output', 'resume'}))
-    elif config.evaluate and not is_plain_checkpoint(config):
-        free = FREE_OPTIONS - {'csv', 'test_batch_size'} | {'evaluate', 'test_on'}
-        record = record_of(config.evaluate) or Path(config.evaluate).absolute().parent.parent / 'config.json'
-        parser.set_defaults(**options_of_run(record, free))
+    elif config.evaluate:
+        record = record_of(config.evaluate)
+        if record:
+            parser.set_defaults(**options_of_run(record, FREE_OPTIONS - {'csv', 'test_batch_size'} | {'evaluate', 'test_on'}))
+        elif not config.test_on:
+            raise InputError(f'--evaluate: {config.evaluate} is in no run folder; --test_on NAME=DIR tests it on a database')
     config = parser.parse_args(argv)
     config.columns = dict(config.columns or {})
     config.split = config.split[0] if isinstance(config.split, list) and len(config.split) == 1 else config.split
@@ -104,11 +106,6 @@ def record_of(checkpoint: Path | str) -> Path | None:
     places = (os.path.abspath(checkpoint), os.path.realpath(checkpoint))  # as it is named, and what a link points to
     records = [folder / 'config.json' for place in places for folder in list(Path(place).parents)[:2]]
     return next(filter(Path.exists, records), None)
-
-
-def is_plain_checkpoint(config: argparse.Namespace) -> bool:
-    """Whether --evaluate with --test_on names a file that is not in a run folder."""
-    return bool(config.test_on) and not record_of(config.evaluate)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -230,18 +227,8 @@ def make_parser() -> Parser:
     add('--test_on', 'test the best epochs on these too; tables as csv=FILE', type=named_folder, nargs='+', metavar='NAME=DIR')
 
     group = parser.add_argument_group('run folder')
-    add(
-        '--output',
-        'the run folder (default: runs/<dataset>-seed<seed>; --evaluate: the folder of its tables, .)',
-        metavar='DIR',
-    )
-    add(
-        '--resume',
-        'continue RUN with its options; without a name continue or start --output',
-        nargs='?',
-        const=True,
-        metavar='RUN',
-    )
+    add('--output', 'run folder (default: runs/<dataset>-seed<seed>), or where --evaluate writes (default: .)', metavar='DIR')
+    add('--resume', 'continue RUN with its options; alone, continue or start --output', nargs='?', const=True, metavar='RUN')
 
     group = parser.add_argument_group('speed')
     add('--device', 'cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)')

@@ -32,12 +32,14 @@ class Job(NamedTuple):
         database, others: the one that is trained on, and those of --test_on by their names.
         splits: of every round, or of a test the one that its checkpoint was trained with.
         model: what an image and a score mean to the network, as in config.json.
+        round_index: of a test, the 0-based round that its checkpoint is of.
     """
 
     database: OpenDatabase
     others: dict[str, OpenDatabase]
     splits: list[Split]
     model: dict[str, Any]
+    round_index: int = 0
 
 
 def draw_splits(config: Any, database: OpenDatabase) -> list[Split]:
