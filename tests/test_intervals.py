@@ -32,7 +32,7 @@ def test_a_resample_has_the_correlations_of_its_images_written_out():
     predicted, subjective = normal(rng, 25, 0.7)
     subjective = subjective.round()  # with ties of its own
     counts = next(metrics.drawn_counts(25))
-    got = metrics.weighted_correlations(predicted, subjective, counts)
+    got = metrics.weighted_correlations(round_of(predicted, subjective), counts)
     assert counts.shape == (metrics.RESAMPLES, 25) and (counts.sum(1) == 25).all()
     for b in range(40):
         images = np.repeat(np.arange(25), counts[b])
