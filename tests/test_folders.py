@@ -167,7 +167,7 @@ def test_spaqs_photos_are_turned_upright(make_database):
     assert np.array_equal(photos[2][0], np.rot90(lying, -1))
     assert photos[1][0].shape == (300, 400, 3)
     assert np.array_equal(frames.load_image(root / 'TestImage' / '00003.jpg'), lying)
-    resized = frames.load_image(root / 'TestImage' / '00003.jpg', (512, 384), exif_rotation=True)
+    resized = frames.resized(frames.load_image(root / 'TestImage' / '00003.jpg', exif_rotation=True), (512, 384))
     upright = Image.fromarray(photos[2][0])
     assert np.array_equal(resized, upright.resize((384, 512), Image.Resampling.BILINEAR))
 
@@ -421,7 +421,7 @@ def test_resize_is_bit_identical_to_torchvisions(make_database):
     from torchvision.transforms import Resize
 
     sample = folders.read_labels('koniq', make_database('koniq')).samples[0]
-    resized = frames.load_image(sample.path, folders.DATABASES['koniq'].resize)
+    resized = frames.resized(frames.load_image(sample.path), folders.DATABASES['koniq'].resize)
     assert resized.size == (384, 512)
     assert np.array_equal(resized, Resize((512, 384))(Image.open(sample.path)))
 
