@@ -112,11 +112,10 @@ class HyperIQASolver:
             self.model_hyper.compile(dynamic=False)
         self.train_model = distributed.wrap(self.model_hyper)
 
-        backbone_params = list(self.model_hyper.res.parameters())
-        backbone_ids = set(map(id, backbone_params))
         # Repair 3: a list. The original's `filter` object is empty once the first optimizer has read it, so that from the
         # second epoch on the hypernetwork was in no optimizer and did not train.
-        self.hypernet_params = [p for p in self.model_hyper.parameters() if id(p) not in backbone_ids]
+        self.hypernet_params = [p for name, p in self.model_hyper.named_parameters() if not name.startswith('res.')]
+        backbone_params = list(self.model_hyper.res.parameters())
         # Repair 2: the only place that makes an Adam. The original made a new one after every epoch and lost the moments,
         # so that each epoch began with steps of the full learning rate in the direction of single gradients.
         self.solver = torch.optim.Adam(

@@ -123,7 +123,7 @@ def test_where_there_is_no_interval_the_reason_is_given(predicted, subjective, c
     values = intervals([round_of(predicted, subjective, contents)])
     assert [*values] == ['no_interval'] and reason in values['no_interval']
     shown = with_intervals({'SRCC': 0.5, **values})
-    assert shown == f'SRCC 0.5000; no interval: {values["no_interval"]}'
+    assert shown == f'SRCC 0.5000 (no interval: {values["no_interval"]})'
 
 
 def test_a_resample_of_one_image_alone_is_left_out():

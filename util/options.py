@@ -17,8 +17,8 @@ from util.files import read_json
 from util.tables import ROLES
 
 MOST, MOST_ROUNDS, LARGEST_SIDE = 1_000_000, 1000, 20_000
-# Options that a resumed run may change: where things are and how fast they go, not what is computed.
 MODEL_FACTS = ('resize', 'exif_rotation', 'score_range', 'higher_is_better')  # which a resume compares
+# Options that a resumed run may change: where things are and how fast they go, not what is computed.
 FREE_OPTIONS = {
     *('data_root', 'image_root', 'csv', 'output', 'resume', 'rounds', 'device', 'compile', 'num_workers', 'cache'),
     *('test_batch_size', 'list_datasets'),
@@ -56,7 +56,6 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     config.columns = dict(config.columns or {})
     config.split = config.split[0] if isinstance(config.split, list) and len(config.split) == 1 else config.split
     refuse_contradictions(config)
-    config.rounds = config.rounds and list(config.rounds)
     config.image_root = config.data_root if config.csv else None
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
     if run and config.output not in (None, run):
@@ -264,10 +263,10 @@ positive, count, side = number(int, 1, MOST), number(int, 0), number(int, 1, LAR
 rate, fraction = number(float, 0), number(float, 0, 0.99)
 
 
-def round_numbers(text: str) -> range:
+def round_numbers(text: str) -> list[int]:
     """'3-5' -> 3, 4, 5; '3' -> 3."""
     first, _, last = text.partition('-')
-    numbers = range(positive(first), positive(last or first) + 1)
+    numbers = list(range(positive(first), positive(last or first) + 1))
     if not numbers:
         raise InputError(f'{text} is no range; the first round comes first, as in 3-5')
     return numbers
