@@ -26,7 +26,7 @@ from util.errors import NO_RESULT, InputError, log, rank
 from util.files import write_table
 from util.labels import Settings
 from util.metrics import TestedImages, all_metrics, intervals, mae, plcc, srcc
-from util.options import is_plain_checkpoint, with_defaults
+from util.options import with_defaults
 from util.progress import duration, progress
 from util.round_folder import RoundFolder, surroundings
 from util.splits import PARTS, Job, split_record
@@ -96,7 +96,7 @@ class HyperIQASolver:
         self.train_data = self.loader(opened, train_idx, istrain=True)
         self.test_data = self.loader(opened, test_idx, istrain=False)
         self.val_data = self.loader(opened, val_idx, istrain=False) if val_idx else None
-        self.selected_on = 'val_srcc' if val_idx else 'test_srcc' if test_idx else None
+        self.selected_on = 'val_srcc' if val_idx else 'test_srcc' if test_idx else 'epoch'
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
 
@@ -112,11 +112,10 @@ class HyperIQASolver:
             self.model_hyper.compile(dynamic=False)
         self.train_model = distributed.wrap(self.model_hyper)
 
-        backbone_params = list(self.model_hyper.res.parameters())
-        backbone_ids = set(map(id, backbone_params))
         # Repair 3: a list. The original's `filter` object is empty once the first optimizer has read it, so that from the
         # second epoch on the hypernetwork was in no optimizer and did not train.
-        self.hypernet_params = [p for p in self.model_hyper.parameters() if id(p) not in backbone_ids]
+        self.hypernet_params = [p for name, p in self.model_hyper.named_parameters() if not name.startswith('res.')]
+        backbone_params = list(self.model_hyper.res.parameters())
         # Repair 2: the only place that makes an Adam. The original made a new one after every epoch and lost the moments,
         # so that each epoch began with steps of the full learning rate in the direction of single gradients.
         self.solver = torch.optim.Adam(
@@ -128,11 +127,10 @@ class HyperIQASolver:
     def loader(self, database: OpenDatabase, images: Iterable[int], istrain: bool) -> DataLoader:
         """The patches of the `images` (positions) of an open database, as many and in such batches as the options ask for."""
         config = self.config
-        number, size = ('train_patch_num', 'batch_size') if istrain else ('test_patch_num', 'test_batch_size')
+        sizes = (config.train_patch_num, config.batch_size) if istrain else (config.test_patch_num, config.test_batch_size)
         options: dict[str, Any] = {'seed': config.seed, 'round_index': self.round_index, 'num_workers': config.num_workers}
-        sizes = getattr(config, number), getattr(config, size)
-        options |= {'istrain': istrain, 'device': self.device, 'opened': database}
-        return DataLoader(database.key, database.path, images, config.patch_size, *sizes, **options)
+        options |= {'device': self.device, 'opened': database}
+        return DataLoader(database.key, database.path, images, config.patch_size, *sizes, istrain, **options)
 
     def train(self, save: Callable[[dict[str, Any]], None] | None = None, later: int = 0) -> tuple[float, float]:
         """Train the epochs that are not in `history` yet, printing a table row for each.
@@ -156,11 +154,12 @@ class HyperIQASolver:
                 log(f'{stale} epochs without a better {self.selected_on}; epoch {best} was best: this round stops here')
                 break
             row, test_scores = self.run_epoch(epoch)
-            if not math.isfinite(row['train_loss']) or not self.is_finite():
+            finite = all(bool(value.isfinite().all()) for value in self.model_hyper.parameters())
+            if not finite or not math.isfinite(row['train_loss']):
                 fault = f'the training loss ({row["train_loss"]:.4g}) or a weight is not finite'
                 log(f'epoch {epoch + 1}: {fault}, so this round stops here; a lower --lr may help')
                 break
-            if self.is_best(row):
+            if is_better(row[self.selected_on], (self.best or {}).get(self.selected_on, math.nan)):
                 self.best = {**row, 'scores': torch.from_numpy(test_scores)}
             self.history.append(row)
             seconds = [row['seconds'] for row in self.history[1:]]  # the first epoch may have waited for a compiler
@@ -207,25 +206,14 @@ class HyperIQASolver:
     def run_epoch(self, epoch: int) -> tuple[dict[str, float], np.ndarray]:
         """Train and test the 0-based `epoch`: its row of the history, and the test images' scores (images,)."""
         started = time.monotonic()
-        hypernet_lr, backbone_lr = (group['lr'] for group in self.solver.param_groups)
         train_loss, train_srcc = self.train_epoch(epoch)
+        predicted, labels = self.predict(self.test_data), self.test_data.scores
         row = {'epoch': epoch + 1, 'train_loss': train_loss, 'train_srcc': train_srcc}
-        test_scores = self.predict(self.test_data)
-        row['test_srcc'] = srcc(test_scores, self.test_data.scores)
-        row['test_plcc'] = plcc(test_scores, self.test_data.scores)
-        row |= {'hypernet_lr': hypernet_lr, 'backbone_lr': backbone_lr}
+        row |= {'test_srcc': srcc(predicted, labels), 'test_plcc': plcc(predicted, labels)}
+        row['hypernet_lr'], row['backbone_lr'] = (group['lr'] for group in self.solver.param_groups)
         if self.val_data is not None:
             row['val_srcc'], row['val_plcc'] = self.test(self.val_data)
-        row |= {'seconds': round(time.monotonic() - started, 3)}
-        return row | {'test_mae': mae(test_scores, self.test_data.scores)}, test_scores
-
-    def is_finite(self) -> bool:
-        """Whether no weight has become nan or infinite."""
-        return all(bool(value.isfinite().all()) for value in self.model_hyper.parameters())
-
-    def is_best(self, row: dict[str, float]) -> bool:
-        column = self.selected_on
-        return column is None or is_better(row[column], self.best[column] if self.best else math.nan)
+        return row | {'seconds': round(time.monotonic() - started, 3), 'test_mae': mae(predicted, labels)}, predicted
 
     @property
     def columns(self) -> dict[str, tuple[str, str]]:
@@ -343,13 +331,10 @@ def is_better(value: float, best: float) -> bool:
 
 def run(config: Any, job: Job) -> None:
     """Train and test the rounds into the run folder and print their medians."""
-    device = start(config)
-    check_weights(config.weights, config.fit_scale)
-    open_frames(config, job.database, *job.others.values())
+    device = start(config, job.database, *job.others.values())
     if rank() == 0:
-        run_folder.open_run(
-            config, job.model, [split_record(split, job.database) for split in job.splits], surroundings(device)
-        )
+        records = [split_record(split, job.database) for split in job.splits]
+        run_folder.open_run(config, job.model, records, surroundings(device))
         if job.database.left_out:
             write_table(Path(config.output) / 'left_out.csv', ['image', 'row', 'reason'], job.database.left_out)
     distributed.wait()
@@ -362,8 +347,7 @@ def run(config: Any, job: Job) -> None:
     finished = {int(number): result['SRCC'] for number, result in results['rounds'].items()}
     without = [k for k in rounds if k not in finished or (math.isnan(finished[k]) and not config.train_on_all)]
     if without and rank() == 0:
-        numbers = ', '.join(map(str, without[:5]))
-        log(f'no result: in round {numbers} no epoch has a finite loss and test SRCC')
+        log(f'no result: in round {", ".join(map(str, without[:5]))} no epoch has a finite loss and test SRCC')
         sys.exit(NO_RESULT)
     log_next(config, number, is_whole=len(finished) == config.train_test_num)
 
@@ -380,36 +364,28 @@ def log_next(config: Any, number: int, is_whole: bool) -> None:
         log(f'Other rounds:     python train_test_IQA.py --resume {quoted}')
 
 
-def start(config: Any) -> str:
-    """Meet the other ranks and log what a reader of the numbers must know; the device."""
+def start(config: Any, *databases: OpenDatabase) -> str:
+    """Meet the other ranks, read the initial weights for the sake of the errors, and open the frames; the device."""
     device = distributed.pick_device(config.device, config.deterministic)
     distributed.start(device)
     log(f'{distributed.processes_on(device)}; initial weights: {config.weights}; seed: {config.seed}')
     if config.amp and not distributed.has_bfloat16(device):
         log('warning: bfloat16 has no instructions on this device, so --amp makes training many times slower; leave --amp out')
-    return device
-
-
-def check_weights(source: str, gives_scores: bool = False) -> None:
-    """Read the initial weights for the sake of the errors, before hours of work.
-
-    Args:
-        gives_scores: they must be of a whole HyperIQA.
-    """
-    if source != 'none':
+    if config.weights != 'none':
         with torch.device('meta'):  # names and shapes are all that is asked of this network
             model = models.hyperiqa()
-        with distributed.first_rank_first():
-            _, layout = checkpoints.initial_weights(model, source)
-        if gives_scores and layout not in checkpoints.WITH_SCORES:
-            raise InputError(f'--fit_scale: {source} holds a {layout} alone, which gives no scores; leave --fit_scale out')
-
-
-def open_frames(config: Any, *databases: OpenDatabase) -> None:
-    """Decode the images into the cache, where they are not yet; the other ranks wait for the one that does it."""
+        if rank() > 0:  # until the first rank has downloaded them
+            distributed.wait()
+        _, layout = checkpoints.initial_weights(model, config.weights)
+        if rank() == 0:
+            distributed.wait()
+        if (config.fit_scale or config.evaluate) and layout not in checkpoints.WITH_SCORES:
+            option = '--evaluate' if config.evaluate else '--fit_scale'
+            raise InputError(f'{option}: {config.weights} holds a {layout} alone, which gives no scores; give a HyperIQA')
     for database in databases:
         database.open_frames(config.patch_size, config.cache)
     distributed.wait()
+    return device
 
 
 def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict[str, Any]:
@@ -419,7 +395,7 @@ def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict
         later: how many epochs of later rounds follow.
     """
     split = job.splits[round_index]
-    record = split_record(split, job.database)
+    record, state = split_record(split, job.database), 'the round is finished'
     with closing(RoundFolder(config, round_index, record)) as folder:
         print(f'Round {round_index + 1}', flush=True)
         solver = None
@@ -427,8 +403,8 @@ def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict
             train, val, test = (split[part] for part in PARTS)
             solver = HyperIQASolver(config, '', train, test, val_idx=val, round_index=round_index, opened=job.database)
             folder.restore(solver.load_state_dict)
-        remedy = '--output and --weights must be on a disk that all machines share'
-        distributed.refuse_differences(lambda: state_of(solver), remedy)
+            state = f'{len(solver.history)} epochs, weights {checkpoints.digest(solver.model_hyper.state_dict())[:8]}'
+        distributed.refuse_differences(state)
         if solver:
             solver.train(folder.save, later)
             if solver.best:
@@ -436,13 +412,6 @@ def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict
     results = run_folder.summarise(config.output) if rank() == 0 else {'rounds': {}}
     run_folder.print_round(results['rounds'].get(str(round_index + 1)), record)
     return results
-
-
-def state_of(solver: HyperIQASolver | None) -> str:
-    """What a round starts from, None where it is finished: as all ranks must see it."""
-    if solver is None:
-        return 'the round is finished'
-    return f'{len(solver.history)} epochs, weights {checkpoints.digest(solver.model_hyper.state_dict())[:8]}'
 
 
 def finish_round(folder: RoundFolder, solver: HyperIQASolver, best: dict[str, Any], job: Job) -> None:
@@ -487,13 +456,10 @@ def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, 
 
 def evaluate(config: Any, job: Job) -> None:
     """Repeat the test of the round that a checkpoint is of, or test the checkpoint on the other databases of a job."""
-    start(config)
-    check_weights(config.weights)
-    open_frames(config, *(job.others.values() or [job.database]))
-    round_index = 0 if is_plain_checkpoint(config) else run_folder.round_index_of(Path(config.evaluate).absolute().parent)
+    start(config, *(job.others.values() or [job.database]))
     # with --test_on a solver without images, for its network and its way to predict
     test = [] if job.others else job.splits[0]['test']
-    solver = HyperIQASolver(config, config.data_root, [], test, round_index=round_index, opened=job.database)
+    solver = HyperIQASolver(config, '', [], test, round_index=job.round_index, opened=job.database)
     folder = Path(config.output)
     if job.others:
         solver.score_range = job.model['score_range'] or (0, 1)  # the network's scores are in the unit that it was trained in

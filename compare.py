@@ -114,7 +114,8 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
         raise InputError(f'{first.name} and {second.name} have finished no round in common')
     pairs = [same_images(number, first, second) for number in numbers]
     is_drawn = len({frozenset(one.images) for one, _ in pairs}) > 1
-    ratio = float(np.mean([tested_to_trained(run.splits[number]) for run in (first, second) for number in numbers]))
+    splits = [run.splits[number] for run in (first, second) for number in numbers]
+    ratio = float(np.mean([len(split['test']) / (len(split['train']) + len(split.get('val', []))) for split in splits]))
     resamples = metrics.resampled([tested for pair in pairs for tested in pair])
     rows = []
     for metric, values in zip(metrics.CORRELATIONS, resamples[:, ::2] - resamples[:, 1::2]):
@@ -144,10 +145,6 @@ def same_images(number: int, first: Run, second: Run) -> tuple[TestedImages, Tes
     if differ:
         raise InputError(f'{refused} the labels of {len(differ)} images differ, the first of them {differ[0]}')
     return one, TestedImages(one.images, one.contents, one.subjective, other.predicted[order])
-
-
-def tested_to_trained(split: dict[str, Any]) -> float:
-    return len(split['test']) / (len(split['train']) + len(split.get('val', [])))
 
 
 def row_of(name: str, one: float, other: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from util import demo_database
+from util.demo_database import DEFAULTS, IMAGES, generate
 from util.errors import InputError, log, nearest
 from util.files import identity_of
 from util.frames import CachedFrames, DirectFrames, folder_of, load_image, on_all_cores, open_frames
@@ -295,8 +295,8 @@ class Database(NamedTuple):
 
     title: str
     read: Callable[[Labels], None]
-    images: int | None
-    score_range: tuple[float, float] | None
+    images: int | None = None
+    score_range: tuple[float, float] | None = None
     higher_is_better: bool = True
     by_content: bool = False
     official: str = ''
@@ -327,16 +327,10 @@ DATABASES = {
     'koniq': Database('KonIQ-10k', read_koniq, 10073, (0, 100), official='koniq10k_distributions_sets.csv', resize=(512, 384)),
     'bid': Database('BID', read_bid, 586, (0, 5), resize=(512, 512)),
     'spaq': Database('SPAQ', read_spaq, 11125, (0, 100), resize=(512, 384), exif_rotation=True),
-    'flive': Database(
-        'FLIVE', read_flive, 39810, (0, 100), official='labels640.csv and labels=640_padded.csv', resize=(512, 512)
-    ),
+    'flive': Database('FLIVE', read_flive, 39810, (0, 100), official='labels640.csv, labels=640_padded.csv', resize=(512, 512)),
     'agiqa3k': Database('AGIQA-3K', read_agiqa3k, 2982, (0, 5)),
-    'csv': Database(
-        'your images', read_csv, None, None, by_content=True, official='a column called set', exif_rotation=True, srgb=True
-    ),
-    'demo': Database(
-        'the demo database', read_demo, demo_database.IMAGES, (1, 5), by_content=True, defaults=demo_database.DEFAULTS
-    ),
+    'csv': Database('your images', read_csv, by_content=True, official='a column called set', exif_rotation=True, srgb=True),
+    'demo': Database('the demo database', read_demo, IMAGES, (1, 5), by_content=True, defaults=DEFAULTS),
 }
 ALIASES = {  # without the - and _ that names can have
     **{'koniq10k': 'koniq', 'clive': 'livec', 'livechallenge': 'livec', 'kadid': 'kadid10k', 'tid': 'tid2013'},
@@ -364,11 +358,6 @@ def remedy_of(key: str, path: Path | str, settings: Settings) -> str:
     return f'Get it from {source} and unpack it so that the folder holds {layout}; {other}'
 
 
-def read_samples(dataset: str, path: Path | str) -> list[Sample]:
-    """The samples of `read_labels`, in the order of the label file."""
-    return read_labels(dataset, path).samples
-
-
 def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENTED) -> Labels:
     """Reads a database's labels and finds its images.
 
@@ -382,15 +371,16 @@ def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENT
     """
     key = database_key(dataset)
     if key == 'demo':
-        demo_database.generate(path)
+        generate(path)
     database = DATABASES[key]
     labels = Labels(path, database.title, remedy_of(key, path, settings), settings)
     database.read(labels)
     if not labels.samples:
         raise InputError(f'{labels.file} lists no image. {labels.remedy}')
-    labels.files = [file_id(sample.path) for sample in labels.samples]
-    rows = zip(labels.samples, labels.places, labels.files)
-    missing = [f'{sample.path} ({where})' for sample, where, file in rows if file is None]
+    paths = [sample.path for sample in labels.samples]
+    labels.files = [identity_of(path, os.stat(path)) if os.path.isfile(path) else None for path in paths]
+    rows = zip(paths, labels.places, labels.files)
+    missing = [f'{path} ({where})' for path, where, file in rows if file is None]
     if missing and not settings.skip_missing:
         what = f'{len(missing)} of the {len(labels.samples)} images that {labels.file} lists are missing'
         first = f'the first of them {", ".join(missing[:5])}. {labels.remedy} --skip_missing leaves them out.'
@@ -398,16 +388,11 @@ def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENT
     return labels
 
 
-def file_id(path: str) -> Any:
-    """What is the same for every name of a file, or None where there is none."""
-    return identity_of(path, os.stat(path)) if os.path.isfile(path) else None
-
-
 class OpenDatabase:
     """A database whose labels are read; `open_frames` opens its images too.
 
     Args:
-        dataset, path: as in `read_samples`.
+        dataset, path: as in `read_labels`.
         resize: (height, width) that every image is resized to, instead of the database's own.
         settings: how the labels are read.
 

@@ -19,7 +19,7 @@ from util.check_database import check_images
 from util.errors import NO_RESULT, InputError, boundary, log, rank
 from util.files import check_input, check_output
 from util.labels import Sample, Settings
-from util.options import is_plain_checkpoint, parse_options, read_record, record_of
+from util.options import parse_options, read_record, record_of
 from util.splits import Job, draw_splits, read_split, sizes_of, split_record
 
 
@@ -78,23 +78,21 @@ def prepare_test(config: Namespace) -> Job:
     """As `prepare_run`, for --evaluate: the database and split of the checkpoint's round, or the databases of --test_on."""
     checkpoint = Path(os.path.abspath(config.evaluate))
     record = record_of(checkpoint)
-    if record and record.parent != checkpoint.parent.parent:  # by a link, from outside the run folder
-        checkpoint = Path(os.path.realpath(checkpoint))
-        config.evaluate = str(checkpoint)
-    if is_plain_checkpoint(config):
-        entry = folders.DATABASES[config.dataset]
+    if record is None:
+        entry, round_index = folders.DATABASES[config.dataset], 0
         model: dict[str, Any] = {'score_range': None, 'higher_is_better': entry.higher_is_better}
         log(f'{checkpoint} is in no run folder; its scores are taken for those of --dataset {config.dataset}: {entry.scale}')
     else:
-        model = read_record(checkpoint.parent.parent / 'config.json')['model']
-        run_folder.round_index_of(checkpoint.parent)
+        if record.parent != checkpoint.parent.parent:  # by a link, from outside the run folder
+            checkpoint = Path(os.path.realpath(checkpoint))
+        model, round_index = read_record(record)['model'], run_folder.round_index_of(checkpoint.parent)
     check_input(config.weights, 'a checkpoint')
     for name in [f'_{name}' for name, _, _ in config.test_on or []] or ['']:
         check_output(f'{config.output}/predictions{name}.csv', ['.csv'], ','.join(run_folder.PREDICTION_COLUMNS))
     if config.test_on:
         others = open_others(config)
         warn_of_trained(config, others)
-        return Job(next(iter(others.values())), others, [], model)
+        return Job(next(iter(others.values())), others, [], model, round_index)
     database = open_database(config)
     database.srgb = model.get('srgb', False)
     path = checkpoint.with_name('split.json')
@@ -102,7 +100,7 @@ def prepare_test(config: Namespace) -> Job:
     if not split['test']:
         raise InputError(f'{checkpoint} was trained without a test part; --test_on NAME=DIR tests it on a database')
     run_folder.refuse_other_images(path, split_record(split, database), 'test on other labels with --test_on NAME=DIR')
-    return Job(database, {}, [split], model)
+    return Job(database, {}, [split], model, round_index)
 
 
 def summarize(run: str) -> None:
@@ -122,8 +120,8 @@ def open_others(config: Namespace) -> dict[str, OpenDatabase]:
     """The databases of --test_on by their names; the settings for a table apply to theirs unless there is a --csv."""
     defaults = Settings(skip_missing=config.skip_missing)
     of_table = defaults if config.csv else Settings.of(config)._replace(split_by=None)
-    settings = {'csv': of_table}
-    return {name: OpenDatabase(key, path, None, settings.get(key, defaults)) for name, key, path in config.test_on or []}
+    asked = config.test_on or []
+    return {name: OpenDatabase(key, path, None, of_table if key == 'csv' else defaults) for name, key, path in asked}
 
 
 def warn_of_trained(config: Namespace, others: dict[str, OpenDatabase], samples: list[Sample] | None = None) -> None:

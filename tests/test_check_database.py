@@ -7,7 +7,7 @@ import databases
 import pytest
 from PIL import Image
 
-from folders import read_samples
+from folders import read_labels
 from util import frames
 from util.check_database import check_images
 from util.labels import Sample
@@ -61,7 +61,7 @@ def after(lines, name):
 def test_a_faultless_database(make_database, report):
     root = make_database('livec')
     databases.picture(root / 'Images' / '4.JPG', size=(301, 407))
-    samples = read_samples('livec', 'livec')
+    samples = read_labels('livec', 'livec').samples
     usable, lines = report(samples, [{'train': [0, 1, 2, 3], 'test': [4, 5]}] * 2)
     assert usable
     assert lines == [
@@ -154,7 +154,7 @@ def test_the_size_after_the_resize_counts(images, report):
 
 def test_photos_are_turned_where_the_database_says_so(make_database, report):
     make_database('spaq')
-    samples = read_samples('spaq', 'spaq')
+    samples = read_labels('spaq', 'spaq').samples
     assert after(report(samples, exif_rotation=True)[1], 'Height')[0] == '300 to 400 pixels'
     assert after(report(samples)[1], 'Height')[0] == '300 to 300 pixels'
 

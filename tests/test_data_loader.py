@@ -30,7 +30,7 @@ def test_a_batch_is_the_original_transform_of_the_drawn_crops(make_database, cac
     root = make_database('koniq', images=3)
     opened = open_database('koniq', root, cache)
     loader = DataLoader('koniq', root, [2, 0, 1], 224, 3, 4, seed=1, num_workers=workers, opened=opened).get_data()
-    samples = folders.read_samples('koniq', root)
+    samples = folders.read_labels('koniq', root).samples
     resize = transforms.Resize((512, 384))
     finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
     expected = []

@@ -29,7 +29,7 @@ def test_it_is_generated_once_the_same_every_time_and_whole(tmp_path):
 
 
 def test_scores_fall_with_strength_and_every_scene_has_every_kind_each_in_another_strength(tmp_path):
-    samples = folders.read_samples('demo', tmp_path / 'demo')
+    samples = folders.read_labels('demo', tmp_path / 'demo').samples
     kinds = len(demo_database.DISTORTIONS)
     scores = np.array([sample.score for sample in samples]).reshape(demo_database.SCENES, kinds)
     names = np.array([Path(sample.path).stem.split('_') for sample in samples]).reshape(demo_database.SCENES, kinds, 3)

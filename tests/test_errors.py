@@ -132,7 +132,7 @@ ANSWERS = {
         (('--data_root', 'nowhere'), 2, 'there is no folder nowhere'),
         (('--dataset', 'demo', '--weights', 'absent.pth'), 2, 'there is no file absent.pth'),
         (('--dataset', 'csv', '--csv', 'absent.csv'), 2, 'there is no file absent.csv'),
-        (('--evaluate', 'run/round_01/best.pth'), 2, 'config.json'),
+        (('--evaluate', 'run/round_01/best.pth'), 2, 'in no run folder'),
         (('--summarize', 'absent'), 2, 'there is no file absent/config.json'),
     ),
     'demo.py': ((('--help',), 0, 'usage: '), (('--checkpoint', 'absent.pth', 'a.jpg'), 2, 'there is no file absent.pth')),

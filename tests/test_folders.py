@@ -19,11 +19,13 @@ from util.tables import ROLES
 
 
 def read(name, root):
-    return [(os.path.relpath(sample.path, root), sample.score, sample.content) for sample in folders.read_samples(name, root)]
+    return [
+        (os.path.relpath(sample.path, root), sample.score, sample.content) for sample in folders.read_labels(name, root).samples
+    ]
 
 
 def parts(name, root):
-    return [sample.official_set for sample in folders.read_samples(name, root)]
+    return [sample.official_set for sample in folders.read_labels(name, root).samples]
 
 
 def test_live_leaves_the_pristine_copies_out(make_database):
@@ -165,7 +167,7 @@ def test_spaqs_photos_are_turned_upright(make_database):
     assert np.array_equal(photos[2][0], np.rot90(lying, -1))
     assert photos[1][0].shape == (300, 400, 3)
     assert np.array_equal(frames.load_image(root / 'TestImage' / '00003.jpg'), lying)
-    resized = frames.load_image(root / 'TestImage' / '00003.jpg', (512, 384), exif_rotation=True)
+    resized = frames.resized(frames.load_image(root / 'TestImage' / '00003.jpg', exif_rotation=True), (512, 384))
     upright = Image.fromarray(photos[2][0])
     assert np.array_equal(resized, upright.resize((384, 512), Image.Resampling.BILINEAR))
 
@@ -244,7 +246,7 @@ OWN = [('a.png', 3.5), ('b.png', 1.25), ('deep/c.png', 2.0)]
 )
 def test_own_images_in_each_form_of_the_file(make_database, text, encoding):
     root = make_database('own', text=text, encoding=encoding)
-    samples = folders.read_samples('csv', root / 'mine.csv')
+    samples = folders.read_labels('csv', root / 'mine.csv').samples
     assert [(os.path.relpath(sample.path, root), sample.score) for sample in samples] == OWN
     assert folders.split_units(samples, True) == [[2], [0], [1]] if './deep' in text else [[0], [1], [2]]
 
@@ -254,13 +256,13 @@ def test_own_images_by_absolute_path_and_relative_file(make_database, tmp_path, 
     elsewhere = databases.picture(tmp_path / 'elsewhere' / 'd.png')
     (root / 'mine.csv').write_text(f'image,score\n{elsewhere},1\na.png,2\n')
     monkeypatch.chdir(root)
-    assert [sample.path for sample in folders.read_samples('csv', 'mine.csv')] == [str(elsewhere), 'a.png']
+    assert [sample.path for sample in folders.read_labels('csv', 'mine.csv').samples] == [str(elsewhere), 'a.png']
 
 
 def test_own_contents_and_sets(make_database):
     rows = ['set,content,image,score', 'Training,z,a.png,1', 'TEST,k,b.png,2', 'valid,z,deep/c.png,3']
     root = make_database('own', text='\n'.join(rows))
-    samples = folders.read_samples('csv', root / 'mine.csv')
+    samples = folders.read_labels('csv', root / 'mine.csv').samples
     assert [(sample.content, sample.official_set) for sample in samples] == [('z', 'train'), ('k', 'test'), ('z', 'val')]
     assert folders.split_units(samples, True) == [[1], [0, 2]]
 
@@ -273,7 +275,7 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
     for place, order in (('own', names), ('moved', names[::-1])):
         root = root.rename(tmp_path / place)
         (root / 'mine.csv').write_text('image,score\n' + ''.join(f'{name},1\n' for name in order))
-        samples = folders.read_samples('csv', root / 'mine.csv')
+        samples = folders.read_labels('csv', root / 'mine.csv').samples
         orders.append([Path(samples[k].path).name for (k,) in folders.split_units(samples, True)])
     assert orders[0] == orders[1] == ['d.png', 'B.png', 'a-b.png', 'a.png', 'b.png', 'b.png']
 
@@ -387,7 +389,7 @@ def test_the_table_has_a_row_for_every_database_and_fits_a_terminal():
 
 def test_split_units_are_contents_in_the_order_of_their_names_or_images(make_database):
     root = make_database('tid2013')
-    samples = folders.read_samples('tid2013', root)
+    samples = folders.read_labels('tid2013', root).samples
     assert folders.split_units(list(reversed(samples)), True) == [[3, 4], [1, 2], [0]]
     assert folders.split_units(samples, False) == [[0], [1], [2], [3], [4]]
 
@@ -406,7 +408,7 @@ def test_split_units_are_contents_in_the_order_of_their_names_or_images(make_dat
 def test_folder_classes_are_plain_datasets(make_database, name, folder):
     root = make_database(name)
     dataset = folder(root, [1, 0], np.asarray, 3)
-    samples = folders.read_samples(name, root)
+    samples = folders.read_labels(name, root).samples
     units = folders.OpenDatabase(name, root).units
     assert len(dataset) == 3 * (len(units[1]) + len(units[0]))
     image, score = dataset[2]
@@ -418,15 +420,15 @@ def test_folder_classes_are_plain_datasets(make_database, name, folder):
 def test_resize_is_bit_identical_to_torchvisions(make_database):
     from torchvision.transforms import Resize
 
-    sample = folders.read_samples('koniq', make_database('koniq'))[0]
-    resized = frames.load_image(sample.path, folders.DATABASES['koniq'].resize)
+    sample = folders.read_labels('koniq', make_database('koniq')).samples[0]
+    resized = frames.resized(frames.load_image(sample.path), folders.DATABASES['koniq'].resize)
     assert resized.size == (384, 512)
     assert np.array_equal(resized, Resize((512, 384))(Image.open(sample.path)))
 
 
 def refusal(name, root):
     with pytest.raises(InputError) as caught:
-        folders.read_samples(name, root)
+        folders.read_labels(name, root)
     message = str(caught.value)
     assert '\n' not in message
     return message
@@ -635,7 +637,7 @@ def test_names_that_no_file_system_takes(make_database):
     long = 'n' * 300
     assert f'there is no folder {long}' in refusal('koniq', long)
     with pytest.raises(OSError, match='File name too long'):  # which the boundary of the programs makes one line
-        folders.read_samples('csv', long)
+        folders.read_labels('csv', long)
     root = make_database('own', text=f'image,score\na.png,1\n{long}.png,2\nb.png,3\n')
     assert '1 of the 3 images' in refusal('csv', root / 'mine.csv')
 
@@ -758,5 +760,5 @@ def test_folders_that_may_not_be_entered_are_passed_over(as_nobody):
         getattr(databases, name)(folder / name)
         for place in (folder / name, folder / name / inner):
             (place / 'lost+found').mkdir(mode=0o700)
-        printed = run(lambda key=key, name=name: print(len(folders.read_samples(key, name)), file=sys.stderr))
+        printed = run(lambda key=key, name=name: print(len(folders.read_labels(key, name).samples), file=sys.stderr))
         assert printed == {'livec': '6\n', 'csiq': '24\n'}[key]

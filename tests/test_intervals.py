@@ -32,7 +32,7 @@ def test_a_resample_has_the_correlations_of_its_images_written_out():
     predicted, subjective = normal(rng, 25, 0.7)
     subjective = subjective.round()  # with ties of its own
     counts = next(metrics.drawn_counts(25))
-    got = metrics.weighted_correlations(predicted, subjective, counts)
+    got = metrics.weighted_correlations(round_of(predicted, subjective), counts)
     assert counts.shape == (metrics.RESAMPLES, 25) and (counts.sum(1) == 25).all()
     for b in range(40):
         images = np.repeat(np.arange(25), counts[b])
@@ -123,7 +123,7 @@ def test_where_there_is_no_interval_the_reason_is_given(predicted, subjective, c
     values = intervals([round_of(predicted, subjective, contents)])
     assert [*values] == ['no_interval'] and reason in values['no_interval']
     shown = with_intervals({'SRCC': 0.5, **values})
-    assert shown == f'SRCC 0.5000; no interval: {values["no_interval"]}'
+    assert shown == f'SRCC 0.5000 (no interval: {values["no_interval"]})'
 
 
 def test_a_resample_of_one_image_alone_is_left_out():

@@ -92,7 +92,7 @@ LABELS = {
 def test_mutated_label_files(make_database, name):
     root = make_database(name)
     labels = next(path for path in root.rglob('*') if path.name == LABELS[name].rpartition('/')[2])
-    found = [outcome(folders.read_samples, name.partition('_')[0], root) for _ in mutations(labels, 15)]
+    found = [outcome(folders.read_labels, name.partition('_')[0], root) for _ in mutations(labels, 15)]
     assert len(found) == 15 and 'refused' in found
 
 
@@ -101,7 +101,7 @@ def test_mutated_tables_of_ones_own(tmp_path):
         (tmp_path / f'{k}.png').touch()
     table = tmp_path / 'labels.csv'
     table.write_text('image,score,content\n' + ''.join(f'{k}.png,{k + 0.5},scene {k // 2}\n' for k in range(6)))
-    found = [outcome(folders.read_samples, 'csv', table) for _ in mutations(table, 60)]
+    found = [outcome(folders.read_labels, 'csv', table) for _ in mutations(table, 60)]
     assert len(found) == 60 and {'read', 'refused'} == set(found)
 
 

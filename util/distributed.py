@@ -7,8 +7,6 @@ a group of their own; that a rank has died is noticed there at once.
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -111,24 +109,15 @@ def wait() -> None:
         dist.barrier(waiting_group)
 
 
-@contextmanager
-def first_rank_first() -> Iterator[None]:
-    """The first rank runs the body while the others wait, and then they do: one downloads, and the others find the file."""
-    if rank() > 0:
-        wait()
-    yield
-    if rank() == 0:
-        wait()
-
-
-def refuse_differences(state: Callable[[], str], remedy: str) -> None:
-    """Refuse to go on where `state` does not return the same on all ranks, as on machines that read different files."""
+def refuse_differences(state: str) -> None:
+    """Refuse to go on where `state` is not the same on all ranks, as on machines that read different files."""
     if launched():
         states: list[Any] = [None] * world_size()
-        dist.all_gather_object(states, state(), waiting_group)
-        if any(other != states[0] for other in states):
-            held = '; '.join(f'rank {number}: {other}' for number, other in enumerate(states))
-            raise InputError(f'the processes do not start from the same state ({held[:300]}); {remedy}')
+        dist.all_gather_object(states, state, waiting_group)
+        if len(set(states)) > 1:
+            held = '; '.join(f'rank {number}: {other}' for number, other in enumerate(states))[:300]
+            remedy = '--output and --weights must be on a disk that all machines share'
+            raise InputError(f'the processes do not start from the same state ({held}); {remedy}')
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

@@ -41,21 +41,19 @@ warnings.filterwarnings('ignore', module=r'PIL\.')  # they do not name the file
 logging.getLogger('PIL').addHandler(logging.NullHandler())
 
 
-def load_image(
-    path: Path | str, resize: Sequence[int] | None = None, exif_rotation: bool = False, srgb: bool = False
-) -> Image.Image:
-    """The first picture in a file as an RGB `PIL.Image`, resized to (height, width) `resize` if that is given.
+def load_image(path: Path | str, exif_rotation: bool = False, srgb: bool = False) -> Image.Image:
+    """The first picture in a file as an RGB `PIL.Image`.
 
-    With `exif_rotation` it is turned first by its EXIF orientation, and with `srgb` converted from its colour profile to sRGB.
+    With `exif_rotation` it is turned by its EXIF orientation, and with `srgb` converted from its colour profile to sRGB.
 
     Raises:
         InputError: it cannot be read, or holds numbers of an unknown range.
     """
-    return resized(decode_image(path, exif_rotation, srgb)[0], resize)
+    return decode_image(path, exif_rotation, srgb)[0]
 
 
 def decode_image(path: Path | str, exif_rotation: bool = False, srgb: bool = False) -> tuple[Image.Image, list[str]]:
-    """The picture of `load_image` before any resize, and which of DEEP, TRANSPARENT and WIDE it was."""
+    """The picture of `load_image`, and which of DEEP, TRANSPARENT and WIDE it was."""
     with reading(path, 'an image') as file, Image.open(file) as image:
         return as_rgb(image, exif_rotation, srgb)
 
@@ -101,9 +99,8 @@ def srgb_transform(profile: bytes) -> Any:
     steps = np.arange(0, 256, 15, dtype=np.uint8)
     lattice = Image.fromarray(np.stack(np.meshgrid(steps, steps, steps), -1).reshape(len(steps), -1, 3))
     try:
-        to_srgb = ImageCms.buildTransform(
-            io.BytesIO(profile), ImageCms.createProfile('sRGB'), 'RGB', 'RGB', ImageCms.Intent.RELATIVE_COLORIMETRIC
-        )
+        ends = (io.BytesIO(profile), ImageCms.createProfile('sRGB'))
+        to_srgb = ImageCms.buildTransform(*ends, 'RGB', 'RGB', ImageCms.Intent.RELATIVE_COLORIMETRIC)
         converted = ImageCms.applyTransform(lattice, to_srgb)
     except (ImageCms.PyCMSError, OSError):  # a damaged profile means nothing
         return None
@@ -191,22 +188,20 @@ class DirectFrames:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        return np.array([self.size(path) for path in self.paths]).reshape(-1, 2)
-
-    def size(self, path: str) -> tuple[int, int]:
-        """(height, width) of a frame, from the header of its file.
+        """From the headers of the files.
 
         Raises:
-            InputError: the file is no image, or the frame is smaller than `smallest`.
+            InputError: a file is no image, or a frame is smaller than `smallest`.
         """
-        height, width = self.resize or image_size(path, self.exif_rotation)
-        if min(height, width) < self.smallest:
-            least = f'an image must be at least {self.smallest}x{self.smallest}'
-            raise InputError(f'{path} is {width}x{height}: {least}; enlarge it or remove it')
-        return height, width
+        sizes = [self.resize or image_size(path, self.exif_rotation) for path in self.paths]
+        for path, (height, width) in zip(self.paths, sizes):
+            if min(height, width) < self.smallest:
+                least = f'an image must be at least {self.smallest}x{self.smallest}'
+                raise InputError(f'{path} is {width}x{height}: {least}; enlarge it or remove it')
+        return np.array(sizes).reshape(-1, 2)
 
     def __getitem__(self, k: int) -> np.ndarray:
-        frame = np.asarray(load_image(self.paths[k], self.resize, self.exif_rotation, self.srgb))
+        frame = np.asarray(resized(load_image(self.paths[k], self.exif_rotation, self.srgb), self.resize))
         if frame.shape[:2] != tuple(self.sizes[k]):
             raise changed(self.paths[k])
         return frame
@@ -217,15 +212,13 @@ def changed(path: str) -> InputError:
 
 
 class CachedFrames:
-    """Frames in one array of `pixels` (uint8), each from its place in `starts` (N,)."""
+    """Frames in one array of `pixels` (uint8), each from its place in `starts` (N + 1,)."""
 
     def __init__(self, pixels: np.ndarray, sizes: np.ndarray, starts: np.ndarray) -> None:
         self.pixels, self.sizes, self.starts = pixels, sizes, starts
 
     def __getitem__(self, k: int) -> np.ndarray:
-        height, width = self.sizes[k]
-        start = self.starts[k]
-        return self.pixels[start : start + 3 * height * width].reshape(height, width, 3)
+        return self.pixels[self.starts[k] : self.starts[k + 1]].reshape(*self.sizes[k], 3)
 
 
 def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) -> CachedFrames:
@@ -238,9 +231,9 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
     place = os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
     how = (direct.exif_rotation, *(['sRGB'] if direct.srgb else []))
     made = repr((FORMAT, place, direct.resize and tuple(direct.resize), *how)).encode()
-    start = f'{name}-{hashlib.sha256(made).hexdigest()[:8]}'
     stamps = stamps_of(direct.paths, root)
-    path = folder / f'{start}-{hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]}.frames'
+    of_place, of_files = hashlib.sha256(made).hexdigest()[:8], hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+    path = folder / f'{name}-{of_place}-{of_files}.frames'
     if read_cache(path, len(stamps)) is None:
         sizes = direct.sizes  # before the lock is held, since this may fail
         folder.mkdir(parents=True, exist_ok=True)
@@ -248,7 +241,7 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
             if read_cache(path, len(stamps)) is None:  # otherwise another process was faster
                 remove_abandoned(folder)
                 remove_abandoned(folder, path.name, owned=alone)
-                build(path, sizes, direct, is_change=remove_older(path, start))
+                build(path, sizes, direct)
                 for image, before, after in zip(direct.paths, stamps, stamps_of(direct.paths, root)):
                     if before != after:
                         path.unlink()
@@ -292,21 +285,16 @@ def starts_of(sizes: np.ndarray) -> np.ndarray:
     return 16 * len(sizes) + np.concatenate(([0], np.cumsum(3 * sizes.prod(1))))
 
 
-def remove_older(path: Path, start: str) -> bool:
-    """Remove the caches that were made at the same place, `start`, from other files; whether there were any."""
-    older = [other for other in path.parent.glob(f'{start}-*.frames') if other != path]
+def build(path: Path, sizes: np.ndarray, direct: DirectFrames) -> None:
+    """Decode every frame of `direct`, in parallel, into a new cache file `path`; those made there from other files go."""
+    older = [other for other in path.parent.glob(f'{path.name.rpartition("-")[0]}-*.frames') if other != path]
     for other in older:
         lock = other.with_suffix('.lock')
         if not is_locked(lock):
             other.unlink(missing_ok=True)
             lock.unlink(missing_ok=True)
-    return bool(older)
-
-
-def build(path: Path, sizes: np.ndarray, direct: DirectFrames, is_change: bool) -> None:
-    """Decode every frame of `direct`, in parallel, into a new cache file `path`."""
     starts = starts_of(sizes)
-    change = 'images changed since the frame cache was made: ' if is_change else ''
+    change = 'images changed since the frame cache was made: ' if older else ''
     log(f'{change}decoding {len(sizes)} images once into {path} ({starts[-1] / 1e9:.2f} GB)')
     if starts[-1] > shutil.disk_usage(path.parent).free:  # a full disk shows before the work and not after it
         raise OSError(errno.ENOSPC, f'{starts[-1] / 1e9:.2f} GB are needed')
@@ -326,13 +314,9 @@ def build(path: Path, sizes: np.ndarray, direct: DirectFrames, is_change: bool) 
 
 def on_all_cores(title: str, function: Callable[[Any], Any], images: Sequence[Any]) -> list[Any]:
     """`function` of each of `images`, in order; stderr shows how far it is."""
-    pool = ThreadPoolExecutor(cores(), thread_name_prefix=title)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()  # that this process may use
+    pool = ThreadPoolExecutor(cores, thread_name_prefix=title)
     try:
         return list(progress(pool.map(function, images), title, len(images), 'images'))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def cores() -> int | None:
-    """How many CPU cores this process may use, or None where the system does not report it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()

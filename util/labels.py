@@ -71,7 +71,7 @@ class Labels:
         file: the label file that was opened last.
         samples, places: a `Sample` for every row, and what the row is called.
         row_numbers: the number by which a split of row numbers names each sample, where it is not its position.
-        files: what identifies the file of each sample, or None where it is missing (see `folders.file_id`).
+        files: what identifies the file of each sample, or None where it is missing (see `files.identity_of`).
         known: paths of images that the complete database has beside its samples; a list that names them too is right.
         higher_is_better: which way the scores run, where the label file shows it.
     """

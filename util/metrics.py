@@ -111,18 +111,16 @@ def intervals(rounds: Sequence[TestedImages]) -> dict[str, Any]:
         `SRCC_interval`, `PLCC_interval` and the `interval_method`; or the reason, under `no_interval`, why there is none.
     """
     try:
-        if len(rounds) > 1 or not has_groups(rounds[0]):
-            found = {name: median_interval(values) for name, values in zip(CORRELATIONS, resampled(rounds))}
-            if np.isnan([*found.values()]).any():
+        if len(rounds) == 1 and has_groups(rounds[0]):
+            method, values = 'jackknife of the contents', [of_kept(rounds[0], metric) for metric in CORRELATIONS.values()]
+            ends = [np.tanh(jackknife(rounds[0].contents, value, np.arctanh)).tolist() for value in values]
+        else:
+            method, ends = 'bootstrap', [median_interval(resamples) for resamples in resampled(rounds)]
+            if np.isnan(ends).any():
                 raise NoIntervalError(UNDEFINED)
-            return {**{f'{name}_interval': interval for name, interval in found.items()}, 'interval_method': 'bootstrap'}
-        ends = {
-            f'{name}_interval': np.tanh(jackknife(rounds[0].contents, of_kept(rounds[0], metric), np.arctanh)).tolist()
-            for name, metric in CORRELATIONS.items()
-        }
-        return {**ends, 'interval_method': 'jackknife of the contents'}
     except NoIntervalError as reason:
         return {'no_interval': str(reason)}
+    return {**{f'{name}_interval': interval for name, interval in zip(CORRELATIONS, ends)}, 'interval_method': method}
 
 
 def has_groups(tested: TestedImages) -> bool:
@@ -190,17 +188,12 @@ def median_interval(values: np.ndarray) -> list[float]:
 def resampled(rounds: Sequence[TestedImages]) -> np.ndarray:
     """(2, rounds, RESAMPLES): SRCC and PLCC of each round in every resample of the contents of all rounds."""
     contents = sorted({content for tested in rounds for content in tested.contents})
-    position = {content: k for k, content in enumerate(contents)}
-    columns = [[position[content] for content in tested.contents] for tested in rounds]
-    enough = [k for k, tested in enumerate(rounds) if len(set(tested.contents)) > 2]
-    values = np.full((2, len(rounds), RESAMPLES), math.nan)
-    done = 0
-    for counts in drawn_counts(len(contents)):
-        for k in enough:
-            correlations = weighted_correlations(rounds[k].predicted, rounds[k].subjective, counts[:, columns[k]])
-            values[:, k, done : done + len(counts)] = correlations
-        done += len(counts)
-    return values
+    columns = [np.searchsorted(contents, tested.contents) for tested in rounds]
+    blocks = [
+        [weighted_correlations(tested, counts[:, column]) for tested, column in zip(rounds, columns)]
+        for counts in drawn_counts(len(contents))
+    ]
+    return np.concatenate(blocks, axis=2).swapaxes(0, 1)
 
 
 def drawn_counts(units: int) -> Iterator[np.ndarray]:
@@ -213,13 +206,14 @@ def drawn_counts(units: int) -> Iterator[np.ndarray]:
         yield np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
 
 
-def weighted_correlations(predicted: np.ndarray, subjective: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-    """SRCC and PLCC, (B,) each, of B resamples of (N,) arrays, where resample b holds image n `counts[b, n]` times."""
-    if math.isnan(srcc(predicted, subjective)):
+def weighted_correlations(tested: TestedImages, counts: np.ndarray) -> list[np.ndarray]:
+    """SRCC and PLCC, (B,) each, of B resamples of N images, where resample b holds image n `counts[b, n]` times."""
+    columns = (tested.predicted, tested.subjective)
+    if len(set(tested.contents)) < 3 or math.isnan(srcc(*columns)):
         return [np.full(len(counts), math.nan)] * 2
-    x, y = ((scores - scores.mean()) / scores.std() for scores in (predicted, subjective))
-    ranks = weighted_pearson(resampled_ranks(predicted, counts), resampled_ranks(subjective, counts), counts)
-    return [ranks, weighted_pearson(x, y, counts)]
+    ranks = (resampled_ranks(scores, counts) for scores in columns)
+    standardised = ((scores - scores.mean()) / scores.std() for scores in columns)
+    return [weighted_pearson(x, y, counts) for x, y in (ranks, standardised)]
 
 
 def resampled_ranks(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ from util.files import read_json
 from util.tables import ROLES
 
 MOST, MOST_ROUNDS, LARGEST_SIDE = 1_000_000, 1000, 20_000
-# Options that a resumed run may change: where things are and how fast they go, not what is computed.
 MODEL_FACTS = ('resize', 'exif_rotation', 'score_range', 'higher_is_better')  # which a resume compares
+# Options that a resumed run may change: where things are and how fast they go, not what is computed.
 FREE_OPTIONS = {
     *('data_root', 'image_root', 'csv', 'output', 'resume', 'rounds', 'device', 'compile', 'num_workers', 'cache'),
     *('test_batch_size', 'list_datasets'),
@@ -46,15 +46,16 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     run = config.resume if isinstance(config.resume, str) else None
     if run:
         parser.set_defaults(**options_of_run(Path(run) / 'config.json', {'rounds', 'output', 'resume'}))
-    elif config.evaluate and not is_plain_checkpoint(config):
-        free = FREE_OPTIONS - {'csv', 'test_batch_size'} | {'evaluate', 'test_on'}
-        record = record_of(config.evaluate) or Path(config.evaluate).absolute().parent.parent / 'config.json'
-        parser.set_defaults(**options_of_run(record, free))
+    elif config.evaluate:
+        record = record_of(config.evaluate)
+        if record:
+            parser.set_defaults(**options_of_run(record, FREE_OPTIONS - {'csv', 'test_batch_size'} | {'evaluate', 'test_on'}))
+        elif not config.test_on:
+            raise InputError(f'--evaluate: {config.evaluate} is in no run folder; --test_on NAME=DIR tests it on a database')
     config = parser.parse_args(argv)
     config.columns = dict(config.columns or {})
     config.split = config.split[0] if isinstance(config.split, list) and len(config.split) == 1 else config.split
     refuse_contradictions(config)
-    config.rounds = config.rounds and list(config.rounds)
     config.image_root = config.data_root if config.csv else None
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
     if run and config.output not in (None, run):
@@ -104,11 +105,6 @@ def record_of(checkpoint: Path | str) -> Path | None:
     places = (os.path.abspath(checkpoint), os.path.realpath(checkpoint))  # as it is named, and what a link points to
     records = [folder / 'config.json' for place in places for folder in list(Path(place).parents)[:2]]
     return next(filter(Path.exists, records), None)
-
-
-def is_plain_checkpoint(config: argparse.Namespace) -> bool:
-    """Whether --evaluate with --test_on names a file that is not in a run folder."""
-    return bool(config.test_on) and not record_of(config.evaluate)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -230,18 +226,8 @@ def make_parser() -> Parser:
     add('--test_on', 'test the best epochs on these too; tables as csv=FILE', type=named_folder, nargs='+', metavar='NAME=DIR')
 
     group = parser.add_argument_group('run folder')
-    add(
-        '--output',
-        'the run folder (default: runs/<dataset>-seed<seed>; --evaluate: the folder of its tables, .)',
-        metavar='DIR',
-    )
-    add(
-        '--resume',
-        'continue RUN with its options; without a name continue or start --output',
-        nargs='?',
-        const=True,
-        metavar='RUN',
-    )
+    add('--output', 'run folder (default: runs/<dataset>-seed<seed>), or where --evaluate writes (default: .)', metavar='DIR')
+    add('--resume', 'continue RUN with its options; alone, continue or start --output', nargs='?', const=True, metavar='RUN')
 
     group = parser.add_argument_group('speed')
     add('--device', 'cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)')
@@ -277,10 +263,10 @@ positive, count, side = number(int, 1, MOST), number(int, 0), number(int, 1, LAR
 rate, fraction = number(float, 0), number(float, 0, 0.99)
 
 
-def round_numbers(text: str) -> range:
+def round_numbers(text: str) -> list[int]:
     """'3-5' -> 3, 4, 5; '3' -> 3."""
     first, _, last = text.partition('-')
-    numbers = range(positive(first), positive(last or first) + 1)
+    numbers = list(range(positive(first), positive(last or first) + 1))
     if not numbers:
         raise InputError(f'{text} is no range; the first round comes first, as in 3-5')
     return numbers

@@ -14,7 +14,6 @@ from PIL import Image
 
 if 'ipykernel' not in sys.modules:  # with a backend that only a notebook's own process has, matplotlib cannot be imported
     os.environ.pop('MPLBACKEND', None)
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -115,8 +114,19 @@ def comparison(curves: Mapping[str, Sequence[Sequence[float]]], differences: Seq
         differences: the rows of the rounds and, last, of what sums them up (see compare.COLUMNS).
     """
     figure = Figure(figsize=(11, 4.5), layout='constrained')
-    by_epoch, by_round = figure.subplots(1, 2)
-    draw_curves(by_epoch, curves)
+    by_epoch, by_round = axes = figure.subplots(1, 2)
+    for name, rounds in curves.items():
+        epochs = min(map(len, rounds))  # a round may have stopped early
+        values, x = np.array([values[:epochs] for values in rounds]), np.arange(1, epochs + 1)
+        label = f'{shortened(name, 50)} (n = {len(rounds)})'
+        (line,) = by_epoch.plot(x, values.mean(0), marker='o', markersize=3, label=label)
+        by_epoch.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.12, linewidth=0)
+    late = [value for rounds in curves.values() for values in rounds for value in values[len(values) // 2 :]]
+    if np.isfinite(late).all():  # the first epochs may take the whole axis
+        by_epoch.set_ylim(bottom=max(by_epoch.get_ylim()[0], 3 * min(late) - 2 * max(late) - 0.01))
+    by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    by_epoch.set_xlabel('epoch')
+    by_epoch.set_ylabel('test SRCC: mean and range of the rounds')
     for k, row in enumerate(differences):
         kind = None if k else 'rounds with 95 % interval'  # in the legend once
         colour, width, label = (ORANGE, 2.5, row['round']) if row is differences[-1] else (BLUE, 1, kind)
@@ -127,26 +137,10 @@ def comparison(curves: Mapping[str, Sequence[Sequence[float]]], differences: Seq
     by_round.invert_yaxis()
     by_round.set_ylabel('round')
     by_round.set_xlabel('SRCC of ' + '\nless that of '.join(shortened(name, 50) for name in curves), fontsize=8)
-    by_round.grid(alpha=0.3)
-    by_round.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2, fontsize=8)
+    for axis, columns in zip(axes, (1, 2)):
+        axis.grid(alpha=0.3)
+        axis.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=columns, fontsize=8)
     return png(figure)
-
-
-def draw_curves(axis: Axes, curves: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """The test SRCC by epoch of several runs, as in `comparison`."""
-    for name, rounds in curves.items():
-        epochs = min(map(len, rounds))  # a round may have stopped early
-        values, x = np.array([values[:epochs] for values in rounds]), np.arange(1, epochs + 1)
-        (line,) = axis.plot(x, values.mean(0), marker='o', markersize=3, label=f'{shortened(name, 50)} (n = {len(rounds)})')
-        axis.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.12, linewidth=0)
-    late = [value for rounds in curves.values() for values in rounds for value in values[len(values) // 2 :]]
-    if np.isfinite(late).all():  # the first epochs may take the whole axis
-        axis.set_ylim(bottom=max(axis.get_ylim()[0], 3 * min(late) - 2 * max(late) - 0.01))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axis.set_xlabel('epoch')
-    axis.set_ylabel('test SRCC: mean and range of the rounds')
-    axis.grid(alpha=0.3)
-    axis.legend(loc='lower left', bbox_to_anchor=(0, 1), fontsize=8)
 
 
 def padded(picture: Image.Image) -> np.ndarray:

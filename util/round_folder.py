@@ -35,18 +35,10 @@ from util.splits import SplitRecord
 
 def surroundings(device: str) -> dict[str, Any]:
     """What the numbers of a run may depend on beside its options, for config.json."""
-    return {
-        'command': sys.argv,
-        'commit': project_commit(),
-        'device': distributed.device_name(device),
-        'versions': {
-            'python': platform.python_version(),
-            **{module.__name__: module.__version__ for module in (torch, torchvision, numpy, scipy)},
-            'pillow': PIL.__version__,
-            'cuda': torch.version.cuda,
-            'cudnn': torch.backends.cudnn.version(),
-        },
-    }
+    versions: dict[str, Any] = {'python': platform.python_version(), 'pillow': PIL.__version__}
+    versions |= {module.__name__: module.__version__ for module in (torch, torchvision, numpy, scipy)}
+    versions |= {'cuda': torch.version.cuda, 'cudnn': torch.backends.cudnn.version()}
+    return {'command': sys.argv, 'commit': project_commit(), 'device': distributed.device_name(device), 'versions': versions}
 
 
 class RoundFolder:
@@ -168,13 +160,10 @@ class RoundFolder:
                 write_whole(self.path / 'scatter.png', plots.scatter(tested.predicted, tested.subjective, title))
                 write_whole(self.path / 'worst.png', plots.worst(tested, thumbnail, title))
             write_predictions(self.path / 'predictions.csv', tested)
-            result = {
-                'epoch': best['epoch'],
-                'epochs': self.epochs,
-                **all_metrics(tested.predicted, tested.subjective),
-                **intervals([tested]),
-                **({'test_on': on_others} if on_others else {}),
-            }
+            result = {'epoch': best['epoch'], 'epochs': self.epochs, **all_metrics(tested.predicted, tested.subjective)}
+            result |= intervals([tested])
+            if on_others:
+                result['test_on'] = on_others
             write_json(self.path / 'result.json', without_nan(result))
         distributed.wait()
 

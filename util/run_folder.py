@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,11 @@ def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> 
     existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f'the folder {folder} cannot be made: {existing} cannot be written; --output DIR names another place')
-    if has_epochs(folder):
-        if not config.resume and not adds_rounds(folder, config):
+    # other options may not start a run anew of which an epoch was finished, or in which a process works
+    results = [file for file in folder.glob('round_*/*') if file.name in RESULTS]
+    if path.exists() and (results or any(map(is_locked, folder.glob('round_*/.lock')))):
+        adds_rounds = config.rounds and not any(round_path(folder, k).exists() for k in config.rounds)
+        if not config.resume and not adds_rounds:
             raise InputError(f'the run folder {folder} exists already; --resume continues it, --output DIR names another one')
         refuse_other_options(path, {'options': vars(config), 'model': model})
         for number, split in enumerate(splits, start=1):
@@ -73,8 +76,7 @@ def open_run(config: Any, model: dict[str, Any], splits: list[SplitRecord], surr
     path = folder / 'config.json'
     if check_run(config, model, splits):
         before = read_json(path)
-        made = (f'{of.get("device")} with PyTorch {of.get("versions", {}).get("torch")}' for of in (before, surroundings))
-        was, here = made
+        was, here = (f'{of.get("device")} with PyTorch {of.get("versions", {}).get("torch")}' for of in (before, surroundings))
         if was != here:
             log(f'this run was made on {was} and continues on {here}, where the last digits can differ')
         grown = {'epochs': config.epochs, 'train_test_num': config.train_test_num}
@@ -86,17 +88,6 @@ def open_run(config: Any, model: dict[str, Any], splits: list[SplitRecord], surr
     for split in folder.glob('round_*/split.json'):
         split.unlink()
     write_json(path, {'options': vars(config), 'model': model, **surroundings})
-
-
-def has_epochs(folder: Path) -> bool:
-    """Whether the folder holds a run that other options may not start anew: an epoch was finished, or a process works in it."""
-    results = [path for path in folder.glob('round_*/*') if path.name in RESULTS]
-    return (folder / 'config.json').exists() and (bool(results) or any(map(is_locked, folder.glob('round_*/.lock'))))
-
-
-def adds_rounds(folder: Path, config: Any) -> bool:
-    """Whether this process adds rounds of its own, by `--rounds`, to the folder of another one."""
-    return bool(config.rounds) and not any(round_path(folder, k).exists() for k in config.rounds)
 
 
 def round_path(run: Path | str, round_number: int) -> Path:
@@ -114,10 +105,9 @@ def round_index_of(folder: Path) -> int:
 def project_commit() -> str | None:
     """The commit of this project, with + behind it where its files were changed since; None outside a git checkout."""
     command = ('git', '-C', str(Path(__file__).parent), 'describe', '--always', '--abbrev=40', '--exclude=*', '--dirty=+')
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    with suppress(OSError):  # there is no git
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    return None
 
 
 def refuse_other_images(path: Path, split: SplitRecord, remedy: str = 'give --output DIR') -> None:
@@ -172,12 +162,10 @@ def summarise(run: Path | str) -> dict[str, Any]:
         InputError: `run` is no run folder.
     """
     run = Path(run)
-    options = read_record(run / 'config.json')['options']
-    with named(run / 'config.json', 'JSON'):
-        last = int(options['train_test_num'])
+    read_record(run / 'config.json')
     writable = os.access(run, os.W_OK)  # another user's run is only read
     with locked(run / '.lock') if writable else nullcontext():
-        finished = {number: round_path(run, number) for number in rounds_in(run) if 1 <= number <= last}
+        finished = {number: round_path(run, number) for number in rounds_in(run)}
         rounds = {str(number): {**read_result(path / 'result.json'), **of_history(path)} for number, path in finished.items()}
         results = {'rounds': rounds, **statistics(list(rounds.values()))}
         if rounds and not any(result.keys().isdisjoint(INTERVALS) for result in rounds.values()):  # the first versions had none
@@ -238,20 +226,18 @@ def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     Each has those of the last epochs in `last_epoch`, and in `test_on` those of every other database.
     """
     functions: dict[str, Callable[..., Any]] = {'median': np.median, 'mean': np.mean, 'std': np.std}
+    return {title: over(rounds, function) if rounds else {} for title, function in functions.items()}
 
-    def over(results: list[Any]) -> dict[str, dict[str, float]]:
-        names = [name for name in METRICS if all(name in result for result in results)]
-        return {title: {name: float(of([r[name] for r in results])) for name in names} for title, of in functions.items()}
 
-    if not rounds:
-        return {title: {} for title in functions}
-    found: dict[str, Any] = over(rounds)
-    last = over([result['last_epoch'] for result in rounds])
-    others = {name: over([r.get('test_on', {}).get(name, {}) for r in rounds]) for name in rounds[0].get('test_on', {})}
-    for title in functions:
-        found[title]['last_epoch'] = last[title]
-        if others:
-            found[title]['test_on'] = {name: metrics[title] for name, metrics in others.items()}
+def over(results: list[dict[str, Any]], function: Callable[..., Any]) -> dict[str, Any]:
+    """`function` of every metric that all `results` have, and of those of the last epochs and other databases in them."""
+    names = [name for name in METRICS if all(name in result for result in results)]
+    found: dict[str, Any] = {name: float(function([result[name] for result in results])) for name in names}
+    if 'last_epoch' in results[0]:
+        found['last_epoch'] = over([result['last_epoch'] for result in results], function)
+    if 'test_on' in results[0]:
+        of_others = {name: [r.get('test_on', {}).get(name, {}) for r in results] for name in results[0]['test_on']}
+        found['test_on'] = {name: over(metrics, function) for name, metrics in of_others.items()}
     return found
 
 

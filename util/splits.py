@@ -32,12 +32,14 @@ class Job(NamedTuple):
         database, others: the one that is trained on, and those of --test_on by their names.
         splits: of every round, or of a test the one that its checkpoint was trained with.
         model: what an image and a score mean to the network, as in config.json.
+        round_index: of a test, the 0-based round that its checkpoint is of.
     """
 
     database: OpenDatabase
     others: dict[str, OpenDatabase]
     splits: list[Split]
     model: dict[str, Any]
+    round_index: int = 0
 
 
 def draw_splits(config: Any, database: OpenDatabase) -> list[Split]:
@@ -52,16 +54,21 @@ def draw_splits(config: Any, database: OpenDatabase) -> list[Split]:
     scores = np.array([sample.score for sample in database.samples], np.float32)  # as the network sees them
     for number, split in enumerate(splits, start=1):
         for part in PARTS:
-            if split[part] or part in needed:
-                option = '--val_ratio' if part == 'val' and config.val_ratio else what
-                refuse_equal_scores(scores[split[part]], f'{option}: in round {number}, the {part} part')
+            different = len(np.unique(scores[split[part]]))
+            if different < 2 and (split[part] or part in needed):
+                where = f'{"--val_ratio" if part == "val" and config.val_ratio else what}: in round {number}, the {part} part'
+                few = f'too little for an SRCC (images: {len(split[part])}, different scores: {different})'
+                raise InputError(f'{where} has {few}; give another split (--split, --split_by) or more images')
         refuse_links(database, split, f'{what}: in round {number}')
     alone = [k for k, split in enumerate(splits, 1) if database.by_content and len({*database.contents(split['test'])}) == 1]
     if alone:
         log(f'warning: {what}: in round {alone[0]}, the test part has one content alone, so its SRCC has no interval')
     if len(splits) > 1 and all(split == splits[0] for split in splits) and not config.train_on_all:
         log(f'{what}: one split for all {len(splits)} rounds, which differ in initial weights and patches alone')
-    warn_of_shared_contents(splits[0], database)
+    trained, tested = ({database.samples[k].content for k in splits[0][part]} for part in ('train', 'test'))
+    shared = sorted(trained & tested)
+    if shared:
+        log(f'warning: {len(shared)} contents are in train and in test, the first is {shared[0]!r}: this inflates every score')
     return splits
 
 
@@ -90,13 +97,6 @@ def has_usable_sets(database: OpenDatabase) -> bool:
     return 'test' in sets
 
 
-def refuse_equal_scores(scores: np.ndarray, what: str) -> None:
-    """Refuse a part with the `scores` (images,), of which no two differ."""
-    if len(scores) < 2 or np.ptp(scores) == 0:
-        few = f'too little for an SRCC (images: {len(scores)}, different scores: {len(np.unique(scores))})'
-        raise InputError(f'{what} has {few}; give another split (--split, --split_by) or more images')
-
-
 def refuse_links(database: OpenDatabase, split: Split, what: str) -> None:
     """Refuse a split that has one file, under two names, in two parts."""
     part_of: dict[Any, tuple[str, int]] = {}
@@ -120,14 +120,6 @@ def sizes_of(splits: list[Split], listed: int) -> str:
 def split_record(split: Split, database: OpenDatabase) -> SplitRecord:
     """What split.json holds: the names of the images of each part that has some, and a digest of the labels."""
     return {**{part: database.names(images) for part, images in split.items() if images}, 'labels': database.digest}
-
-
-def warn_of_shared_contents(split: Split, database: OpenDatabase) -> None:
-    """Warn if images of one content are trained on and tested on."""
-    trained, tested = ({database.samples[k].content for k in split[part]} for part in ('train', 'test'))
-    shared = sorted(trained & tested)
-    if shared:
-        log(f'warning: {len(shared)} contents are in train and in test, the first is {shared[0]!r}: this inflates every score')
 
 
 def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Split:
