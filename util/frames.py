@@ -314,9 +314,13 @@ def build(path: Path, sizes: np.ndarray, direct: DirectFrames) -> None:
 
 def on_all_cores(title: str, function: Callable[[Any], Any], images: Sequence[Any]) -> list[Any]:
     """`function` of each of `images`, in order; stderr shows how far it is."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()  # that this process may use
-    pool = ThreadPoolExecutor(cores, thread_name_prefix=title)
+    pool = ThreadPoolExecutor(cores(), thread_name_prefix=title)
     try:
         return list(progress(pool.map(function, images), title, len(images), 'images'))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

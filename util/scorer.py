@@ -77,7 +77,7 @@ class Scorer:
         Args:
             strict: raise the `InputError` of an image that cannot be used instead.
         """
-        count, cores = max(1, BATCH_SIZE // self.patches), frames.cores() or 1
+        count, cores = max(1, BATCH_SIZE // self.patches), frames.cores()
         with ThreadPoolExecutor(cores, thread_name_prefix='decode') as pool:
             jobs = (pool.submit(self.crops, image) for image in images)
             ahead = deque(itertools.islice(jobs, count + cores))
