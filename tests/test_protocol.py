@@ -195,7 +195,7 @@ def assert_plain_checkpoint_is_tested_on_tables(checkpoint, file, program):
     options = ('--test_patch_num', 2, '--device', 'cpu', '--cache', 'none')
     done = program('--evaluate', elsewhere, '--test_on', f'csv={file}', f'csv={turned}', '--higher_is_better', *options)
     assert done.returncode == 0, done.stderr
-    first, second = (float(re.search(r'SRCC (\S+),', line)[1]) for line in done.stdout.splitlines())
+    first, second = (float(re.search(r'SRCC ([-.\d]+)', line)[1]) for line in done.stdout.splitlines())
     assert [line.split(':')[0] for line in done.stdout.splitlines()] == ['On labels', 'On turned']
     assert first == -second != 0
     assert 'downloaded.pth is in no run folder; its scores are taken for those of --dataset livec: 0' in done.stderr

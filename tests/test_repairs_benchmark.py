@@ -103,7 +103,7 @@ def test_the_command_trains_every_arm_alike_reports_them_and_continues(root, tmp
     printed = capsys.readouterr().out
     rows = [line.split(' | ')[0] for line in printed.splitlines() if line.startswith('| ')]
     assert rows == ['| loop', *(f'| {repairs.NAMES[arm]}' for arm in repairs.ARMS)]
-    assert printed.count('less') == len(repairs.ARMS) - 1 and (tmp_path / 'arms' / 'arms.png').exists()
+    assert printed.count('on the same test images, with') == len(repairs.ARMS) - 1 and (tmp_path / 'arms' / 'arms.png').exists()
     runs = [tmp_path / 'arms' / arm for arm in repairs.ARMS]
     firsts = [history(run)[0] for run in runs]  # nothing is undone before the end of the first epoch
     assert all({**row, 'seconds': 0} == {**firsts[0], 'seconds': 0} for row in firsts)
@@ -140,8 +140,9 @@ def test_each_arm_is_drawn_by_its_name_and_the_first_two_together(tmp_path, epoc
 
 def test_figures_of_a_curve():
     curve = [0.5, 0.9, 0.7, 0.7, 0.7, 0.7, 0.7, 0.8, 0.6]
-    assert repairs.figures(curve) == pytest.approx((0.9, 0.6, 0.7, 0.1))
-    assert repairs.figures([0.3, 0.2]) == (0.3, 0.2, 0.2, 0)
+    trained = [0.5] * 8 + [0.95]
+    assert repairs.figures({'test_srcc': curve, 'train_srcc': trained}) == pytest.approx((0.9, 0.6, 0.7, 0.1, 0.35))
+    assert repairs.figures({'test_srcc': [0.3, 0.2], 'train_srcc': [0, 0.4]}) == pytest.approx((0.3, 0.2, 0.2, 0, 0.2))
 
 
 PHOTOS = PROJECT / 'benchmarks' / 'results' / 'livec'
