@@ -196,7 +196,7 @@ def assert_plain_checkpoint_is_tested_on_tables(checkpoint, file, program):
     done = program('--evaluate', elsewhere, '--test_on', f'csv={file}', f'csv={turned}', '--higher_is_better', *options)
     assert done.returncode == 0, done.stderr
     first, second = (float(re.search(r'SRCC ([-.\d]+)', line)[1]) for line in done.stdout.splitlines())
-    assert [line.split(':')[0] for line in done.stdout.splitlines()] == ['On labels', 'On turned']
+    assert [line.split(':')[0] for line in done.stdout.splitlines()] == ['On labels (10 images)', 'On turned (10 images)']
     assert first == -second != 0
     assert 'downloaded.pth is in no run folder; its scores are taken for those of --dataset livec: 0' in done.stderr
 
