@@ -177,15 +177,11 @@ def write_json(path: Path | str, content: Any) -> None:
 
 def write_table(path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write dicts with the keys `columns` as CSV; floats keep every digit, and a missing value is an empty cell."""
-    write_whole(path, table_bytes(columns, rows))
-
-
-def table_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction='ignore', lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode(errors='surrogateescape')  # a name that is not UTF-8 keeps its bytes
+    write_whole(path, text.getvalue().encode(errors='surrogateescape'))  # a name that is not UTF-8 keeps its bytes
 
 
 def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> None:

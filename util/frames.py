@@ -134,9 +134,7 @@ def folder_of(path: Path | str) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def open_frames(
-    direct: 'DirectFrames', root: Path | str, name: str, cache: Path | str | None = None
-) -> 'DirectFrames | CachedFrames':
+def open_frames(direct: 'DirectFrames', root: Path | str, name: str, cache: Path | str | None) -> 'DirectFrames | CachedFrames':
     """The frames `direct` from their cache, which is built first if need be.
 
     Args:
@@ -181,9 +179,7 @@ class DirectFrames:
         srgb: convert images with a wide-gamut profile to sRGB.
     """
 
-    def __init__(
-        self, paths: list[str], smallest: int, resize: Sequence[int] | None, exif_rotation: bool, srgb: bool = False
-    ) -> None:
+    def __init__(self, paths: list[str], smallest: int, resize: Sequence[int] | None, exif_rotation: bool, srgb: bool) -> None:
         self.paths, self.smallest, self.resize, self.exif_rotation, self.srgb = paths, smallest, resize, exif_rotation, srgb
 
     @cached_property

@@ -162,10 +162,12 @@ def summarise(run: Path | str) -> dict[str, Any]:
         InputError: `run` is no run folder.
     """
     run = Path(run)
-    read_record(run / 'config.json')
+    options = read_record(run / 'config.json')['options']
+    with named(run / 'config.json', 'JSON'):
+        last = int(options['train_test_num'])
     writable = os.access(run, os.W_OK)  # another user's run is only read
     with locked(run / '.lock') if writable else nullcontext():
-        finished = {number: round_path(run, number) for number in rounds_in(run)}
+        finished = {number: round_path(run, number) for number in rounds_in(run) if 1 <= number <= last}
         rounds = {str(number): {**read_result(path / 'result.json'), **of_history(path)} for number, path in finished.items()}
         results = {'rounds': rounds, **statistics(list(rounds.values()))}
         if rounds and not any(result.keys().isdisjoint(INTERVALS) for result in rounds.values()):  # the first versions had none
