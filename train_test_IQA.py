@@ -126,9 +126,9 @@ def open_others(config: Namespace) -> dict[str, OpenDatabase]:
 
 def warn_of_trained(config: Namespace, others: dict[str, OpenDatabase], samples: list[Sample] | None = None) -> None:
     """Warn of the databases of --test_on that the network is trained on, as a whole or with some of their images."""
-    trained = {os.path.realpath(sample.path) for sample in samples or [] if others}
+    trained = {sample.file for sample in samples or []}
     for name, database in others.items():
-        shared = sum(os.path.realpath(sample.path) in trained for sample in database.samples)
+        shared = sum(sample.file in trained for sample in database.samples)
         is_same = database.key != 'csv' or os.path.realpath(database.path) == os.path.realpath(config.csv or '')
         if shared or (database.key == config.dataset and is_same):
             of_all = f'{shared or "some or all"} of its {len(database.samples)} images'

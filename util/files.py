@@ -237,10 +237,8 @@ def locked(path: Path | str, busy: str = '') -> Iterator[bool]:
     except (OSError, NotImplementedError) as error:
         if os.access(os.path.dirname(path) or '.', os.W_OK):  # otherwise nothing is written there, and the write itself fails
             warn_of_no_locks(os.path.dirname(path) or '.', getattr(error, 'strerror', None) or str(error))
-        yield False
-        return
     try:
-        yield True
+        yield lock.is_locked
     finally:
         lock.release()
 

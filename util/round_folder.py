@@ -62,8 +62,7 @@ class RoundFolder:
         self.lock = ExitStack()
         if rank() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
-            busy = f'{self.path} is being trained by another process'
-            alone = self.lock.enter_context(locked(self.path / '.lock', busy))
+            alone = self.lock.enter_context(locked(self.path / '.lock', f'{self.path} is being trained by another process'))
             remove_abandoned(self.path, owned=alone)
             path = self.path / 'split.json'
             refuse_other_images(path, split)

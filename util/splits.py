@@ -59,7 +59,12 @@ def draw_splits(config: Any, database: OpenDatabase) -> list[Split]:
                 where = f'{"--val_ratio" if part == "val" and config.val_ratio else what}: in round {number}, the {part} part'
                 few = f'too little for an SRCC (images: {len(split[part])}, different scores: {different})'
                 raise InputError(f'{where} has {few}; give another split (--split, --split_by) or more images')
-        refuse_links(database, split, f'{what}: in round {number}')
+        part_of: dict[Any, tuple[str, int]] = {}
+        for part, k in ((part, k) for part in PARTS for k in split[part]):
+            other, first = part_of.setdefault(database.samples[k].file, (part, k))
+            if other != part:
+                names = f'in round {number}, {" and ".join(database.names([first, k]))}'
+                raise InputError(f'{what}: {names} are one file, in {other} and in {part}; leave one of the two out')
     alone = [k for k, split in enumerate(splits, 1) if database.by_content and len({*database.contents(split['test'])}) == 1]
     if alone:
         log(f'warning: {what}: in round {alone[0]}, the test part has one content alone, so its SRCC has no interval')
@@ -95,17 +100,6 @@ def has_usable_sets(database: OpenDatabase) -> bool:
         found = ', '.join(sorted(sets)[:3])
         log(f'{database.label_file}: its sets ({found}) name no test images, so splits are random, as with --split random')
     return 'test' in sets
-
-
-def refuse_links(database: OpenDatabase, split: Split, what: str) -> None:
-    """Refuse a split that has one file, under two names, in two parts."""
-    part_of: dict[Any, tuple[str, int]] = {}
-    for part in PARTS:
-        for k in split[part]:
-            other, first = part_of.setdefault(database.samples[k].file, (part, k))
-            if other != part:
-                names = ' and '.join(database.names([first, k]))
-                raise InputError(f'{what}, {names} are one file, in {other} and in {part}; leave one of the two out')
 
 
 def sizes_of(splits: list[Split], listed: int) -> str:
@@ -270,7 +264,7 @@ class ImageNames:
         self.listed = len(database.samples) + len(database.left_out)
         self.ends: dict[str, int | None] = {}
         self.folders: set[str] = set()
-        images = list(enumerate(database.names(range(len(database.samples)))))
+        images = list(enumerate(database.all_names))
         left_out = [entry['image'] for entry in database.left_out] + [database.name_of(path) for path in database.known]
         for k, name in images + [(LEFT_OUT, name) for name in left_out]:
             for end in path_ends(name):
