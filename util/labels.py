@@ -210,9 +210,7 @@ class Labels:
             value = float(text)
             if abs(value) <= np.finfo(np.float32).max and '_' not in str(text):
                 return value
-        raise InputError(
-            f'{self.file}, {where}: the {role} {text!r} is no number that 32 bits hold; correct or remove that row'
-        )
+        raise InputError(f'{self.file}, {where}: the {role} {text!r} is not a number that 32 bits hold; correct or remove it')
 
     def add(
         self, folder: Path | str, name: Any, score: Any, where: str, content: str = '', in_set: str = '', find: Find = None

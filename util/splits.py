@@ -59,12 +59,7 @@ def draw_splits(config: Any, database: OpenDatabase) -> list[Split]:
                 where = f'{"--val_ratio" if part == "val" and config.val_ratio else what}: in round {number}, the {part} part'
                 few = f'too little for an SRCC (images: {len(split[part])}, different scores: {different})'
                 raise InputError(f'{where} has {few}; give another split (--split, --split_by) or more images')
-        part_of: dict[Any, tuple[str, int]] = {}
-        for part, k in ((part, k) for part in PARTS for k in split[part]):
-            other, first = part_of.setdefault(database.samples[k].file, (part, k))
-            if other != part:
-                names = f'in round {number}, {" and ".join(database.names([first, k]))}'
-                raise InputError(f'{what}: {names} are one file, in {other} and in {part}; leave one of the two out')
+        refuse_links(database, split, f'{what}: in round {number}')
     alone = [k for k, split in enumerate(splits, 1) if database.by_content and len({*database.contents(split['test'])}) == 1]
     if alone:
         log(f'warning: {what}: in round {alone[0]}, the test part has one content alone, so its SRCC has no interval')
@@ -100,6 +95,17 @@ def has_usable_sets(database: OpenDatabase) -> bool:
         found = ', '.join(sorted(sets)[:3])
         log(f'{database.label_file}: its sets ({found}) name no test images, so splits are random, as with --split random')
     return 'test' in sets
+
+
+def refuse_links(database: OpenDatabase, split: Split, what: str) -> None:
+    """Refuse a split that has one file, under two names, in two parts."""
+    part_of: dict[Any, tuple[str, int]] = {}
+    for part in PARTS:
+        for k in split[part]:
+            other, first = part_of.setdefault(database.samples[k].file, (part, k))
+            if other != part:
+                names = ' and '.join(database.names([first, k]))
+                raise InputError(f'{what}, {names} are one file, in {other} and in {part}; leave one of the two out')
 
 
 def sizes_of(splits: list[Split], listed: int) -> str:
