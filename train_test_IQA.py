@@ -54,15 +54,9 @@ def prepare_run(config: Namespace) -> Job:
     others = open_others(config)
     warn_of_trained(config, others, database.samples)
     splits = draw_splits(config, database)
-    model = {
-        'title': database.entry.title,
-        'label_range': database.score_range,
-        'higher_is_better': database.higher_is_better,
-        'score_range': database.score_range if config.normalize_scores else None,
-        'resize': database.resize,
-        'exif_rotation': database.entry.exif_rotation,
-        'srgb': database.srgb,
-    }
+    model = {'title': database.entry.title, 'label_range': database.score_range, 'higher_is_better': database.higher_is_better}
+    model['score_range'] = database.score_range if config.normalize_scores else None  # that the network's 0..1 stands for
+    model |= {'resize': database.resize, 'exif_rotation': database.entry.exif_rotation, 'srgb': database.srgb}
     before = run_folder.check_run(config, model, [split_record(split, database) for split in splits])
     log(f'Run folder: {config.output}' + f' (--resume {shlex.quote(config.output)} continues it)' * (not before))
     log(f'{database.entry.title}: {sizes_of(splits, len(database.samples))}')

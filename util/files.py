@@ -206,8 +206,7 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
             if not target.is_file() or not re.match(rb'$|' + start, target.read_bytes()[:200], re.DOTALL):
                 raise InputError(f'{path} exists and is of another kind than this output; remove it, or name another file')
         remove_abandoned(target.parent, target.name)
-        needed = (target.parent, target) if target.exists() else (target.parent,)
-        if not all(os.access(place, os.W_OK) for place in needed):
+        if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
             raise PermissionError(errno.EACCES, 'the folder is missing or write-protected')
     except OSError as error:
         raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
