@@ -419,14 +419,13 @@ def finish_round(folder: RoundFolder, solver: HyperIQASolver, best: dict[str, An
     if job.others:
         checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
     on_others = test_on_others(solver, job, folder.path)
-    test = job.splits[solver.round_index]['test']
-    tested = tested_images(job.database, test, solver.test_data, best['scores'].numpy())
-    folder.finish(best, tested, lambda k: job.database.thumbnail(test[k]), on_others)
+    tested = tested_images(job.database, solver.test_data, best['scores'].numpy())
+    folder.finish(best, tested, lambda k: job.database.thumbnail(solver.test_data.images[k]), on_others)
 
 
-def tested_images(database: OpenDatabase, images: Sequence[int], data: DataLoader, predicted: np.ndarray) -> TestedImages:
-    """The images at these positions, which `data` delivers, beside their predictions."""
-    return TestedImages(database.names(images), database.contents(images), data.scores, predicted)
+def tested_images(database: OpenDatabase, data: DataLoader, predicted: np.ndarray) -> TestedImages:
+    """The images that `data` delivers, beside their predictions."""
+    return TestedImages(database.names(data.images), database.contents(data.images), data.scores, predicted)
 
 
 def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, dict[str, Any]]:
@@ -441,13 +440,12 @@ def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, 
     """
     results = {}
     for name, database in job.others.items():
-        images = range(len(database.samples))
-        data = solver.loader(database, images, istrain=False)
+        data = solver.loader(database, range(len(database.samples)), istrain=False)
         sign = 1 if database.higher_is_better == job.model['higher_is_better'] else -1
-        tested = tested_images(database, images, data, solver.predict(data))
+        tested = tested_images(database, data, solver.predict(data))
         if rank() == 0:
             run_folder.write_predictions(folder / f'predictions_{name}.csv', tested)
-        results[name] = {'images': len(images), 'MAE': mae(tested.predicted, tested.subjective)}
+        results[name] = {'images': len(tested.images), 'MAE': mae(tested.predicted, tested.subjective)}
         tested = tested._replace(predicted=sign * tested.predicted)
         metrics: dict[str, Any] = {**all_metrics(tested.predicted, tested.subjective), **intervals([tested])}
         results[name] |= {metric: metrics[metric] for metric in run_folder.ON_OTHERS if metric in metrics}
@@ -465,7 +463,7 @@ def evaluate(config: Any, job: Job) -> None:
         solver.score_range = job.model['score_range'] or (0, 1)  # the network's scores are in the unit that it was trained in
         run_folder.print_on_others(test_on_others(solver, job, folder))
     else:
-        tested = tested_images(job.database, test, solver.test_data, solver.predict(solver.test_data))
+        tested = tested_images(job.database, solver.test_data, solver.predict(solver.test_data))
         metrics = all_metrics(tested.predicted, tested.subjective) | intervals([tested])
         print(f'test_srcc {metrics["SRCC"]}\ntest_plcc {metrics["PLCC"]}')
         print(f'{len(test)} test images: {run_folder.with_intervals(metrics)}')

@@ -20,7 +20,6 @@ from PIL import Image
 
 from util.demo_database import DEFAULTS, IMAGES, generate
 from util.errors import InputError, log, nearest
-from util.files import identity_of
 from util.frames import CachedFrames, DirectFrames, folder_of, load_image, on_all_cores, open_frames
 from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, known_set, scale_of, set_of
 from util.tables import BLANK, Table, find_columns, is_number, normalized_name, read_rows
@@ -75,7 +74,8 @@ def read_csiq(labels: Labels) -> None:
         labels.add(folder, f'{image}.{kind}.{level:g}.png', score, where, image, find=labels.files_below)
         type_number = order.index(kind.lower()) if kind.lower() in order else len(order)
         keys.append((type_number, image.replace('_', ''), level))
-    labels.row_numbers = np.argsort(sorted(range(len(keys)), key=keys.__getitem__)).tolist()
+    rows = np.argsort(sorted(range(len(keys)), key=keys.__getitem__)).tolist()
+    labels.samples = [sample._replace(row=row) for sample, row in zip(labels.samples, rows)]
 
 
 def read_tid2013(labels: Labels) -> None:
@@ -377,10 +377,7 @@ def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENT
     database.read(labels)
     if not labels.samples:
         raise InputError(f'{labels.file} lists no image. {labels.remedy}')
-    paths = [sample.path for sample in labels.samples]
-    labels.files = [identity_of(path, os.stat(path)) if os.path.isfile(path) else None for path in paths]
-    rows = zip(paths, labels.places, labels.files)
-    missing = [f'{path} ({where})' for path, where, file in rows if file is None]
+    missing = [f'{sample.path} ({sample.where})' for sample in labels.samples if sample.file is None]
     if missing and not settings.skip_missing:
         what = f'{len(missing)} of the {len(labels.samples)} images that {labels.file} lists are missing'
         first = f'the first of them {", ".join(missing[:5])}. {labels.remedy} --skip_missing leaves them out.'
@@ -398,8 +395,7 @@ class OpenDatabase:
 
     Attributes:
         key: its name in `DATABASES`, and `entry` what stands there.
-        samples: its `Sample`s, in the order of the label file, and `rows` the 0-based row of each among all listed images.
-        files: what identifies the file of each sample, the same under all its names.
+        samples: its `Sample`s, in the order of the label file.
         left_out: with `settings.skip_missing`, for each image that is listed and left out its name, row and the reason.
         units: what a split draws from: for each unit, the positions of its samples. A unit is a content, in the order
             of their names, for the databases that are split by content, and an image for the others.
@@ -420,9 +416,7 @@ class OpenDatabase:
         self.resize = resize or self.entry.resize
         self.settings = settings
         labels = read_labels(self.key, path, settings)
-        self.samples, self.places, self.files = labels.samples, labels.places, labels.files
-        self.rows = labels.row_numbers or list(range(len(labels.samples)))
-        self.known, self.label_file, self.srgb = labels.known, labels.file, self.entry.srgb
+        self.samples, self.known, self.label_file, self.srgb = labels.samples, labels.known, labels.file, self.entry.srgb
         self.left_out: list[dict[str, str]] = []
         if settings.skip_missing:
             self.leave_out(labels)
@@ -447,11 +441,9 @@ class OpenDatabase:
             return ''
 
         faults = on_all_cores('find unreadable images', fault_of, self.samples)
-        rows = zip(self.all_names, self.places, faults)
-        self.left_out = [{'image': name, 'row': where, 'reason': fault} for name, where, fault in rows if fault]
-        kept = [k for k, fault in enumerate(faults) if not fault]
-        self.rows, self.samples = [self.rows[k] for k in kept], [self.samples[k] for k in kept]
-        self.places, self.files = [self.places[k] for k in kept], [self.files[k] for k in kept]
+        rows = zip(self.all_names, self.samples, faults)
+        self.left_out = [{'image': name, 'row': sample.where, 'reason': fault} for name, sample, fault in rows if fault]
+        self.samples = [sample for sample, fault in zip(self.samples, faults) if not fault]
         del self.all_names  # which were of all that are listed
         if not self.samples:
             raise InputError(f'{labels.file}: none of the {len(faults)} images that it lists can be read. {labels.remedy}')

@@ -54,15 +54,9 @@ def prepare_run(config: Namespace) -> Job:
     others = open_others(config)
     warn_of_trained(config, others, database.samples)
     splits = draw_splits(config, database)
-    model = {
-        'title': database.entry.title,
-        'label_range': database.score_range,
-        'higher_is_better': database.higher_is_better,
-        'score_range': database.score_range if config.normalize_scores else None,
-        'resize': database.resize,
-        'exif_rotation': database.entry.exif_rotation,
-        'srgb': database.srgb,
-    }
+    model = {'title': database.entry.title, 'label_range': database.score_range, 'higher_is_better': database.higher_is_better}
+    model['score_range'] = database.score_range if config.normalize_scores else None  # that the network's 0..1 stands for
+    model |= {'resize': database.resize, 'exif_rotation': database.entry.exif_rotation, 'srgb': database.srgb}
     before = run_folder.check_run(config, model, [split_record(split, database) for split in splits])
     log(f'Run folder: {config.output}' + f' (--resume {shlex.quote(config.output)} continues it)' * (not before))
     log(f'{database.entry.title}: {sizes_of(splits, len(database.samples))}')
@@ -126,9 +120,9 @@ def open_others(config: Namespace) -> dict[str, OpenDatabase]:
 
 def warn_of_trained(config: Namespace, others: dict[str, OpenDatabase], samples: list[Sample] | None = None) -> None:
     """Warn of the databases of --test_on that the network is trained on, as a whole or with some of their images."""
-    trained = {os.path.realpath(sample.path) for sample in samples or [] if others}
+    trained = {sample.file for sample in samples or []}
     for name, database in others.items():
-        shared = sum(os.path.realpath(sample.path) in trained for sample in database.samples)
+        shared = sum(sample.file in trained for sample in database.samples)
         is_same = database.key != 'csv' or os.path.realpath(database.path) == os.path.realpath(config.csv or '')
         if shared or (database.key == config.dataset and is_same):
             of_all = f'{shared or "some or all"} of its {len(database.samples)} images'

@@ -1,5 +1,6 @@
 """`check` finds what would spoil a run, names it, and keeps no pixels."""
 
+import os
 import tracemalloc
 from types import SimpleNamespace
 
@@ -8,7 +9,6 @@ import pytest
 from PIL import Image
 
 from folders import read_labels
-from util import frames
 from util.check_database import check_images
 from util.labels import Sample
 
@@ -206,7 +206,7 @@ def test_duplicates_on_both_sides_of_a_split_are_a_warning(images, report, tmp_p
 
 def test_pixels_are_not_kept(images, report, monkeypatch):
     """An image here is 180 kB, and a few copies of it are alive while it is decoded."""
-    monkeypatch.setattr(frames, 'cores', lambda: 1)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0})
     samples = images(20)
     tracemalloc.start()
     report(samples)

@@ -734,7 +734,7 @@ def test_skip_missing_leaves_out_what_cannot_be_read_and_says_so(make_database, 
     (root / 'b.png').write_bytes((root / 'b.png').read_bytes()[:3000])
     text = 'image,score\na.png,3\ngone.png,5\nb.png,1\ndeep/c.png,2\n'
     database = layout(root, text, skip_missing=True)
-    assert database.names(range(2)) == ['a.png', 'deep/c.png'] and database.rows == [0, 3]
+    assert database.names(range(2)) == ['a.png', 'deep/c.png'] and [sample.row for sample in database.samples] == [0, 3]
     assert [(entry['image'], entry['row']) for entry in database.left_out] == [('gone.png', 'line 3'), ('b.png', 'line 4')]
     assert 'there is no file' in database.left_out[0]['reason'] and 'cannot be read' in database.left_out[1]['reason']
     assert '--skip_missing: 2 of 4 listed images are left out, the first is gone.png' in capsys.readouterr().err

@@ -76,7 +76,7 @@ def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database
     [
         (('--data_root', 'nowhere'), 'there is no folder nowhere. Get it from https://'),
         (('--dataset', 'imagenet'), "there is no database 'imagenet'; choose one of"),
-        (('--patch_size', 256), 'argument --patch_size: invalid choice: 256 (choose from'),
+        (('--patch_size', 256), 'argument --patch_size: invalid choice: 256'),
         (('--device', 'cuda:77'), '--device cuda:77: '),
         (('--device', 'gpu'), '--device gpu: '),
         (('--weights', 'absent.pth'), 'there is no file absent.pth'),

@@ -133,7 +133,7 @@ def test_a_rounds_curves_have_its_title_and_the_best_epoch_of_its_state(drawn, t
     folder.path, folder.title = tmp_path, 'KonIQ-10k, seed 0, round 1'
     history = [{'epoch': epoch, 'test_srcc': 0.9 / epoch, 'train_loss': 1, 'hypernet_lr': 1e-3} for epoch in (1, 2)]
     for best in ({'epoch': 1}, None):
-        folder.write_derived({'history': history, 'best': best}, b'')
+        folder.write_derived({'history': history, 'best': best})
     assert [figure.get_suptitle() for figure in drawn] == [folder.title] * 2
     assert 'best epoch 1' in legend(drawn[0].axes[0]) and len(legend(drawn[1].axes[0])) == 1
 

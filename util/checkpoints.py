@@ -26,7 +26,6 @@ WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'params', 'net')  # keys 
 PREFIXES = {'module', '_orig_mod'}  # of DataParallel and of torch.compile
 WITH_SCORES = ('HyperIQA', 'pyiqa')  # layouts of whole networks
 NEITHER = 'is not the state_dict of a torchvision ResNet-50 or of a HyperIQA'
-COUNTER = 'num_batches_tracked'  # of batch norm; unused here, and younger than torchvision's first weights
 FACTS = 'hyperiqa'  # under which export.py writes what an image and a score mean
 PYIQA_NAMES = (  # how its names start and ours do; it counts layers from 0
     (r'base_model\.', 'res.'),
@@ -134,7 +133,8 @@ def fitting_state(model: nn.Module, state: dict[str, Any], layout: str, source: 
     """`state` for the network if each of its tensors fits and none is missing; only counters of batch norm may be."""
     own = model.state_dict()
     expected = {name for name in own if layout != 'ResNet-50' or re.match(r'res\.(?!lda)', name)}
-    counters = {name for name in own if name.endswith(COUNTER)}
+    # of batch norm; unused here, and younger than torchvision's first weights
+    counters = {name for name in own if name.endswith('num_batches_tracked')}
     faults = {name: fault_of(state.get(name), own.get(name)) for name in sorted((expected | set(state)) - counters)}
     wrong = [f'{name[:80]}, {fault}' for name, fault in faults.items() if fault]
     if wrong:

@@ -177,15 +177,11 @@ def write_json(path: Path | str, content: Any) -> None:
 
 def write_table(path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write dicts with the keys `columns` as CSV; floats keep every digit, and a missing value is an empty cell."""
-    write_whole(path, table_bytes(columns, rows))
-
-
-def table_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction='ignore', lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode(errors='surrogateescape')  # a name that is not UTF-8 keeps its bytes
+    write_whole(path, text.getvalue().encode(errors='surrogateescape'))  # a name that is not UTF-8 keeps its bytes
 
 
 def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> None:
@@ -210,8 +206,7 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
             if not target.is_file() or not re.match(rb'$|' + start, target.read_bytes()[:200], re.DOTALL):
                 raise InputError(f'{path} exists and is of another kind than this output; remove it, or name another file')
         remove_abandoned(target.parent, target.name)
-        needed = (target.parent, target) if target.exists() else (target.parent,)
-        if not all(os.access(place, os.W_OK) for place in needed):
+        if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
             raise PermissionError(errno.EACCES, 'the folder is missing or write-protected')
     except OSError as error:
         raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
@@ -241,10 +236,8 @@ def locked(path: Path | str, busy: str = '') -> Iterator[bool]:
     except (OSError, NotImplementedError) as error:
         if os.access(os.path.dirname(path) or '.', os.W_OK):  # otherwise nothing is written there, and the write itself fails
             warn_of_no_locks(os.path.dirname(path) or '.', getattr(error, 'strerror', None) or str(error))
-        yield False
-        return
     try:
-        yield True
+        yield lock.is_locked
     finally:
         lock.release()
 

@@ -33,9 +33,8 @@ SAMPLED = 64  # images whose first and last kilobyte are in the cache's name
 DEEP, TRANSPARENT, WIDE = '16-bit grey', 'transparent', 'in a wide-gamut profile'
 CLOSE = 3  # levels by which a colour profile may differ from sRGB and count as it
 T = Image.Transpose
-TURNS = dict(
-    enumerate([T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90], 2)
-)
+FLIPS = {2: T.FLIP_LEFT_RIGHT, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 7: T.TRANSVERSE}  # by EXIF orientation
+TURNS = {**FLIPS, 3: T.ROTATE_180, 6: T.ROTATE_270, 8: T.ROTATE_90}
 
 warnings.filterwarnings('ignore', module=r'PIL\.')  # they do not name the file
 logging.getLogger('PIL').addHandler(logging.NullHandler())
@@ -134,9 +133,7 @@ def folder_of(path: Path | str) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def open_frames(
-    direct: 'DirectFrames', root: Path | str, name: str, cache: Path | str | None = None
-) -> 'DirectFrames | CachedFrames':
+def open_frames(direct: 'DirectFrames', root: Path | str, name: str, cache: Path | str | None) -> 'DirectFrames | CachedFrames':
     """The frames `direct` from their cache, which is built first if need be.
 
     Args:
@@ -181,9 +178,7 @@ class DirectFrames:
         srgb: convert images with a wide-gamut profile to sRGB.
     """
 
-    def __init__(
-        self, paths: list[str], smallest: int, resize: Sequence[int] | None, exif_rotation: bool, srgb: bool = False
-    ) -> None:
+    def __init__(self, paths: list[str], smallest: int, resize: Sequence[int] | None, exif_rotation: bool, srgb: bool) -> None:
         self.paths, self.smallest, self.resize, self.exif_rotation, self.srgb = paths, smallest, resize, exif_rotation, srgb
 
     @cached_property

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.io
 
 from util.errors import InputError
-from util.files import is_entered, reading, walk
+from util.files import identity_of, is_entered, reading, walk
 from util.tables import BLANK, normalized_name, read_rows
 
 SETS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
@@ -24,12 +24,17 @@ class Sample(NamedTuple):
 
     `content` names what the image shows: images of one content stay on one side of a split. `official_set` is the set
     that the labels put it in, 'train', 'val' or 'test', another word that the labels have in its place, or '' for none.
+    `where` is what its row is called, and `row` the number by which a split of row numbers names it. `file` identifies its
+    file, the same under all its names; None where it is missing.
     """
 
     path: str
     score: float
     content: str
     official_set: str = ''
+    where: str = ''
+    row: int = 0
+    file: Any = None
 
 
 class Settings(NamedTuple):
@@ -69,9 +74,7 @@ class Labels:
 
     Attributes:
         file: the label file that was opened last.
-        samples, places: a `Sample` for every row, and what the row is called.
-        row_numbers: the number by which a split of row numbers names each sample, where it is not its position.
-        files: what identifies the file of each sample, or None where it is missing (see `files.identity_of`).
+        samples: a `Sample` for every row.
         known: paths of images that the complete database has beside its samples; a list that names them too is right.
         higher_is_better: which way the scores run, where the label file shows it.
     """
@@ -83,11 +86,8 @@ class Labels:
         self.settings = settings
         self.file = self.root
         self.samples: list[Sample] = []
-        self.places: list[str] = []
         self.first_places: dict[str, str] = {}
-        self.row_numbers: list[int] | None = None
         self.known: list[str] = []
-        self.files: list[Any] = []
         self.contents: dict[str, str] = {}
         self.found_by_end: list[tuple[str, str]] = []
         self.higher_is_better: bool | None = None
@@ -210,8 +210,7 @@ class Labels:
             value = float(text)
             if abs(value) <= np.finfo(np.float32).max and '_' not in str(text):
                 return value
-        reason = 'is not a number that 32 bits hold; correct or remove that row'
-        raise InputError(f'{self.file}, {where}: the {role} {text!r} {reason}')
+        raise InputError(f'{self.file}, {where}: the {role} {text!r} is not a number that 32 bits hold; correct or remove it')
 
     def add(
         self, folder: Path | str, name: Any, score: Any, where: str, content: str = '', in_set: str = '', find: Find = None
@@ -224,14 +223,14 @@ class Labels:
         find, name = find or self.matches, str(name).strip(BLANK)
         found = find(folder, name) or ('\\' in name and find(folder, name.replace('\\', '/')))
         path = unambiguous(name, found) if found else os.path.join(folder, name)
+        file = identity_of(path, os.stat(path)) if os.path.isfile(path) else None
         content = str(content or path)
         if content not in (name, path):
             content = self.contents.setdefault(normalized_name(content), content)
         before = self.first_places.setdefault(os.path.normpath(path), where)
         if before != where:  # it would be trained on and tested on
             raise InputError(f'{self.file}, {where}: {path} is on {before} already; remove one of the two')
-        self.samples.append(Sample(path, self.number(score, where), content, in_set))
-        self.places.append(where)
+        self.samples.append(Sample(path, self.number(score, where), content, in_set, where, len(self.samples), file))
 
 
 def known_set(text: Any) -> str:

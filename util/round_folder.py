@@ -26,7 +26,7 @@ from PIL.Image import Image
 
 from util import checkpoints, distributed, plots
 from util.errors import InputError, first_line, rank
-from util.files import locked, remove_abandoned, table_bytes, write_json, write_whole
+from util.files import locked, remove_abandoned, write_json, write_table, write_whole
 from util.metrics import TestedImages, all_metrics, intervals
 from util.options import title_of
 from util.run_folder import project_commit, read_result, refuse_other_images, round_path, without_nan, write_predictions
@@ -62,8 +62,7 @@ class RoundFolder:
         self.lock = ExitStack()
         if rank() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
-            busy = f'{self.path} is being trained by another process'
-            alone = self.lock.enter_context(locked(self.path / '.lock', busy))
+            alone = self.lock.enter_context(locked(self.path / '.lock', f'{self.path} is being trained by another process'))
             remove_abandoned(self.path, owned=alone)
             path = self.path / 'split.json'
             refuse_other_images(path, split)
@@ -101,7 +100,7 @@ class RoundFolder:
         except Exception as error:  # an edited state can raise anything where it does not fit
             raise InputError(f'{path} is not the checkpoint of this round ({first_line(error)}); {self.remedy}')
         if rank() == 0:
-            self.write_derived(state, history_bytes(state))
+            self.write_derived(state)
 
     @property
     def remedy(self) -> str:
@@ -110,26 +109,25 @@ class RoundFolder:
     def save(self, state: dict[str, Any]) -> None:
         """Record a finished epoch; `state` is the solver's `state_dict`.
 
-        last.pth comes first, since the other files follow from it: a kill in between loses none of them. What could fail for
-        another reason than the disk, the text of history.csv, is made before it.
+        last.pth comes first, since the other files follow from it: a kill in between loses none of them.
         """
         if rank() == 0:
-            history = history_bytes(state)
             if is_best_last(state):
                 state['best']['weights'] = checkpoints.digest(state['model'])
             write_whole(self.path / 'last.pth', checkpoints.serialised({**state, 'owner': self.owner}))
-            self.write_derived(state, history)
+            self.write_derived(state)
         distributed.wait()
 
-    def write_derived(self, state: dict[str, Any], history: bytes) -> None:
+    def write_derived(self, state: dict[str, Any]) -> None:
         """The files that follow from last.pth, which a kill may have left one epoch behind it."""
         if is_best_last(state):
             # on the CPU, so that a plain torch.load works where there is no GPU
             weights = {name: value.cpu() for name, value in state['model'].items()}
             write_whole(self.path / 'best.pth', checkpoints.serialised(weights))
-        write_whole(self.path / 'history.csv', history)
+        history = state['history']  # of which epochs of an earlier version lack the columns that it did not know
+        write_table(self.path / 'history.csv', list(dict.fromkeys(name for row in history for name in row)), history)
         best_epoch = (state['best'] or {}).get('epoch')
-        write_whole(self.path / 'curves.png', plots.curves(state['history'], self.title, best_epoch))
+        write_whole(self.path / 'curves.png', plots.curves(history, self.title, best_epoch))
 
     def check_best(self, best: dict[str, Any]) -> None:
         """Refuse to end the round with a best.pth that is not the weights of its best epoch.
@@ -170,8 +168,3 @@ class RoundFolder:
 
 def is_best_last(state: dict[str, Any]) -> bool:
     return bool(state['best']) and state['best']['epoch'] == state['history'][-1]['epoch']
-
-
-def history_bytes(state: dict[str, Any]) -> bytes:
-    """The text of history.csv; an epoch of an earlier version leaves the columns empty that it did not know."""
-    return table_bytes(list(dict.fromkeys(name for row in state['history'] for name in row)), state['history'])

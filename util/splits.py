@@ -102,7 +102,7 @@ def refuse_links(database: OpenDatabase, split: Split, what: str) -> None:
     part_of: dict[Any, tuple[str, int]] = {}
     for part in PARTS:
         for k in split[part]:
-            other, first = part_of.setdefault(database.files[k], (part, k))
+            other, first = part_of.setdefault(database.samples[k].file, (part, k))
             if other != part:
                 names = ' and '.join(database.names([first, k]))
                 raise InputError(f'{what}, {names} are one file, in {other} and in {part}; leave one of the two out')
@@ -147,9 +147,9 @@ def official_split(database: OpenDatabase) -> Split:
     if not any(sample.official_set for sample in database.samples):
         none = f'the sets are named by {names}, which {database.path} does not have'
         raise InputError(f'--split official: {none if names else f"{database.entry.title} has no official sets"}; {remedy}')
-    for sample, where in zip(database.samples, database.places):
+    for sample in database.samples:
         without = f'correct that row, or do without: {remedy}, or --columns set='
-        set_of(sample.official_set, database.label_file, where, remedy=without)
+        set_of(sample.official_set, database.label_file, sample.where, remedy=without)
     return {part: [k for k, sample in enumerate(database.samples) if sample.official_set == part] for part in PARTS}
 
 
@@ -266,11 +266,11 @@ class ImageNames:
     """
 
     def __init__(self, database: OpenDatabase) -> None:
-        self.rows = {row: k for k, row in enumerate(database.rows)}
+        self.rows = {sample.row: k for k, sample in enumerate(database.samples)}
         self.listed = len(database.samples) + len(database.left_out)
         self.ends: dict[str, int | None] = {}
         self.folders: set[str] = set()
-        images = list(enumerate(database.names(range(len(database.samples)))))
+        images = list(enumerate(database.all_names))
         left_out = [entry['image'] for entry in database.left_out] + [database.name_of(path) for path in database.known]
         for k, name in images + [(LEFT_OUT, name) for name in left_out]:
             for end in path_ends(name):
