@@ -209,11 +209,11 @@ def facts_of(record: dict[str, Any]) -> tuple[str, str]:
 
 def print_comparison(rows: list[dict[str, Any]]) -> None:
     first, second = rows[0]['first'], rows[0]['second']
-    print(f'\n{first} less {second} on the same test images, with 95 % intervals\n  {"":11}{"SRCC":32}PLCC')
+    print(f'\n{first} less {second} on the same test images, with 95 % intervals\n  {"":11}{"SRCC":40}PLCC')
     half = len(rows) // 2
     for row, beside in zip(rows[:half], rows[half:]):
         name = 'round ' * row['round'].isdigit() + row['round']
-        print(f'  {name:11}{shown(row):32}{shown(beside)}'.rstrip())
+        print(f'  {name:11}{shown(row):40}{shown(beside)}'.rstrip())
     differences = [row['difference'] for row in rows[:half] if row['round'].isdigit()]
     if len(differences) > 1:
         wins, losses = (sum(sign * difference > 0 for difference in differences) for sign in (1, -1))

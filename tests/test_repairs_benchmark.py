@@ -1,5 +1,6 @@
 """The arms of benchmarks/repairs.py behave as the original does, seen on real steps of their optimizers."""
 
+import csv
 import io
 import shutil
 import sys
@@ -171,3 +172,16 @@ def test_the_tables_in_the_docs_are_derived_from_the_results(folder):
     results = (PROJECT / 'docs' / 'results.md').read_text()
     table = repairs.arms_table(PROJECT / 'benchmarks' / 'results' / folder)
     assert all(line in results for line in table.splitlines() if line.startswith('| '))
+
+
+@pytest.mark.parametrize('name', ['cpu', 'start_cpu', 'h200'])
+def test_the_tables_of_speed_are_those_of_the_results(name):
+    speed = (PROJECT / 'docs' / 'speed.md').read_text()
+    with open(PROJECT / 'benchmarks' / 'results' / f'throughput_{name}.csv', newline='') as file:
+        rows = list(csv.reader(file))[1:]
+    assert all('| ' + ' | '.join(row).replace('|  |', '| |').rstrip() in speed for row in rows)
+
+
+def test_the_readmes_table_of_photos_is_that_of_the_results():
+    readme = (PROJECT / 'README.md').read_text()
+    assert all(line in readme for line in repairs.arms_table(PHOTOS).splitlines() if line.startswith('| '))
