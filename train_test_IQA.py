@@ -77,9 +77,10 @@ def prepare_test(config: Namespace) -> Job:
         model: dict[str, Any] = {'score_range': None, 'higher_is_better': entry.higher_is_better}
         log(f'{checkpoint} is in no run folder; its scores are taken for those of --dataset {config.dataset}: {entry.scale}')
     else:
-        if record.parent != checkpoint.parent.parent:  # by a link, from outside the run folder
+        if record.parent not in checkpoint.parents[:2]:  # by a link, from outside the run folder
             checkpoint = Path(os.path.realpath(checkpoint))
-        model, round_index = read_record(record)['model'], run_folder.round_index_of(checkpoint.parent)
+        is_copy = record.parent == checkpoint.parent  # with its config.json, of no round
+        model, round_index = read_record(record)['model'], 0 if is_copy else run_folder.round_index_of(checkpoint.parent)
     check_input(config.weights, 'a checkpoint')
     for name in [f'_{name}' for name, _, _ in config.test_on or []] or ['']:
         check_output(f'{config.output}/predictions{name}.csv', ['.csv'], ','.join(run_folder.PREDICTION_COLUMNS))
