@@ -186,7 +186,7 @@ def test_a_list_that_was_stopped_is_resumed_to_the_table_of_an_uninterrupted_cal
     tmp_path, in_process, checkpoint, monkeypatch
 ):
     """Killed, interrupted, and with nobody who reads on, each after its first line; an image is a batch."""
-    names = [f'photos/a {k}, b.png' if k == 7 else f'photos/a {k}.png' for k in range(16)]
+    names = [f'photos/a {k}, b.png' if k == 7 else f'photos/a {k}.png' for k in range(32)]
     for k, name in enumerate(names):
         databases.picture(tmp_path / name, seed=k, size=(500, 400))
     (tmp_path / 'list.txt').write_text('\n'.join(['absent.png', *names[1:]]))
@@ -194,7 +194,7 @@ def test_a_list_that_was_stopped_is_resumed_to_the_table_of_an_uninterrupted_cal
     monkeypatch.setattr(scoring, 'BATCH_SIZE', 2)
     whole = in_process(demo.main, *options, 'whole.csv', names[0])
     assert whole.returncode == 2 and [name for name, _ in scores(whole)] == names
-    assert [line for line in whole.stderr.splitlines() if 'could not' in line] == ['1 of 17 images could not be read']
+    assert [line for line in whole.stderr.splitlines() if 'could not' in line] == ['1 of 33 images could not be read']
 
     code = 'from util import scorer; scorer.BATCH_SIZE = 2; import demo; demo.main()'
     table, printed = tmp_path / 'scores.csv', []
@@ -221,10 +221,10 @@ def test_a_list_that_was_stopped_is_resumed_to_the_table_of_an_uninterrupted_cal
         )
         held = [row['image'] for row in read_table(table)]
         assert held == names[: len(held)] and len(printed) <= len(held) < len(names)
-        table.write_bytes(table.read_bytes() + b'photos/a 15.png,0.5')  # as a kill in a write leaves it
+        table.write_bytes(table.read_bytes() + b'photos/a 31.png,0.5')  # as a kill in a write leaves it
 
     rest = in_process(demo.main, *options, 'scores.csv', '--resume', names[0])
-    assert f'scores.csv holds the scores of {len(held)} of 17 images, which are skipped' in rest.stderr
+    assert f'scores.csv holds the scores of {len(held)} of 33 images, which are skipped' in rest.stderr
     assert [name for name, _ in scores(rest)] == names[len(held) :]
     assert table.read_bytes() == (tmp_path / 'whole.csv').read_bytes()
     images = [line.partition('\t')[0] for line in printed]
