@@ -46,7 +46,7 @@ def test_intervals_agree_with_scipys_bootstrap():
     for name, metric in (('SRCC', stats.spearmanr), ('PLCC', stats.pearsonr)):
         scipys = stats.bootstrap(
             data, lambda a, b, metric=metric: metric(a, b)[0], n_resamples=1000, vectorized=False, paired=True,
-            method='percentile', rng=2,
+            method='percentile', random_state=2,
         ).confidence_interval  # fmt: skip
         assert own[f'{name}_interval'] == pytest.approx(list(scipys), abs=0.015)
 
