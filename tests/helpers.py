@@ -24,9 +24,12 @@ def command(name, *options):
     return [sys.executable, str(PROJECT / name), *map(str, options)]
 
 
+set_handler = signal.signal  # also where a fixture replaces it in this process, of which a child is a copy
+
+
 def restore_interrupts():
     """For a child whose suite was started with SIGINT ignored, as `nohup ... &` does."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    set_handler(signal.SIGINT, signal.SIG_DFL)
 
 
 def open_database(name, root, cache=None):
