@@ -255,8 +255,9 @@ class HyperIQASolver:
         subjective = torch.from_numpy(self.train_data.patch_scores)
 
         def loss_so_far() -> str:
-            errors = (predicted.cpu() - subjective)[predicted.cpu() != 0]  # of the patches seen so far
-            return f', loss so far {errors.abs().mean():.4g}'
+            so_far = predicted.cpu()
+            seen = so_far != 0
+            return f', loss so far {F.l1_loss(so_far[seen], subjective[seen]):.4g}'
 
         for rows, count, patches, scores in self.batches(self.train_data, f'epoch {epoch + 1}', loss_so_far):
             predicted[rows] = self.train_step(patches, scores, count)

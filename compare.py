@@ -232,7 +232,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     first, second = row['first'], row['second']
     found = f'no significant difference between {first} and {second}'
     if math.isnan(row['low']):
-        found = f'{first} and {second} cannot be told apart (no interval: {row.get("reason", metrics.UNDEFINED)})'
+        found = f'{first} and {second} cannot be distinguished (no interval: {row.get("reason", metrics.UNDEFINED)})'
     elif row['low'] > 0 or row['high'] < 0:
         found = f'{first} is better than {second}' if row['low'] > 0 else f'{second} is better than {first}'
     if row['round'].isdigit():

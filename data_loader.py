@@ -6,10 +6,7 @@ the frames, made ahead in threads; float, flip and normalisation happen on the d
 """
 
 import functools
-import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +17,7 @@ from folders import OpenDatabase
 from models import PATCH_SIZE, patch_size_reason
 from util import distributed
 from util.errors import InputError
+from util.frames import ahead
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCHES_AHEAD = 4
@@ -145,16 +143,9 @@ class DataLoader:
 
     def crops(self) -> Iterator[tuple[torch.Tensor, slice]]:
         """Yields ((B, 224, 224, 3) uint8 crops, the slice of `patches` that they are), in order, gathered ahead."""
-        pool = ThreadPoolExecutor(max(1, self.num_workers), thread_name_prefix='patches')
-        try:
-            jobs = ((pool.submit(self.gather, rows), rows) for rows, _ in self.batches)
-            ahead = deque(itertools.islice(jobs, BATCHES_AHEAD))
-            while ahead:
-                crops, rows = ahead.popleft()
-                ahead.extend(itertools.islice(jobs, 1))
-                yield crops.result(), rows
-        finally:
-            pool.shutdown(cancel_futures=True)
+        batches = [rows for rows, _ in self.batches]
+        for job, rows in zip(ahead(self.gather, batches, max(1, self.num_workers), BATCHES_AHEAD), batches):
+            yield job.result(), rows
 
     def gather(self, rows: slice) -> torch.Tensor:
         """The (B, 224, 224, 3) uint8 crops of the slice `rows` of `patches`."""

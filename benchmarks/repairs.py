@@ -108,10 +108,12 @@ def main(argv: list[str]) -> None:
 
 def report(output: Path) -> None:
     """Print the table of the arms in `output` and draw arms.png; compare the arms where their predictions are there too."""
-    print(arms_table(output))
-    write_whole(output / 'arms.png', plots.png(draw_arms({NAMES[arm]: curves for arm, curves in curves_of(output).items()})))
-    if all((output / arm / 'config.json').exists() for arm in curves_of(output)):
-        compare_arms(output)
+    arms = histories_of(output)
+    print(arms_table(arms))
+    curves = {NAMES[arm]: [history['test_srcc'] for history in rounds] for arm, rounds in arms.items()}
+    write_whole(output / 'arms.png', plots.png(draw_arms(curves)))
+    if all((output / arm / 'config.json').exists() for arm in arms):
+        compare_arms([output / arm for arm in arms])
 
 
 def histories_of(output: Path) -> dict[str, list[dict[str, list[float]]]]:
@@ -127,12 +129,7 @@ def histories_of(output: Path) -> dict[str, list[dict[str, list[float]]]]:
     return arms
 
 
-def curves_of(output: Path) -> dict[str, list[list[float]]]:
-    """The test SRCC of every epoch of each round, by arm."""
-    return {arm: [history['test_srcc'] for history in rounds] for arm, rounds in histories_of(output).items()}
-
-
-def arms_table(output: Path) -> str:
+def arms_table(arms: dict[str, list[dict[str, list[float]]]]) -> str:
     """A Markdown table of the arms: the mean over rounds, and of several rounds the lowest and highest in brackets."""
     lines = [
         f'Test SRCC by arm. Late epochs are epoch {LATE} and after; gap: training SRCC less test SRCC in the last epoch.',
@@ -140,15 +137,15 @@ def arms_table(output: Path) -> str:
         '| loop | rounds | best epoch (chosen on the test images) | last epoch | late mean | late deviation | gap |',
         '|---|---|---|---|---|---|---|',
     ]
-    for arm, rounds in histories_of(output).items():
+    for arm, rounds in arms.items():
         cells = [spread(values) for values in zip(*map(figures, rounds))]
         lines.append(f'| {NAMES[arm]} | {len(rounds)} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
-def compare_arms(output: Path) -> None:
+def compare_arms(folders: list[Path]) -> None:
     """Compare each arm with the repaired loop; of several rounds the p are adjusted for the number of comparisons."""
-    runs = [run._replace(name=NAMES[run.name]) for run in compare.read_runs([output / arm for arm in curves_of(output)])]
+    runs = [run._replace(name=NAMES[run.name]) for run in compare.read_runs(folders)]
     comparisons = [compare.compare(runs[0], other) for other in runs[1:]]
     for comparison in comparisons:
         compare.print_comparison(comparison)

@@ -171,7 +171,7 @@ def test_holms_step_down():
 @pytest.mark.parametrize('folder', ['livec', 'demo'])
 def test_the_tables_in_the_docs_are_derived_from_the_results(folder):
     results = (PROJECT / 'docs' / 'results.md').read_text()
-    table = repairs.arms_table(PROJECT / 'benchmarks' / 'results' / folder)
+    table = repairs.arms_table(repairs.histories_of(PROJECT / 'benchmarks' / 'results' / folder))
     assert all(line in results for line in table.splitlines() if line.startswith('| '))
 
 
@@ -186,4 +186,5 @@ def test_the_tables_of_speed_are_those_of_the_results(name):
 
 def test_the_readmes_table_of_photos_is_that_of_the_results():
     readme = (PROJECT / 'README.md').read_text()
-    assert all(line in readme for line in repairs.arms_table(PHOTOS).splitlines() if line.startswith('| '))
+    table = repairs.arms_table(repairs.histories_of(PHOTOS))
+    assert all(line in readme for line in table.splitlines() if line.startswith('| '))

@@ -9,13 +9,15 @@ is a hash of all that its content depends on, so a cache that is there is curren
 import errno
 import hashlib
 import io
+import itertools
 import logging
 import os
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -314,6 +316,20 @@ def on_all_cores(title: str, function: Callable[[Any], Any], images: Sequence[An
         return list(progress(pool.map(function, images), title, len(images), 'images'))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, count: int) -> Iterator[Future[Any]]:
+    """Yields the jobs of `function` of each of `items`, in order, with up to `count` later ones under way in threads."""
+    pool = ThreadPoolExecutor(workers)
+    jobs = (pool.submit(function, item) for item in items)
+    waiting = deque(itertools.islice(jobs, count))
+    try:
+        while waiting:
+            job = waiting.popleft()
+            waiting.extend(itertools.islice(jobs, 1))
+            yield job
+    finally:
+        pool.shutdown(cancel_futures=bool(waiting))  # not what was yielded last and is perhaps not looked at yet
 
 
 def cores() -> int:

@@ -3,9 +3,7 @@
 import itertools
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +76,11 @@ class Scorer:
             strict: raise the `InputError` of an image that cannot be used instead.
         """
         count, cores = max(1, BATCH_SIZE // self.patches), frames.cores()
-        with ThreadPoolExecutor(cores, thread_name_prefix='decode') as pool:
-            jobs = (pool.submit(self.crops, image) for image in images)
-            ahead = deque(itertools.islice(jobs, count + cores))
-            while ahead:
-                batch = [ahead.popleft() for _ in range(min(count, len(ahead)))]
-                ahead.extend(itertools.islice(jobs, len(batch)))
-                usable = [job for job in batch if strict or not isinstance(job.exception(), InputError)]
-                scores = iter(self.scores([job.result() for job in usable]) if usable else ())
-                yield from (job.exception() or next(scores) for job in batch)
+        jobs = frames.ahead(self.crops, images, cores, count + cores)
+        while batch := list(itertools.islice(jobs, count)):
+            usable = [job for job in batch if strict or not isinstance(job.exception(), InputError)]
+            scores = iter(self.scores([job.result() for job in usable]) if usable else ())
+            yield from (job.exception() or next(scores) for job in batch)
 
     def crops(self, image: Picture) -> np.ndarray:
         """(patches, 224, 224, 3) uint8 crops of an image, at places that the frame's height and width decide."""
