@@ -25,7 +25,7 @@ from util import checkpoints, distributed, run_folder
 from util.errors import NO_RESULT, InputError, log, rank
 from util.files import write_table
 from util.labels import Settings
-from util.metrics import TestedImages, all_metrics, intervals, mae, plcc, srcc
+from util.metrics import TestedImages, all_metrics, by_type, intervals, mae, plcc, srcc
 from util.options import with_defaults
 from util.progress import duration, progress
 from util.round_folder import RoundFolder, surroundings
@@ -426,7 +426,8 @@ def finish_round(folder: RoundFolder, solver: HyperIQASolver, best: dict[str, An
 
 def tested_images(database: OpenDatabase, data: DataLoader, predicted: np.ndarray) -> TestedImages:
     """The images that `data` delivers, beside their predictions."""
-    return TestedImages(database.names(data.images), database.contents(data.images), data.scores, predicted)
+    names, contents = database.names(data.images), database.contents(data.images)
+    return TestedImages(names, contents, data.scores, predicted, database.facts(data.images))
 
 
 def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, dict[str, Any]]:
@@ -448,7 +449,7 @@ def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, 
             run_folder.write_predictions(folder / f'predictions_{name}.csv', tested)
         results[name] = {'images': len(tested.images), 'MAE': mae(tested.predicted, tested.subjective)}
         tested = tested._replace(predicted=sign * tested.predicted)
-        metrics: dict[str, Any] = {**all_metrics(tested.predicted, tested.subjective), **intervals([tested])}
+        metrics: dict[str, Any] = {**all_metrics(tested.predicted, tested.subjective), **intervals([tested]), **by_type(tested)}
         results[name] |= {metric: metrics[metric] for metric in run_folder.ON_OTHERS if metric in metrics}
     return results
 

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         paths = list_images(options.images) + (read_list(options.list) if options.list else [])
         columns = COLUMNS[: 2 + options.spread]
         if options.csv:
-            check_output(options.csv, ['.csv'], ','.join(columns))
+            check_output(options.csv, ['.csv'], ','.join(columns) + '\n')
             remedies.append('the scores so far are kept; --resume continues after them')
         check_input(options.checkpoint, 'a checkpoint')
         if options.resume:

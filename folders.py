@@ -28,6 +28,8 @@ THUMBNAIL = 256  # pixels, at most
 # names of columns that no role takes without being asked
 REFERENCES = {'ref', 'ref_image', 'reference_image', 'refnames_all', 'source', 'prompt'}
 FEW_CONTENTS = 5
+# where paths have the type of their distortion, as a pattern with one group: jp2k/img1.bmp, I01_24_5.png or 1600.AWGN.1.png
+FOLDER, BEFORE_LEVEL = r'([^/\\]+)[/\\][^/\\]+$', r'[._]([^._/\\]+)[._]\d+\.\w+$'
 
 
 def read_live(labels: Labels) -> None:
@@ -59,10 +61,10 @@ def read_csiq(labels: Labels) -> None:
     a folder for each type
     """
     labels.open('csiq_label.txt', 'csiq.DMOS.xlsx', 'csiq.beta.xlsx')
-    folder = labels.folder('dst_imgs_all', 'dst_imgs')
+    folder, labels.find = labels.folder('dst_imgs_all', 'dst_imgs'), labels.files_below
     if labels.file.suffix == '.txt':
         for where, (name, score) in labels.rows(0, 1, header=False):
-            labels.add(folder, name, score, where, name.split('.')[0], find=labels.files_below)
+            labels.add(folder, name, score, where, name.split('.')[0])
         return
     types = {'noise': 'AWGN', 'jpeg 2000': 'jpeg2000'}  # where the sheet's words and the file names differ
     order = ('awgn', 'jpeg', 'jpeg2000', 'fnoise', 'blur', 'contrast')  # of csiq_label.txt, whose rows published splits count
@@ -71,7 +73,7 @@ def read_csiq(labels: Labels) -> None:
         image = f'{image:g}' if isinstance(image, float) else str(image).strip()
         kind = types.get(normalized_name(kind), str(kind).strip())
         level = labels.number(level, where, 'distortion level')
-        labels.add(folder, f'{image}.{kind}.{level:g}.png', score, where, image, find=labels.files_below)
+        labels.add(folder, f'{image}.{kind}.{level:g}.png', score, where, image)
         type_number = order.index(kind.lower()) if kind.lower() in order else len(order)
         keys.append((type_number, image.replace('_', ''), level))
     rows = np.argsort(sorted(range(len(keys)), key=keys.__getitem__)).tolist()
@@ -84,9 +86,9 @@ def read_tid2013(labels: Labels) -> None:
     mos_with_names.txt and distorted_images/
     """
     labels.open('mos_with_names.txt')
-    folder = labels.folder('distorted_images')
+    folder, labels.find = labels.folder('distorted_images'), labels.files_below
     for where, (score, name) in labels.rows(0, 1, header=False):
-        labels.add(folder, name, score, where, name[:3].upper(), find=labels.files_below)
+        labels.add(folder, name, score, where, name[:3].upper())
 
 
 def read_kadid10k(labels: Labels) -> None:
@@ -211,20 +213,24 @@ def read_csv(labels: Labels) -> None:
     --csv FILE with the columns image and score (or dmos: lower is better), optionally content (its images stay together
     in a split) and set (train, val or test); many other names are known
     """
-    table = find_columns(labels.file, read_rows(labels.file), labels.settings.columns, ('image', 'score'), ('content', 'set'))
+    rows, chosen = read_rows(labels.file), labels.settings.columns
+    table = find_columns(labels.file, rows, chosen, ('image', 'score'), ('content', 'set', 'type'))
     start = labels.settings.images or os.path.dirname(labels.file)
-    find = labels.matches_by_end if labels.settings.images else labels.matches
+    labels.find = labels.matches_by_end if labels.settings.images else labels.matches
     for where, cells, decimal in table.rows:
         row = {role: str(cells[k]).strip(BLANK) for role, k in table.columns.items()}
         for role, cell in row.items():
             if not cell and role != 'set':
                 raise InputError(f'{labels.file}, {where}: the {role} is empty; fill it in or remove that row')
         score = row['score'].replace(decimal, '.') if is_number(row['score']) else row['score']
-        labels.add(start, row['image'], score, where, row.get('content', row['image']), known_set(row.get('set', '')), find)
+        content, in_set = row.get('content', row['image']), known_set(row.get('set', ''))
+        labels.add(start, row['image'], score, where, content, in_set, row.get('type', ''))
     if labels.found_by_end:
-        count, (name, path) = len(labels.found_by_end), labels.found_by_end[0]
+        count, (name, path) = len(labels.found_by_end), next(iter(labels.found_by_end.items()))
         log(f'{labels.file}: {count} images are found by the ends of their names, the first of them {name} as {path}')
     describe_table(labels, table)
+    of_samples = {sample.where for sample in labels.samples}
+    table = table._replace(rows=[row for row in table.rows if row.where in of_samples])  # without further votes
     if 'content' in table.columns:
         warn_of_attribute(labels, table)
     else:
@@ -285,6 +291,7 @@ class Database(NamedTuple):
         images: how many samples the complete database has, or None where that is the user's affair.
         score_range: (low, high) of the label's unit; single scores may be beyond. None: as in the user's file.
         higher_is_better: False for a DMOS.
+        type_pattern: FOLDER or BEFORE_LEVEL, where the images' paths have the type of their distortion.
         by_content: a split keeps the images of one content together; otherwise it draws single images.
         official: what names the official set of each image, or '' where nothing does.
         resize: (height, width) that every image is resized to before it is cropped, or None.
@@ -299,6 +306,7 @@ class Database(NamedTuple):
     score_range: tuple[float, float] | None = None
     higher_is_better: bool = True
     by_content: bool = False
+    type_pattern: str = ''
     official: str = ''
     resize: tuple[int, int] | None = None
     exif_rotation: bool = False
@@ -319,10 +327,10 @@ class Database(NamedTuple):
 
 
 DATABASES = {
-    'live': Database('LIVE', read_live, 779, (0, 100), higher_is_better=False, by_content=True),
-    'csiq': Database('CSIQ', read_csiq, 866, (0, 1), higher_is_better=False, by_content=True),
-    'tid2013': Database('TID2013', read_tid2013, 3000, (0, 9), by_content=True),
-    'kadid10k': Database('KADID-10k', read_kadid10k, 10125, (1, 5), by_content=True),
+    'live': Database('LIVE', read_live, 779, (0, 100), higher_is_better=False, by_content=True, type_pattern=FOLDER),
+    'csiq': Database('CSIQ', read_csiq, 866, (0, 1), higher_is_better=False, by_content=True, type_pattern=BEFORE_LEVEL),
+    'tid2013': Database('TID2013', read_tid2013, 3000, (0, 9), by_content=True, type_pattern=BEFORE_LEVEL),
+    'kadid10k': Database('KADID-10k', read_kadid10k, 10125, (1, 5), by_content=True, type_pattern=BEFORE_LEVEL),
     'livec': Database('LIVE Challenge', read_livec, 1162, (0, 100)),
     'koniq': Database('KonIQ-10k', read_koniq, 10073, (0, 100), official='koniq10k_distributions_sets.csv', resize=(512, 384)),
     'bid': Database('BID', read_bid, 586, (0, 5), resize=(512, 512)),
@@ -330,7 +338,7 @@ DATABASES = {
     'flive': Database('FLIVE', read_flive, 39810, (0, 100), official='labels640.csv, labels=640_padded.csv', resize=(512, 512)),
     'agiqa3k': Database('AGIQA-3K', read_agiqa3k, 2982, (0, 5)),
     'csv': Database('your images', read_csv, by_content=True, official='a column called set', exif_rotation=True, srgb=True),
-    'demo': Database('the demo database', read_demo, IMAGES, (1, 5), by_content=True, defaults=DEFAULTS),
+    'demo': Database('the demo database', read_demo, IMAGES, (1, 5), True, True, BEFORE_LEVEL, defaults=DEFAULTS),
 }
 ALIASES = {  # without the - and _ that names can have
     **{'koniq10k': 'koniq', 'clive': 'livec', 'livechallenge': 'livec', 'kadid': 'kadid10k', 'tid': 'tid2013'},
@@ -377,6 +385,11 @@ def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENT
     database.read(labels)
     if not labels.samples:
         raise InputError(f'{labels.file} lists no image. {labels.remedy}')
+    if database.type_pattern:
+        for k, sample in enumerate(labels.samples):
+            labels.samples[k] = sample._replace(facts={'type': ''.join(re.findall(database.type_pattern, sample.path))})
+    if settings.average_votes:
+        labels.average()
     missing = [f'{sample.path} ({sample.where})' for sample in labels.samples if sample.file is None]
     if missing and not settings.skip_missing:
         what = f'{len(missing)} of the {len(labels.samples)} images that {labels.file} lists are missing'
@@ -487,6 +500,10 @@ class OpenDatabase:
     def contents(self, positions: Iterable[int]) -> list[str]:
         """What each image shows, where splits are by content: images of one are not independent. Otherwise its name."""
         return [self.plain_content(self.samples[k]) if self.by_content else self.all_names[k] for k in positions]
+
+    def facts(self, positions: Sequence[int]) -> dict[str, list[Any]]:
+        """The further columns of predictions.csv (see `Sample`)."""
+        return {name: [self.samples[k].facts[name] for k in positions] for name in self.samples[0].facts}
 
     def thumbnail(self, position: int) -> Image.Image:
         """A small picture of an image, in the proportions of its file even where the frame is squeezed."""

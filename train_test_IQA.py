@@ -113,7 +113,7 @@ def open_database(config: Namespace) -> OpenDatabase:
 
 def open_others(config: Namespace) -> dict[str, OpenDatabase]:
     """The databases of --test_on by their names; the settings for a table apply to theirs unless there is a --csv."""
-    defaults = Settings(skip_missing=config.skip_missing)
+    defaults = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
     of_table = defaults if config.csv else Settings.of(config)._replace(split_by=None)
     asked = config.test_on or []
     return {name: OpenDatabase(key, path, None, of_table if key == 'csv' else defaults) for name, key, path in asked}

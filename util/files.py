@@ -189,7 +189,7 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
 
     Args:
         endings: of the names that this output can have.
-        header: the first line of a table; an existing table is replaced only if it has the same.
+        header: how a table starts; an existing table is replaced only if it starts in the same way.
 
     Raises:
         InputError: `path` has another ending, cannot be written, is in a run folder, or holds something else than such an
@@ -202,7 +202,7 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
         if target.exists():
             if any((folder / 'config.json').exists() for folder in target.parents[:2]):
                 raise InputError(f'{path} is in a run folder, where nothing is replaced; name another file')
-            start = re.escape(f'{header}\n'.encode()) if header else STARTS[target.suffix.lower()]
+            start = re.escape(header.encode()) if header else STARTS[target.suffix.lower()]
             if not target.is_file() or not re.match(rb'$|' + start, target.read_bytes()[:200], re.DOTALL):
                 raise InputError(f'{path} exists and is of another kind than this output; remove it, or name another file')
         remove_abandoned(target.parent, target.name)

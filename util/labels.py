@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,13 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.io
 
-from util.errors import InputError
+from util.errors import InputError, log
 from util.files import identity_of, is_entered, reading, walk
 from util.tables import BLANK, normalized_name, read_rows
 
 SETS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
 HEADER_ROWS = 10  # in which a header is looked for: an Excel sheet may have a title above it
-Find = Callable[[Path | str, str], list[str]] | None  # what finds the files of a name in a folder; None: `Labels.matches`
 
 
 class Sample(NamedTuple):
@@ -25,7 +25,8 @@ class Sample(NamedTuple):
     `content` names what the image shows: images of one content stay on one side of a split. `official_set` is the set
     that the labels put it in, 'train', 'val' or 'test', another word that the labels have in its place, or '' for none.
     `where` is what its row is called, and `row` the number by which a split of row numbers names it. `file` identifies its
-    file, the same under all its names; None where it is missing.
+    file, the same under all its names; None where it is missing. `facts` are further columns of predictions.csv: its
+    distortion `type`, and with `average_votes` the number of `votes` and their `deviation`.
     """
 
     path: str
@@ -35,6 +36,7 @@ class Sample(NamedTuple):
     where: str = ''
     row: int = 0
     file: Any = None
+    facts: Mapping[str, Any] = {}
 
 
 class Settings(NamedTuple):
@@ -42,7 +44,7 @@ class Settings(NamedTuple):
 
     `columns` names the columns of the user's own table by their roles; `images` is the folder at which the names in it
     start; `lower_is_better` is the direction of its scores. `split_by` is 'image' or 'content'. `skip_missing` leaves out
-    listed images that are missing or unreadable.
+    listed images that are missing or unreadable. `average_votes` takes the mean of the scores of all rows of an image.
     """
 
     columns: Mapping[str, str] = {}
@@ -50,6 +52,7 @@ class Settings(NamedTuple):
     lower_is_better: bool | None = None
     split_by: str | None = None
     skip_missing: bool = False
+    average_votes: bool = False
 
     @classmethod
     def of(cls, config: Any) -> 'Settings':
@@ -57,7 +60,8 @@ class Settings(NamedTuple):
         columns = dict(config.columns or {})
         if config.split not in (None, 'random', 'official'):
             columns.pop('set', None)  # it is a column of the split's table
-        return cls(columns, getattr(config, 'image_root', None), config.lower_is_better, config.split_by, config.skip_missing)
+        others = (config.lower_is_better, config.split_by, config.skip_missing, config.average_votes)
+        return cls(columns, getattr(config, 'image_root', None), *others)
 
 
 AS_DOCUMENTED = Settings()
@@ -74,7 +78,9 @@ class Labels:
 
     Attributes:
         file: the label file that was opened last.
-        samples: a `Sample` for every row.
+        find: what finds the files of an image's name in a folder: `matches` unless a reader chooses another method.
+        samples: a `Sample` for every image.
+        votes: the scores of all rows of each sample.
         known: paths of images that the complete database has beside its samples; a list that names them too is right.
         higher_is_better: which way the scores run, where the label file shows it.
     """
@@ -85,11 +91,13 @@ class Labels:
         self.remedy = remedy
         self.settings = settings
         self.file = self.root
+        self.find: Callable[[Path | str, str], list[str]] = self.matches
         self.samples: list[Sample] = []
-        self.first_places: dict[str, str] = {}
+        self.votes: list[list[float]] = []
+        self.positions: dict[str, int] = {}
         self.known: list[str] = []
         self.contents: dict[str, str] = {}
-        self.found_by_end: list[tuple[str, str]] = []
+        self.found_by_end: dict[str, str] = {}
         self.higher_is_better: bool | None = None
         self.listings: dict[str, dict[str, list[str]]] = {}
         self.trees: dict[str, dict[str, list[str]]] = {}
@@ -128,7 +136,7 @@ class Labels:
             found = self.matches(folder, '/'.join(steps[k:]))
             if found:
                 if k:
-                    self.found_by_end.append((name, found[0]))
+                    self.found_by_end[name] = found[0]
                 return found
             if step and os.path.isdir(os.path.join(folder, step)):
                 break
@@ -213,24 +221,42 @@ class Labels:
         raise InputError(f'{self.file}, {where}: the {role} {text!r} is not a number that 32 bits hold; correct or remove it')
 
     def add(
-        self, folder: Path | str, name: Any, score: Any, where: str, content: str = '', in_set: str = '', find: Find = None
+        self, folder: Path | str, name: Any, score: Any, where: str, content: str = '', in_set: str = '', kind: str = ''
     ) -> None:
-        """Append the sample whose image is `name` in `folder`, as `find` finds it there: by default `matches`.
+        """Append the sample whose image is `name` in `folder`, as `find` finds it there.
+
+        With `average_votes` a further row of the same image is a vote more for its sample.
 
         Without `content` the image is a content of its own. Spellings of a content that differ in letter case or Unicode form
         are one content, which has the first of them; of file names, which `content` can be too, they are different images.
         """
-        find, name = find or self.matches, str(name).strip(BLANK)
-        found = find(folder, name) or ('\\' in name and find(folder, name.replace('\\', '/')))
+        name = str(name).strip(BLANK)
+        found = self.find(folder, name) or ('\\' in name and self.find(folder, name.replace('\\', '/')))
         path = unambiguous(name, found) if found else os.path.join(folder, name)
         file = identity_of(path, os.stat(path)) if os.path.isfile(path) else None
         content = str(content or path)
         if content not in (name, path):
             content = self.contents.setdefault(normalized_name(content), content)
-        before = self.first_places.setdefault(os.path.normpath(path), where)
-        if before != where:  # it would be trained on and tested on
-            raise InputError(f'{self.file}, {where}: {path} is on {before} already; remove one of the two')
-        self.samples.append(Sample(path, self.number(score, where), content, in_set, where, len(self.samples), file))
+        k = self.positions.setdefault(os.path.normpath(path), len(self.samples))
+        sample = Sample(path, self.number(score, where), content, in_set, where, k, file, {'type': kind} if kind else {})
+        if k == len(self.samples):
+            self.samples.append(sample)
+            self.votes.append([])
+        elif not self.settings.average_votes:  # it would be trained on and tested on
+            remedy = 'remove one of the two, or give --average_votes where each row is a vote'
+            raise InputError(f'{self.file}, {where}: {path} is on {self.samples[k].where} already; {remedy}')
+        elif self.samples[k] != sample._replace(score=self.samples[k].score, where=self.samples[k].where):
+            other = f'another content, set or type than on {self.samples[k].where}; correct one of the two'
+            raise InputError(f'{self.file}, {where}: {path} has {other}')
+        self.votes[k].append(sample.score)
+
+    def average(self) -> None:
+        """Give each sample the mean of its votes as its score, and their number and deviation as facts."""
+        log(f'{self.file}: the scores are the means of {sum(map(len, self.votes))} votes for {len(self.samples)} images')
+        for k, (sample, votes) in enumerate(zip(self.samples, self.votes)):
+            deviation = statistics.stdev(votes) if len(votes) > 1 else ''
+            facts = {**sample.facts, 'votes': len(votes), 'deviation': deviation}
+            self.samples[k] = sample._replace(score=statistics.fmean(votes), facts=facts)
 
 
 def known_set(text: Any) -> str:

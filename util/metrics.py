@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ class NoIntervalError(Exception):
 
 
 class TestedImages(NamedTuple):
-    """The test images of a round, in columns of N: names, contents, subjective scores and predictions.
+    """The test images of a round, in columns of N: names, contents, subjective scores, predictions, and further `facts`.
 
     Images of one content are not independent, so intervals resample contents; an image that is one of its own has its name.
     """
@@ -29,6 +29,7 @@ class TestedImages(NamedTuple):
     contents: Sequence[str]
     subjective: np.ndarray
     predicted: np.ndarray
+    facts: Mapping[str, Sequence[Any]] = {}
 
 
 def srcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
@@ -97,6 +98,14 @@ def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]
         'PLCC_logistic': plcc(mapped, subjective),
         'MAE': mae(predicted, subjective),
     }
+
+
+def by_type(tested: TestedImages) -> dict[str, dict[str, dict[str, float]]]:
+    """Under `types`, the number of images and the SRCC of each distortion type that has one; nothing where none is known."""
+    types = np.array(tested.facts.get('type', []))
+    kept = {name: types == name for name in np.unique(types).tolist()}
+    found = {name: {'images': int(of.sum()), 'SRCC': of_kept(tested, srcc)(of)} for name, of in kept.items() if name}
+    return {'types': {name: values for name, values in found.items() if math.isfinite(values['SRCC'])}} if found else {}
 
 
 def intervals(rounds: Sequence[TestedImages]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from PIL.Image import Image
 from util import checkpoints, distributed, plots
 from util.errors import InputError, first_line, rank
 from util.files import locked, remove_abandoned, write_json, write_table, write_whole
-from util.metrics import TestedImages, all_metrics, intervals
+from util.metrics import TestedImages, all_metrics, by_type, intervals
 from util.options import title_of
 from util.run_folder import project_commit, read_result, refuse_other_images, round_path, without_nan, write_predictions
 from util.splits import SplitRecord
@@ -159,7 +159,7 @@ class RoundFolder:
                 write_whole(self.path / 'worst.png', plots.worst(tested, thumbnail, title))
             write_predictions(self.path / 'predictions.csv', tested)
             result = {'epoch': best['epoch'], 'epochs': self.epochs, **all_metrics(tested.predicted, tested.subjective)}
-            result |= intervals([tested])
+            result |= {**intervals([tested]), **by_type(tested)}
             if on_others:
                 result['test_on'] = on_others
             write_json(self.path / 'result.json', without_nan(result))

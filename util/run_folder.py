@@ -29,7 +29,7 @@ RESULTS = ('last.pth', 'best.pth', 'history.csv', 'predictions.csv', 'result.jso
 PREDICTION_COLUMNS = ('image', 'content', 'score', 'prediction')
 METRICS = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic', 'MAE')
 INTERVALS = ('SRCC_interval', 'PLCC_interval', 'interval_method', 'no_interval')
-ON_OTHERS = ('SRCC', 'PLCC', 'KRCC', *INTERVALS)
+ON_OTHERS = ('SRCC', 'PLCC', 'KRCC', 'types', *INTERVALS)
 CHOSEN = 'chosen on these images'
 
 
@@ -128,8 +128,9 @@ def refuse_other_images(path: Path, split: SplitRecord, remedy: str = 'give --ou
 
 
 def write_predictions(path: Path, tested: TestedImages) -> None:
-    columns = (tested.images, tested.contents, tested.subjective.tolist(), tested.predicted.tolist())
-    write_table(path, PREDICTION_COLUMNS, [dict(zip(PREDICTION_COLUMNS, row)) for row in zip(*columns, strict=True)])
+    values = (tested.images, tested.contents, tested.subjective.tolist(), tested.predicted.tolist())
+    columns = {**dict(zip(PREDICTION_COLUMNS, values)), **tested.facts}
+    write_table(path, list(columns), [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)])
 
 
 def read_columns(path: Path) -> dict[str, list[str]]:
@@ -147,8 +148,8 @@ def read_predictions(path: Path) -> TestedImages:
     """
     columns = read_columns(path)
     with named(path, 'a table'):
-        images, contents, scores, predictions = (columns[name] for name in PREDICTION_COLUMNS)
-        return TestedImages(images, contents, np.array(scores, np.float64), np.array(predictions, np.float64))
+        images, contents, scores, predictions = (columns.pop(name) for name in PREDICTION_COLUMNS)
+        return TestedImages(images, contents, np.array(scores, np.float64), np.array(predictions, np.float64), columns)
 
 
 def summarise(run: Path | str) -> dict[str, Any]:
@@ -232,14 +233,15 @@ def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def over(results: list[dict[str, Any]], function: Callable[..., Any]) -> dict[str, Any]:
-    """`function` of every metric that all `results` have, and of those of the last epochs and other databases in them."""
+    """`function` of every metric that all `results` have, and of those of the last epochs, other databases and types."""
     names = [name for name in METRICS if all(name in result for result in results)]
     found: dict[str, Any] = {name: float(function([result[name] for result in results])) for name in names}
     if 'last_epoch' in results[0]:
         found['last_epoch'] = over([result['last_epoch'] for result in results], function)
-    if 'test_on' in results[0]:
-        of_others = {name: [r.get('test_on', {}).get(name, {}) for r in results] for name in results[0]['test_on']}
-        found['test_on'] = {name: over(metrics, function) for name, metrics in of_others.items()}
+    for part in ('test_on', 'types'):
+        names = list(dict.fromkeys(name for result in results for name in result.get(part, {})))
+        if names:
+            found[part] = {name: over([r[part][name] for r in results if name in r.get(part, {})], function) for name in names}
     return found
 
 

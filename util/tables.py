@@ -33,6 +33,7 @@ ROLES = {  # names of columns, found in tables of other people
     ),
     'content': ('content', 'reference', 'ref_name', 'ref_img', 'ref_img_path', 'hq_name', 'scene'),
     'set': ('set', 'split', 'official_split'),
+    'type': (),  # of the distortion; where it is asked for alone, since columns of this name hold other things too
 }
 KNOWN = {name for names in ROLES.values() for name in names}
 
