@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from util.errors import InputError, boundary, log, one_line
-from util.files import check_input, check_output, named, walk
+from util.files import check_input, check_output, named, walk, write_whole
 from util.options import Parser, positive
 from util.progress import progress
 from util.tables import BLANK, find_columns, read_rows
@@ -59,6 +59,9 @@ def main(argv: list[str] | None = None) -> None:
         if options.csv:
             check_output(options.csv, ['.csv'], ','.join(columns) + '\n')
             remedies.append('the scores so far are kept; --resume continues after them')
+        if options.map:
+            Path(options.map).mkdir(parents=True, exist_ok=True)
+            check_output(f'{options.map}/map.png', ['.png'])
         check_input(options.checkpoint, 'a checkpoint')
         if options.resume:
             scored = scored_images(options.csv)
@@ -74,15 +77,19 @@ def main(argv: list[str] | None = None) -> None:
         with open(options.csv or os.devnull, mode, 1, encoding='utf-8', errors='surrogateescape', newline='') as file:
             if not file.tell():
                 file.write(','.join(columns) + '\n')
-            failed = score_all(scorer, paths, columns, csv.writer(file, lineterminator='\n'))
+            failed = score_all(scorer, paths, columns, csv.writer(file, lineterminator='\n'), options.map)
         if failed:
             log(f'{failed} of {len(paths)} images could not be read')
     sys.exit(2 if failed else 0)
 
 
-def score_all(scorer: Any, paths: list[Path], columns: tuple[str, ...], table: Any) -> int:
-    """Print the score of every image that can be read, and append it to `table`; how many cannot be read."""
-    failed = 0
+def score_all(scorer: Any, paths: list[Path], columns: tuple[str, ...], table: Any, folder: str | None) -> int:
+    """Print the score of every image that can be read, and append it to `table`; how many cannot be read.
+
+    Args:
+        folder: for the images' maps, where they lie as the images lie in the folder that all are in; or None.
+    """
+    failed, common = 0, os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths] or ['/'])
     for result, path in zip(progress(scorer.results(paths), 'score', len(paths), 'images'), paths):
         with tqdm.external_write_mode():  # a bar on the same terminal gives way
             if isinstance(result, InputError):
@@ -90,6 +97,10 @@ def score_all(scorer: Any, paths: list[Path], columns: tuple[str, ...], table: A
                 failed += 1
             else:
                 values = result[: len(columns) - 1]
+                if folder:  # before the table has the image, which --resume then skips
+                    picture = Path(folder, f'{os.path.relpath(path, common)}.png')
+                    picture.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(picture, scorer.drawn_map(path, f'{path.name}: {values[0]:.4f}'))
                 table.writerow([path, *values])
                 print(one_line(path), *(f'{value:.4f}' for value in values), sep='\t', flush=True)
     return failed
@@ -121,7 +132,7 @@ def list_images(arguments: list[str]) -> list[Path]:
 def photos_below(folder: Path) -> list[Path]:
     """The photos in a folder and below, whether or not Pillow reads them."""
     endings = {end for end, format in Image.registered_extensions().items() if format in FORMATS} | NEW_ENDINGS | RAW_ENDINGS
-    return [path for path in map(Path, walk(folder, strict=True)) if path.suffix.lower() in endings and path.is_file()]
+    return [path for path in map(Path, walk(folder)) if path.suffix.lower() in endings and path.is_file()]
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -133,6 +144,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--patches', type=positive, default=25, help='random patches per image (default: 25)')
     parser.add_argument('--spread', action='store_true', help='print the standard deviation over the patches too')
     parser.add_argument('--csv', metavar='FILE', help='write the scores to FILE.csv too, which grows as they come')
+    parser.add_argument('--map', metavar='FOLDER', help='draw where each image scores high and low, as PNG files in FOLDER')
     parser.add_argument('--resume', action='store_true', help='skip the images that --csv FILE holds, and append to it')
     parser.add_argument('--amp', action='store_true', help='bfloat16: faster, scores differ slightly')
     parser.add_argument('--device', help='cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)')
@@ -141,6 +153,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         raise InputError('there is nothing to score; name image files or folders, or --list FILE')
     if options.resume and not options.csv:
         raise InputError('--resume goes with --csv FILE, which it continues')
+    if options.map and any(Path(options.map).resolve().is_relative_to(Path(path).resolve()) for path in options.images):
+        raise InputError(f'--map {options.map} is inside a folder of images, of which its pictures would be; name another')
     return options
 
 

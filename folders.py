@@ -61,7 +61,7 @@ def read_csiq(labels: Labels) -> None:
     a folder for each type
     """
     labels.open('csiq_label.txt', 'csiq.DMOS.xlsx', 'csiq.beta.xlsx')
-    folder, labels.find = labels.folder('dst_imgs_all', 'dst_imgs'), labels.files_below
+    folder, labels.find = labels.folder('dst_imgs_all', 'dst_imgs'), labels.matches_below
     if labels.file.suffix == '.txt':
         for where, (name, score) in labels.rows(0, 1, header=False):
             labels.add(folder, name, score, where, name.split('.')[0])
@@ -86,7 +86,7 @@ def read_tid2013(labels: Labels) -> None:
     mos_with_names.txt and distorted_images/
     """
     labels.open('mos_with_names.txt')
-    folder, labels.find = labels.folder('distorted_images'), labels.files_below
+    folder, labels.find = labels.folder('distorted_images'), labels.matches_below
     for where, (score, name) in labels.rows(0, 1, header=False):
         labels.add(folder, name, score, where, name[:3].upper())
 

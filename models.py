@@ -37,15 +37,8 @@ class ResNetBackbone(ResNet):
         self.lda4_pool = nn.AvgPool2d(7, stride=7)
         self.lda4_fc = nn.Linear(2048, in_chn - lda_out_channels * 3)
 
-        for layer in (
-            self.lda1_pool[0],
-            self.lda2_pool[0],
-            self.lda3_pool[0],
-            self.lda1_fc,
-            self.lda2_fc,
-            self.lda3_fc,
-            self.lda4_fc,
-        ):
+        convolutions = (self.lda1_pool[0], self.lda2_pool[0], self.lda3_pool[0])
+        for layer in (*convolutions, self.lda1_fc, self.lda2_fc, self.lda3_fc, self.lda4_fc):
             nn.init.kaiming_normal_(cast(torch.Tensor, layer.weight))
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -137,13 +130,9 @@ class HyperNet(nn.Module):
         paras = {'target_in_vec': features['target_in_vec'].view(-1, self.target_in_size, 1, 1)}
         hyper_feat = self.conv1(features['hyper_in_feat'])
         pooled = self.pool(hyper_feat).flatten(1)
-        generators = (
-            (self.fc1w_conv, self.fc1b_fc),
-            (self.fc2w_conv, self.fc2b_fc),
-            (self.fc3w_conv, self.fc3b_fc),
-            (self.fc4w_conv, self.fc4b_fc),
-        )
-        for k, (weight, bias) in enumerate(generators, start=1):
+        weights = (self.fc1w_conv, self.fc2w_conv, self.fc3w_conv, self.fc4w_conv)
+        biases = (self.fc1b_fc, self.fc2b_fc, self.fc3b_fc, self.fc4b_fc)
+        for k, (weight, bias) in enumerate(zip(weights, biases), start=1):
             f_in, f_out = self.sizes[k - 1 : k + 1]
             paras[f'target_fc{k}w'] = weight(hyper_feat).reshape(-1, f_out, f_in, 1, 1)
             paras[f'target_fc{k}b'] = bias(pooled)

@@ -5,6 +5,7 @@ HYPERIQA_DEBUG=1 shows the traceback of what is otherwise one line; a programmin
 """
 
 import difflib
+import functools
 import os
 import re
 import signal
@@ -57,6 +58,12 @@ def log(text: str) -> None:
     """Print one line to stderr, by the first rank only: stdout carries the results alone."""
     if rank() == 0:
         print(one_line(text), file=sys.stderr, flush=True)
+
+
+@functools.lru_cache
+def log_once(text: str) -> None:
+    """As `log`, without what was logged a moment ago."""
+    log(text)
 
 
 def one_line(text: Any) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import functools
 import glob
 import io
 import json
@@ -18,7 +17,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout  # PyTorch brings it; it works where there is no fcntl
 
-from util.errors import InputError, first_line, log
+from util.errors import InputError, first_line, log, log_once
 
 REMEDIES = {  # for a file that cannot be read as one of these kinds
     'an image': 'replace the file',
@@ -84,16 +83,17 @@ def check_input(path: Path | str, kind: str) -> None:
         pass
 
 
-def walk(folder: Path | str, strict: bool = False) -> Iterator[str]:
+def walk(folder: Path | str) -> Iterator[str]:
     """The files in `folder` and below, by name; not hidden ones, nor what a Mac puts beside a zip's files.
 
-    Links to folders are followed, and each folder is entered once. A folder that cannot be listed is passed over; with `strict`
-    it is an OSError.
+    Links to folders are followed, and each folder is entered once.
+
+    Raises:
+        OSError: a folder cannot be listed.
     """
 
     def fail(error: OSError) -> None:
-        if strict:
-            raise error
+        raise error
 
     seen: set[Any] = set()
     for place, inner, names in os.walk(folder, onerror=fail, followlinks=True):
@@ -235,7 +235,10 @@ def locked(path: Path | str, busy: str = '') -> Iterator[bool]:
         lock.acquire()
     except (OSError, NotImplementedError) as error:
         if os.access(os.path.dirname(path) or '.', os.W_OK):  # otherwise nothing is written there, and the write itself fails
-            warn_of_no_locks(os.path.dirname(path) or '.', getattr(error, 'strerror', None) or str(error))
+            folder, reason = os.path.dirname(path) or '.', getattr(error, 'strerror', None) or error
+            log_once(
+                f'warning: files in {folder} cannot be locked ({reason}); let no two processes work on the same round or cache'
+            )
     try:
         yield lock.is_locked
     finally:
@@ -249,8 +252,3 @@ def is_locked(path: Path | str) -> bool:
             return False
     except InputError:
         return True
-
-
-@functools.cache
-def warn_of_no_locks(folder: str, reason: str) -> None:
-    log(f'warning: files in {folder} cannot be locked ({reason}); let no two processes work on the same round or cache')

@@ -16,9 +16,9 @@ import shutil
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -311,14 +311,11 @@ def build(path: Path, sizes: np.ndarray, direct: DirectFrames) -> None:
 
 def on_all_cores(title: str, function: Callable[[Any], Any], images: Sequence[Any]) -> list[Any]:
     """`function` of each of `images`, in order; stderr shows how far it is."""
-    pool = ThreadPoolExecutor(cores(), thread_name_prefix=title)
-    try:
-        return list(progress(pool.map(function, images), title, len(images), 'images'))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with closing(ahead(function, images, cores(), 2 * cores())) as jobs:  # so that none runs any more after a failure
+        return [job.result() for job in progress(jobs, title, len(images), 'images')]
 
 
-def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, count: int) -> Iterator[Future[Any]]:
+def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, count: int) -> Generator[Future[Any]]:
     """Yields the jobs of `function` of each of `items`, in order, with up to `count` later ones under way in threads."""
     pool = ThreadPoolExecutor(workers)
     jobs = (pool.submit(function, item) for item in items)

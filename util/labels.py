@@ -12,7 +12,7 @@ import numpy as np
 import scipy.io
 
 from util.errors import InputError, log
-from util.files import identity_of, is_entered, reading, walk
+from util.files import identity_of, is_entered, reading
 from util.tables import BLANK, normalized_name, read_rows
 
 SETS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
@@ -100,7 +100,7 @@ class Labels:
         self.found_by_end: dict[str, str] = {}
         self.higher_is_better: bool | None = None
         self.listings: dict[str, dict[str, list[str]]] = {}
-        self.trees: dict[str, dict[str, list[str]]] = {}
+        self.inner: dict[Path | str, list[Path]] = {}
 
     def listing(self, folder: str) -> dict[str, list[str]]:
         """The names in `folder` by their normalized form, listed once; none where it cannot be listed."""
@@ -142,25 +142,22 @@ class Labels:
                 break
         return []
 
-    def files_below(self, folder: Path | str, name: str) -> list[str]:
-        """The files called `name` that are nearest to `folder`, in it or anywhere below."""
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            return [path]
-        if str(folder) not in self.trees:
-            tree = self.trees[str(folder)] = {}
-            for path in walk(folder):
-                tree.setdefault(normalized_name(os.path.basename(path)), []).append(path)
-        found = self.trees[str(folder)].get(normalized_name(name), [])
-        nearest = min((path.count(os.sep) for path in found), default=0)
-        return [path for path in found if path.count(os.sep) == nearest]
+    def folders_in(self, folder: Path | str) -> list[Path]:
+        """Those in `folder` by name, listed once."""
+        if folder not in self.inner:
+            self.inner[folder] = sorted(p for p in Path(folder).iterdir() if is_entered(p.name) and p.is_dir())
+        return self.inner[folder]
+
+    def matches_below(self, folder: Path | str, name: str) -> list[str]:
+        """As `matches`, else in the folders inside."""
+        return self.matches(folder, name) or [file for inner in self.folders_in(folder) for file in self.matches(inner, name)]
 
     def first(self, names: Sequence[str], bases: Sequence[Path], is_kind: Callable[[str], bool]) -> Path | None:
         """Path of the first of `names` that exists in one of `bases` or one folder down, the nearest one, or None."""
         if not os.path.isdir(self.root):
             raise InputError(f'{self.title}: there is no folder {self.root}. {self.remedy}')
-        inner = [sorted(path for path in base.iterdir() if is_entered(path.name) and path.is_dir()) for base in bases]
-        for name, level in itertools.product(names, [[base] for base in bases] + inner):  # the nearest one first
+        levels = [[base] for base in bases] + [self.folders_in(base) for base in bases]  # the nearest one first
+        for name, level in itertools.product(names, levels):
             found = [path for base in level for path in self.matches(base, name, is_kind)]
             if found:
                 return Path(unambiguous(name, found))

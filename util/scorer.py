@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,18 +13,34 @@ from PIL import Image
 
 from data_loader import draw_patches, imagenet_statistics
 from models import PATCH_SIZE, HyperNet, hyperiqa, predict_scores
-from util import checkpoints, frames
+from util import checkpoints, frames, plots
 from util.distributed import has_bfloat16, memory_format, pick_device
-from util.errors import InputError, log
+from util.errors import InputError, log, log_once
 from util.files import named
 from util.labels import scale_of
 from util.options import facts_of_koniq, read_record, record_of
 
 BATCH_SIZE = 100
+STRIDE = 112  # pixels of the frame between the patches of a map
 NARROWEST = 1 / 100  # an image that is narrower for its length is not enlarged until it holds a patch
 LOADING = threading.Lock()  # of opened pictures: Pillow loads one at its first use, and it can be in a list twice
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+
+
+class ScoreMap(NamedTuple):
+    """The scores of a grid of overlapping patches.
+
+    Attributes:
+        photo: the image as a viewer shows it.
+        y, x: (rows,) and (columns,): where in the photo the patches have their centres, in pixels.
+        scores: (rows, columns), in the unit of the labels.
+    """
+
+    photo: Image.Image
+    y: np.ndarray
+    x: np.ndarray
+    scores: np.ndarray
 
 
 class Scorer:
@@ -84,28 +100,51 @@ class Scorer:
 
     def crops(self, image: Picture) -> np.ndarray:
         """(patches, 224, 224, 3) uint8 crops of an image, at places that the frame's height and width decide."""
-        if isinstance(image, str | os.PathLike):
-            name, picture = str(image), frames.load_image(Path(image), exif_rotation=True, srgb=True)
-        else:
-            name, picture = 'the image', rgb_of(image)
-        frame = np.asarray(enlarged(frames.resized(picture, self.facts['resize']), name))
+        frame = self.pictures(image)[1]
         places = draw_patches(frame.shape[:2], np.array([frame.shape[:2]]), self.patches, istrain=False)
         return np.stack([frame[top : top + PATCH_SIZE, left : left + PATCH_SIZE] for top, left in zip(places.top, places.left)])
 
-    @torch.inference_mode()
+    def map(self, image: Picture) -> ScoreMap:
+        """The scores of patches over the whole image, each STRIDE from the last; arguments and errors as of a call.
+
+        Content moves them as much as quality: of photos with one blurred half, a map shows which half, but not which object.
+        """
+        photo, frame = self.pictures(image)
+        top, left = (np.array([*range(0, side - PATCH_SIZE, STRIDE), side - PATCH_SIZE]) for side in frame.shape[:2])
+        crops = [frame[y : y + PATCH_SIZE, x : x + PATCH_SIZE] for y in top for x in left]
+        y, x = ((start + PATCH_SIZE / 2) * size / side for start, size, side in zip((top, left), photo.size[::-1], frame.shape))
+        return ScoreMap(photo, y, x, self.patch_scores(np.stack(crops)).view(len(top), len(left)).numpy())
+
+    def drawn_map(self, image: Picture, title: str) -> bytes:
+        """The `map` of an image over it, as the bytes of a PNG file."""
+        return plots.score_map(self.map(image), title, scale_line(self.facts))
+
+    def pictures(self, image: Picture) -> tuple[Image.Image, np.ndarray]:
+        """An image as a viewer shows it, and the (H, W, 3) uint8 frame that patches are cut from."""
+        if isinstance(image, str | os.PathLike):
+            name, photo = str(image), frames.load_image(Path(image), exif_rotation=True, srgb=True)
+        else:
+            name, photo = 'the image', rgb_of(image)
+        return photo, np.asarray(enlarged(frames.resized(photo, self.facts['resize']), name))
+
     def scores(self, crops: Sequence[np.ndarray]) -> list[tuple[float, float]]:
-        """Mean and deviation of the scores of each image's `crops`, in the unit of the labels.
+        """Mean and deviation of the scores of each image's `crops`; unit and errors as of `patch_scores`."""
+        of_images = self.patch_scores(np.concatenate(crops)).view(-1, self.patches)
+        return list(zip(of_images.mean(1).tolist(), of_images.std(1, correction=0).tolist()))
+
+    @torch.inference_mode()
+    def patch_scores(self, crops: np.ndarray) -> torch.Tensor:
+        """(N, 224, 224, 3) uint8 crops -> (N,) float64 scores in the unit of the labels.
 
         Raises:
             InputError: a score is not finite.
         """
-        patches = torch.from_numpy(np.concatenate(crops))
+        patches = torch.from_numpy(crops)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.amp):
-            scores = [self.network(some.to(self.device)).cpu() for some in patches.split(BATCH_SIZE)]
-        of_images = torch.cat(scores).double().view(-1, self.patches)
-        if not of_images.isfinite().all():
+            scores = torch.cat([self.network(some.to(self.device)).cpu() for some in patches.split(BATCH_SIZE)]).double()
+        if not scores.isfinite().all():
             raise InputError(f'{self.checkpoint} gives a score that is not finite; take the weights of another epoch')
-        return list(zip(of_images.mean(1).tolist(), of_images.std(1, correction=0).tolist()))
+        return scores
 
 
 class PatchScorer(torch.nn.Module):
@@ -144,7 +183,7 @@ def enlarged(picture: Image.Image, name: str) -> Image.Image:
         raise InputError(f'{name} is {picture.width}x{picture.height}: too narrow to be enlarged until it holds a patch')
     scale = PATCH_SIZE / min(picture.size)
     width, height = (max(PATCH_SIZE, round(side * scale)) for side in picture.size)
-    log(f'{name} is {picture.width}x{picture.height}: enlarged to {width}x{height}, so its score is less certain')
+    log_once(f'{name} is {picture.width}x{picture.height}: enlarged to {width}x{height}, so its score is less certain')
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
