@@ -447,10 +447,10 @@ def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, 
         tested = tested_images(database, data, solver.predict(data))
         if rank() == 0:
             run_folder.write_predictions(folder / f'predictions_{name}.csv', tested)
-        results[name] = {'images': len(tested.images), 'MAE': mae(tested.predicted, tested.subjective)}
+        of_images = {'images': len(tested.images), 'MAE': mae(tested.predicted, tested.subjective)}
         tested = tested._replace(predicted=sign * tested.predicted)
         metrics: dict[str, Any] = {**all_metrics(tested.predicted, tested.subjective), **intervals([tested]), **by_type(tested)}
-        results[name] |= {metric: metrics[metric] for metric in run_folder.ON_OTHERS if metric in metrics}
+        results[name] = of_images | {metric: metrics[metric] for metric in run_folder.ON_OTHERS if metric in metrics}
     return results
 
 

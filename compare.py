@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser('Compare runs on the same test images.', 'example:\n  python compare.py runs/koniq-seed0 runs/koniq-mine')
+    parser = Parser('Compare runs on the same test images.', __doc__)
     parser.add_argument('runs', nargs='+', metavar='RUN', help='two run folders: their difference; more: a table of them')
     parser.add_argument('--csv', metavar='FILE', help='write every difference as a table too')
     parser.add_argument('--plot', metavar='FILE', help='draw the test SRCC by epoch and the differences as a PNG')

@@ -36,11 +36,6 @@ FORMATS = {'AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PCX', 'PNG',
 NEW_ENDINGS = {'.avif', '.heic', '.heif', '.hif', '.jxl'}  # of photos, whether or not Pillow reads them
 RAW_ENDINGS = {'.arw', '.cr2', '.cr3', '.dng', '.nef', '.orf', '.pef', '.raf', '.rw2', '.srw'}
 
-EXAMPLES = """examples:
-  python demo.py --checkpoint runs/koniq-seed0/round_01/best.pth photo.jpg folder/
-  python demo.py --checkpoint runs/koniq-seed0/round_01/best.pth --list names.txt --csv scores.csv --resume
-"""
-
 
 def __getattr__(name: str) -> Any:
     """`from demo import Scorer` imports torch, which takes seconds, and `demo.py --help` does not."""
@@ -100,7 +95,7 @@ def score_all(scorer: Any, paths: list[Path], columns: tuple[str, ...], table: A
                 if folder:  # before the table has the image, which --resume then skips
                     picture = Path(folder, f'{os.path.relpath(path, common)}.png')
                     picture.parent.mkdir(parents=True, exist_ok=True)
-                    write_whole(picture, scorer.drawn_map(path, f'{path.name}: {values[0]:.4f}'))
+                    write_whole(picture, scorer.drawn_map(path, f'{path.name}: score {values[0]:.4f}'))
                 table.writerow([path, *values])
                 print(one_line(path), *(f'{value:.4f}' for value in values), sep='\t', flush=True)
     return failed
@@ -136,7 +131,7 @@ def photos_below(folder: Path) -> list[Path]:
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser('Score images with a trained HyperIQA.', EXAMPLES)
+    parser = Parser('Score images with a trained HyperIQA.', __doc__)
     parser.add_argument('images', nargs='*', help='image files, and folders of them')
     parser.add_argument('--list', metavar='FILE', help='a table of images, or one per line, relative to its folder; -: stdin')
     checkpoint = "a run's best.pth, or the authors' or pyiqa's KonIQ model"

@@ -18,7 +18,7 @@ PACKAGES = {'.pt2': (), '.onnx': ('onnx', 'onnxscript', 'onnxruntime'), '.safete
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser('Write a trained HyperIQA as one file for other programs.')
+    parser = Parser('Write a trained HyperIQA as one file for other programs.', __doc__)
     parser.add_argument('checkpoint', help="a run's best.pth, or the authors' or pyiqa's KonIQ model")
     parser.add_argument('out', help='a file that ends in .pt2, .onnx or .safetensors')
     with boundary():

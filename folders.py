@@ -20,7 +20,7 @@ from PIL import Image
 
 from util.demo_database import DEFAULTS, IMAGES, generate
 from util.errors import InputError, log, nearest
-from util.frames import CachedFrames, DirectFrames, folder_of, load_image, on_all_cores, open_frames
+from util.frames import CachedFrames, DirectFrames, folder_of, load_image, on_all_cores, open_frames, read_picture
 from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, known_set, scale_of, set_of
 from util.tables import BLANK, Table, find_columns, is_number, normalized_name, read_rows
 
@@ -446,14 +446,8 @@ class OpenDatabase:
     def leave_out(self, labels: Labels) -> None:
         """Leave out the images that are missing or unreadable, and log how many."""
 
-        def fault_of(sample: Sample) -> str:
-            try:
-                load_image(sample.path, exif_rotation=self.entry.exif_rotation)
-            except InputError as error:
-                return str(error)
-            return ''
-
-        faults = on_all_cores('find unreadable images', fault_of, self.samples)
+        exif_rotation, paths = self.entry.exif_rotation, [sample.path for sample in self.samples]
+        faults = on_all_cores('find unreadable images', lambda path: read_picture(path, exif_rotation).fault, paths)
         rows = zip(self.all_names, self.samples, faults)
         self.left_out = [{'image': name, 'row': sample.where, 'reason': fault} for name, sample, fault in rows if fault]
         self.samples = [sample for sample, fault in zip(self.samples, faults) if not fault]

@@ -6,6 +6,7 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
     scores = TargetNet(paras)(paras['target_in_vec'])               # (B,)
 """
 
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -97,17 +98,9 @@ class HyperNet(nn.Module):
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
 
-        def weights_of(f_in: int, f_out: int) -> nn.Conv2d:
-            return nn.Conv2d(hyper_in_channels, f_in * f_out // feature_size**2, 3, padding=1)
-
-        self.fc1w_conv = weights_of(target_in_size, target_fc1_size)
-        self.fc1b_fc = nn.Linear(hyper_in_channels, target_fc1_size)
-        self.fc2w_conv = weights_of(target_fc1_size, target_fc2_size)
-        self.fc2b_fc = nn.Linear(hyper_in_channels, target_fc2_size)
-        self.fc3w_conv = weights_of(target_fc2_size, target_fc3_size)
-        self.fc3b_fc = nn.Linear(hyper_in_channels, target_fc3_size)
-        self.fc4w_conv = weights_of(target_fc3_size, target_fc4_size)
-        self.fc4b_fc = nn.Linear(hyper_in_channels, target_fc4_size)
+        for k, (f_in, f_out) in enumerate(pairwise(self.sizes), start=1):  # fc1w_conv, fc1b_fc ... fc4w_conv, fc4b_fc
+            self.add_module(f'fc{k}w_conv', nn.Conv2d(hyper_in_channels, f_in * f_out // feature_size**2, 3, padding=1))
+            self.add_module(f'fc{k}b_fc', nn.Linear(hyper_in_channels, f_out))
         self.fc5w_fc = nn.Linear(hyper_in_channels, target_fc4_size)
         self.fc5b_fc = nn.Linear(hyper_in_channels, 1)
         for name, layer in self.named_children():
@@ -130,12 +123,9 @@ class HyperNet(nn.Module):
         paras = {'target_in_vec': features['target_in_vec'].view(-1, self.target_in_size, 1, 1)}
         hyper_feat = self.conv1(features['hyper_in_feat'])
         pooled = self.pool(hyper_feat).flatten(1)
-        weights = (self.fc1w_conv, self.fc2w_conv, self.fc3w_conv, self.fc4w_conv)
-        biases = (self.fc1b_fc, self.fc2b_fc, self.fc3b_fc, self.fc4b_fc)
-        for k, (weight, bias) in enumerate(zip(weights, biases), start=1):
-            f_in, f_out = self.sizes[k - 1 : k + 1]
-            paras[f'target_fc{k}w'] = weight(hyper_feat).reshape(-1, f_out, f_in, 1, 1)
-            paras[f'target_fc{k}b'] = bias(pooled)
+        for k, (f_in, f_out) in enumerate(pairwise(self.sizes), start=1):
+            paras[f'target_fc{k}w'] = getattr(self, f'fc{k}w_conv')(hyper_feat).reshape(-1, f_out, f_in, 1, 1)
+            paras[f'target_fc{k}b'] = getattr(self, f'fc{k}b_fc')(pooled)
         paras['target_fc5w'] = self.fc5w_fc(pooled).view(-1, 1, self.sizes[-1], 1, 1)
         paras['target_fc5b'] = self.fc5b_fc(pooled)
         return paras
@@ -176,9 +166,8 @@ class TargetNet(nn.Module):
 
     def __init__(self, paras: dict[str, torch.Tensor]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            TargetFC(paras[f'target_fc{k}w'].float(), paras[f'target_fc{k}b'].float()) for k in range(1, 6)
-        )
+        names = [(f'target_fc{k}w', f'target_fc{k}b') for k in range(1, 6)]
+        self.layers = nn.ModuleList(TargetFC(paras[weight].float(), paras[bias].float()) for weight, bias in names)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`target_in_vec` (B, 224, 1, 1) -> unbounded scores (B,)."""

@@ -12,8 +12,8 @@ from PIL import Image, ImageCms, ImageOps, features
 
 import folders
 from util import frames
-from util.check_database import read_picture
 from util.errors import InputError
+from util.frames import read_picture
 from util.scorer import rgb_of
 
 HEIGHT, WIDTH = 60, 70

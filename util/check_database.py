@@ -1,14 +1,11 @@
 """A look at a whole database before hours of work: its scores, its sizes, and the images that would spoil a run."""
 
-import hashlib
 import textwrap
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from util.errors import InputError
-from util.frames import DEEP, TRANSPARENT, WIDE, decode_image, on_all_cores
+from util.frames import DEEP, TRANSPARENT, WIDE, on_all_cores, read_picture
 from util.labels import Sample
 from util.splits import sizes_of
 
@@ -19,22 +16,6 @@ ODDITIES = {
     TRANSPARENT: '{}, shown on white',
     WIDE: '{}: of a table of your own they are converted to sRGB, a published database is read as it is',
 }
-
-
-class Picture(NamedTuple):
-    """What is kept of a decoded image.
-
-    Attributes:
-        size: (height, width) before any resize, or None if it cannot be read.
-        digest: hash of size and pixels, the same for every file that decodes to the same picture, or None.
-        reason: why it cannot be read, or ''.
-        oddities: which of `ODDITIES` it is.
-    """
-
-    size: tuple[int, int] | None
-    digest: bytes | None
-    reason: str = ''
-    oddities: Sequence[str] = ()
 
 
 def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: int) -> bool:
@@ -59,7 +40,7 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
     report('Different sizes', len(set(sizes) - {None}))
     if resize:
         report('Resized to', '{} high, {} wide'.format(*resize))
-    unreadable = [f'{path}\n    {picture.reason}' for path, picture in zip(paths, pictures) if picture.reason]
+    unreadable = [f'{path}\n    {picture.fault}' for path, picture in zip(paths, pictures) if picture.fault]
     final = [size and (resize or size) for size in sizes]
     small = [f'{size[0]:>5} x {size[1]:<5}  {path}' for path, size in zip(paths, final) if size and min(size) < smallest]
     report_list('Unreadable', unreadable)
@@ -82,15 +63,6 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
     usable = not unreadable and not small
     report('Result', 'the database can be trained on' if usable else faults)
     return usable
-
-
-def read_picture(path: str, exif_rotation: bool) -> Picture:
-    try:
-        image, oddities = decode_image(path, exif_rotation)
-    except InputError as error:
-        return Picture(None, None, str(error).removeprefix(path).strip())
-    size = image.height, image.width
-    return Picture(size, hashlib.sha256(repr(size).encode() + image.tobytes()).digest(), oddities=oddities)
 
 
 def describe_group(group: list[int], samples: list[Sample]) -> str:

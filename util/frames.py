@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
@@ -42,6 +42,22 @@ warnings.filterwarnings('ignore', module=r'PIL\.')  # they do not name the file
 logging.getLogger('PIL').addHandler(logging.NullHandler())
 
 
+class Picture(NamedTuple):
+    """What is kept of a decoded image.
+
+    Attributes:
+        size: (height, width) before any resize, or None if it cannot be read.
+        digest: hash of size and pixels, the same for every file that decodes to the same picture, or None.
+        fault: why it cannot be read, or ''.
+        oddities: which of DEEP, TRANSPARENT and WIDE it is.
+    """
+
+    size: tuple[int, int] | None
+    digest: bytes | None
+    fault: str = ''
+    oddities: Sequence[str] = ()
+
+
 def load_image(path: Path | str, exif_rotation: bool = False, srgb: bool = False) -> Image.Image:
     """The first picture in a file as an RGB `PIL.Image`.
 
@@ -57,6 +73,16 @@ def decode_image(path: Path | str, exif_rotation: bool = False, srgb: bool = Fal
     """The picture of `load_image`, and which of DEEP, TRANSPARENT and WIDE it was."""
     with reading(path, 'an image') as file, Image.open(file) as image:
         return as_rgb(image, exif_rotation, srgb)
+
+
+def read_picture(path: str, exif_rotation: bool) -> Picture:
+    """What is kept of an image file, whether it can be read or not."""
+    try:
+        image, oddities = decode_image(path, exif_rotation)
+    except InputError as error:
+        return Picture(None, None, str(error).removeprefix(path).strip())
+    size = image.height, image.width
+    return Picture(size, hashlib.sha256(repr(size).encode() + image.tobytes()).digest(), oddities=oddities)
 
 
 def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.Image, list[str]]:

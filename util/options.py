@@ -1,4 +1,9 @@
-"""The command line of train_test_IQA.py: every flag with its default, checked, as a namespace; and the record of a run."""
+"""The command line of train_test_IQA.py: every flag with its default, checked, as a namespace; and the record of a run.
+
+examples:
+  python train_test_IQA.py --dataset demo                     generated data, minutes on a CPU
+  python train_test_IQA.py --dataset koniq --data_root DIR    KonIQ-10k with the published protocol
+"""
 
 import argparse
 import json
@@ -24,10 +29,6 @@ FREE_OPTIONS = {
     *('test_batch_size', 'list_datasets'),
 }
 GROWING = ('--epochs', '--train_test_num')  # neither the learning rates nor a round depend on how many there are
-EXAMPLES = """examples:
-  python train_test_IQA.py --dataset demo                     generated data, minutes on a CPU
-  python train_test_IQA.py --dataset koniq --data_root DIR    KonIQ-10k with the published protocol
-"""
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -67,11 +68,15 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line; an option's words may be joined by - instead of _, and are never cut short."""
+    """A parser whose errors are one line; an option's words may be joined by - instead of _, and are never cut short.
 
-    def __init__(self, description: str, examples: str = '') -> None:
-        form = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, epilog=examples, formatter_class=form, allow_abbrev=False)
+    Args:
+        docstring: of the program; what follows its first paragraph ends the help.
+    """
+
+    def __init__(self, description: str, docstring: str) -> None:
+        form, more = argparse.RawDescriptionHelpFormatter, docstring.partition('\n\n')[2]
+        super().__init__(description=description, epilog=more, formatter_class=form, allow_abbrev=False)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """The options in `args`, of which none is empty: that is most often a variable of the shell that is not set."""
@@ -179,7 +184,7 @@ def refuse_contradictions(config: argparse.Namespace) -> None:
 
 
 def make_parser() -> Parser:
-    parser = Parser('Train and test HyperIQA.', EXAMPLES)
+    parser = Parser('Train and test HyperIQA.', __doc__)
     group: argparse._ActionsContainer = parser
 
     def add(name: str, text: str, default: Any = None, **settings: Any) -> None:

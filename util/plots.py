@@ -143,17 +143,16 @@ def comparison(curves: Mapping[str, Sequence[Sequence[float]]], differences: Seq
     return png(figure)
 
 
-def score_map(grid: Any, title: str, unit: str) -> bytes:
-    """A photo under the scores of its patches, as `Scorer.map` gives them; `unit` is beside the colour bar."""
-    photo = grid.photo
+def score_map(scores: np.ndarray, y: np.ndarray, x: np.ndarray, photo: Image.Image, title: str, unit: str) -> bytes:
+    """A photo under the scores of its patches, which `Scorer.map` describes; `unit` stands beside the colour bar."""
     figure = Figure(figsize=(9, 6.5), layout='constrained')
     axis = figure.subplots()
     # made smaller, which is all that can be seen
     axis.imshow(photo.reduce(max(1, max(photo.size) // 1000)), extent=(0, photo.width, photo.height, 0))
-    middles = ((centres[1:] + centres[:-1]) / 2 for centres in (grid.x, grid.y))
+    middles = ((centres[1:] + centres[:-1]) / 2 for centres in (x, y))
     edges = [[0, *middle, side] for middle, side in zip(middles, photo.size)]
-    figure.colorbar(axis.pcolormesh(*edges, grid.scores, alpha=0.45), label=unit)
-    axis.set_title(title)
+    figure.colorbar(axis.pcolormesh(*edges, scores, alpha=0.45), label=unit)
+    axis.set_title(shortened(title, 80))
     axis.set_axis_off()
     return png(figure)
 

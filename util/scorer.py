@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,21 +26,6 @@ NARROWEST = 1 / 100  # an image that is narrower for its length is not enlarged 
 LOADING = threading.Lock()  # of opened pictures: Pillow loads one at its first use, and it can be in a list twice
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
-
-
-class ScoreMap(NamedTuple):
-    """The scores of a grid of overlapping patches.
-
-    Attributes:
-        photo: the image as a viewer shows it.
-        y, x: (rows,) and (columns,): where in the photo the patches have their centres, in pixels.
-        scores: (rows, columns), in the unit of the labels.
-    """
-
-    photo: Image.Image
-    y: np.ndarray
-    x: np.ndarray
-    scores: np.ndarray
 
 
 class Scorer:
@@ -104,20 +89,24 @@ class Scorer:
         places = draw_patches(frame.shape[:2], np.array([frame.shape[:2]]), self.patches, istrain=False)
         return np.stack([frame[top : top + PATCH_SIZE, left : left + PATCH_SIZE] for top, left in zip(places.top, places.left)])
 
-    def map(self, image: Picture) -> ScoreMap:
-        """The scores of patches over the whole image, each STRIDE from the last; arguments and errors as of a call.
+    def map(self, image: Picture) -> tuple[np.ndarray, np.ndarray, np.ndarray, Image.Image]:
+        """The scores of a grid of overlapping patches; argument and errors as of a call.
 
-        Content moves them as much as quality: of photos with one blurred half, a map shows which half, but not which object.
+        Content moves them as much as quality does: a map shows which half of a photo is blurred, but not which object.
+
+        Returns:
+            the scores (rows, columns) in the unit of the labels; y (rows,) and x (columns,) of the patches' centres, in pixels
+            of the photo; and the photo, as a viewer shows it.
         """
         photo, frame = self.pictures(image)
         top, left = (np.array([*range(0, side - PATCH_SIZE, STRIDE), side - PATCH_SIZE]) for side in frame.shape[:2])
         crops = [frame[y : y + PATCH_SIZE, x : x + PATCH_SIZE] for y in top for x in left]
         y, x = ((start + PATCH_SIZE / 2) * size / side for start, size, side in zip((top, left), photo.size[::-1], frame.shape))
-        return ScoreMap(photo, y, x, self.patch_scores(np.stack(crops)).view(len(top), len(left)).numpy())
+        return self.patch_scores(np.stack(crops)).view(len(top), len(left)).numpy(), y, x, photo
 
     def drawn_map(self, image: Picture, title: str) -> bytes:
         """The `map` of an image over it, as the bytes of a PNG file."""
-        return plots.score_map(self.map(image), title, scale_line(self.facts))
+        return plots.score_map(*self.map(image), title, scale_line(self.facts))
 
     def pictures(self, image: Picture) -> tuple[Image.Image, np.ndarray]:
         """An image as a viewer shows it, and the (H, W, 3) uint8 frame that patches are cut from."""
