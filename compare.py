@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     with boundary():
         options = parse_options(argv)
         if options.csv:
-            check_output(options.csv, ['.csv'], ','.join(COLUMNS))
+            check_output(options.csv, ['.csv'], ','.join(COLUMNS) + '\n')
         if options.plot:
             check_output(options.plot, ['.png'])
         runs = read_runs(options.runs)

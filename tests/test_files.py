@@ -43,7 +43,7 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
 
 
 def test_an_output_is_checked_first_and_replaces_only_its_own_kind(tmp_path):
-    header = 'image,score'
+    header = 'image,score\n'
     (tmp_path / 'labels.csv').write_text('image,score,content\n')
     (tmp_path / 'scores.csv').write_text('image,score\na.png,1\n')
     (tmp_path / 'link.csv').symlink_to('scores.csv')

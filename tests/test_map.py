@@ -1,0 +1,87 @@
+"""`Scorer.map` and `demo.py --map`: where in an image the scores are high and low."""
+
+import databases
+import numpy as np
+import pytest
+import torch
+from helpers import read_table
+from PIL import Image
+
+import demo
+import models
+from util.scorer import Scorer
+
+
+@pytest.fixture
+def picture():
+    return np.random.RandomState(0).randint(0, 256, (500, 400, 3), dtype=np.uint8)
+
+
+def test_a_map_has_the_score_of_each_patch_at_its_place(finished_run, picture):
+    scorer = Scorer(finished_run / 'run' / 'round_01' / 'best.pth', 'cpu', patches=1)
+    scores, y, x, photo = scorer.map(picture)
+    top, left = [0, 112, 224, 276], [0, 112, 176]  # the last ones end with the image
+    assert y.tolist() == [start + 112 for start in top] and x.tolist() == [start + 112 for start in left]
+    expected = [[scorer(picture[row : row + 224, column : column + 224]) for column in left] for row in top]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    assert (np.asarray(photo) == picture).all() and np.ptp(scores) > 0
+
+
+def test_coordinates_are_pixels_of_the_photo_also_where_the_frame_is_resized(tmp_path):
+    torch.manual_seed(0)
+    torch.save(models.hyperiqa().state_dict(), tmp_path / 'authors.pth')  # of KonIQ-10k: 512 high, 384 wide
+    databases.picture(tmp_path / 'a.png', size=(768, 1024))
+    scores, y, x, photo = Scorer(tmp_path / 'authors.pth', 'cpu').map(tmp_path / 'a.png')
+    assert photo.size == (1024, 768) and scores.shape == (4, 3)
+    assert y.tolist() == [k * 768 / 512 for k in (112, 224, 336, 400)] and x.tolist() == [
+        k * 1024 / 384 for k in (112, 224, 272)
+    ]
+
+
+def test_an_image_of_one_patch_has_a_map_of_one_score(finished_run):
+    scorer = Scorer(finished_run / 'run' / 'round_01' / 'best.pth', 'cpu', patches=1)
+    image = np.zeros((224, 224, 3), np.uint8)
+    scores, y, x, _ = scorer.map(image)
+    assert scores.shape == (1, 1) and (y.tolist(), x.tolist()) == ([112], [112])
+    assert scores[0, 0] == pytest.approx(scorer(image), rel=1e-5) and scorer.drawn_map(image, 'a').startswith(b'\x89PNG')
+
+
+def test_demo_draws_a_map_beside_each_score(tmp_path, in_process, finished_run):
+    for name in ('in/a.png', 'in/deep/a.png', 'in/$x^$.png'):
+        databases.picture(tmp_path / name, size=(300, 260))
+    (tmp_path / 'in' / 'bad.png').write_bytes(b'no image')
+    options = (
+        '--checkpoint',
+        finished_run / 'run' / 'round_01' / 'best.pth',
+        '--patches',
+        1,
+        '--map',
+        'maps',
+        '--csv',
+        's.csv',
+    )
+    done = in_process(demo.main, *options, 'in')
+    assert done.returncode == 2 and done.stderr.count('skipped: ') == 1
+    drawn = sorted(str(path.relative_to(tmp_path / 'maps')) for path in (tmp_path / 'maps').rglob('*.png'))
+    assert drawn == ['$x^$.png.png', 'a.png.png', 'deep/a.png.png']
+    for path in (tmp_path / 'maps').rglob('*.png'):
+        with Image.open(path) as image:
+            assert image.width > 500 and len(image.convert('RGB').getcolors(1 << 20)) > 100
+    (tmp_path / 'maps' / 'a.png.png').unlink()
+    assert [row['image'] for row in read_table(tmp_path / 's.csv')] == ['in/$x^$.png', 'in/a.png', 'in/deep/a.png']
+    again = in_process(demo.main, *options, '--resume', 'in')
+    assert '3 of 4 images, which are skipped' in again.stderr and not (tmp_path / 'maps' / 'a.png.png').exists()
+
+
+@pytest.mark.parametrize(
+    'folder, message',
+    [
+        ('in/maps', 'error: --map in/maps is inside a folder of images, of which its pictures would be; name another'),
+        ('s.csv', 'error: s.csv: File exists'),
+    ],
+)
+def test_a_folder_that_maps_cannot_be_in_is_one_line(tmp_path, in_process, folder, message):
+    databases.picture(tmp_path / 'in' / 'a.png')
+    (tmp_path / 's.csv').write_text('')
+    done = in_process(demo.main, '--checkpoint', 'absent.pth', '--map', folder, 'in')
+    assert done.returncode == 2 and done.stderr.startswith(message) and done.stderr.count('\n') == 1

@@ -1,0 +1,168 @@
+"""Single votes are averaged, distortion types are known, and both reach predictions.csv and results.json."""
+
+import math
+import re
+import statistics
+
+import databases
+import numpy as np
+import pytest
+from helpers import QUICK, read_table
+
+from folders import OpenDatabase
+from util.errors import InputError
+from util.files import read_json
+from util.labels import Settings
+from util.metrics import TestedImages, by_type, srcc
+from util.run_folder import read_predictions, write_predictions
+from util.run_folder import statistics as of_rounds
+
+VOTES = {f'{k}.png': [10.0 * k + vote for vote in range(1 + k % 3)] for k in range(10)}
+
+
+def table_of_votes(root, more=()):
+    """mine.csv: a row for each vote, one observer after the other, with the type of each image's distortion."""
+    databases.pictures(root, list(VOTES))
+    rows = [
+        f'{name},{votes[k]},{"noise" if name < "5" else "blur"}'
+        for k in range(3)
+        for name, votes in VOTES.items()
+        if k < len(votes)
+    ]
+    (root / 'mine.csv').write_text('\n'.join(['image,vote,kind', *rows, *more]) + '\n')
+    return root / 'mine.csv'
+
+
+COLUMNS = {'score': 'vote', 'type': 'kind'}
+
+
+def test_votes_are_averaged_whatever_their_order(tmp_path):
+    table = table_of_votes(tmp_path)
+    database = OpenDatabase('csv', table, None, Settings(COLUMNS, average_votes=True))
+    found = dict(zip(database.all_names, database.samples))
+    assert list(found) == list(VOTES) and [sample.row for sample in database.samples] == list(range(10))
+    for name, votes in VOTES.items():
+        deviation = statistics.stdev(votes) if len(votes) > 1 else ''
+        assert found[name].score == sum(votes) / len(votes)
+        assert found[name].facts == {'type': 'noise' if name < '5' else 'blur', 'votes': len(votes), 'deviation': deviation}
+    header, *rows = table.read_text().splitlines()
+    table.write_text('\n'.join([header, *rows[:10], *reversed(rows[10:])]) + '\n')
+    again = OpenDatabase('csv', table, None, Settings(COLUMNS, average_votes=True))
+    assert again.digest == database.digest
+
+
+@pytest.mark.parametrize(
+    'settings, more, message',
+    [
+        ({}, (), '0.png is on line 2 already; remove one of the two, or give --average_votes where each row is a vote'),
+        ({'average_votes': True}, ['0.png,3,blur'], '0.png has another content, set or type than on line 2'),
+        ({'average_votes': True}, ['0.png,good,noise'], "the score 'good' is not a number"),
+    ],
+)
+def test_rows_that_are_no_votes_are_refused(tmp_path, settings, more, message):
+    table = table_of_votes(tmp_path, more or ['0.png,3,noise'])
+    if not settings:
+        lines = [line for line in table.read_text().splitlines() if not re.match('[1-9]', line)]
+        table.write_text('\n'.join(lines) + '\n')
+    with pytest.raises(InputError, match=rf'mine\.csv, line \d+: .*{re.escape(message)}'):
+        OpenDatabase('csv', table, None, Settings(COLUMNS, **settings))
+
+
+def test_votes_do_not_hide_a_column_of_references(tmp_path, capsys):
+    databases.pictures(tmp_path, ['s1_a.png', 's1_b.png', 's2_a.png'])
+    rows = ['s1_a.png,1,s1', 's1_b.png,2,s1', 's1_a.png,2,s1', 's2_a.png,3,s2', 's2_a.png,4,s2']
+    (tmp_path / 'mine.csv').write_text('\n'.join(['image,score,start', *rows]) + '\n')
+    OpenDatabase('csv', tmp_path / 'mine.csv', None, Settings(average_votes=True))
+    printed = capsys.readouterr().err
+    assert "the column 'start' of" in printed and 'looks like the reference' in printed
+    assert 'the scores are the means of 5 votes for 3 images' in printed
+
+
+@pytest.mark.parametrize(
+    'key, maker, types',
+    [
+        ('live', 'live', {'jp2k', 'jpeg', 'wn', 'gblur'}),
+        ('csiq', 'csiq', {'AWGN', 'jpeg2000'}),
+        ('csiq', 'csiq_folders', set(databases.CSIQ_FILES.values())),
+        ('csiq', 'csiq_sheet', set(databases.CSIQ_FILES.values())),
+        ('tid2013', 'tid2013', {'01', '05', '03', '24', '08'}),
+        ('kadid10k', 'kadid10k', {'01', '25'}),
+    ],
+)
+def test_the_type_is_known_by_the_name(make_database, key, maker, types):
+    database = OpenDatabase(key, make_database(maker))
+    assert {sample.facts['type'] for sample in database.samples} == types
+    for sample in database.samples:
+        assert re.search(rf'(^|[/._]){sample.facts["type"]}[/._]', sample.path)
+
+
+def test_the_type_of_the_demo_is_known(tmp_path):
+    names = ['scene01_blur_1.png', 'scene01_lowres_4.png']
+    databases.pictures(tmp_path / 'demo', names)
+    databases.write_csv(
+        tmp_path / 'demo' / 'labels.csv', ['image', 'score', 'content'], [[name, k, 's'] for k, name in enumerate(names)]
+    )
+    assert OpenDatabase('demo', tmp_path / 'demo').facts([1, 0]) == {'type': ['lowres', 'blur']}
+
+
+def some_images(types, seed=0):
+    rng = np.random.RandomState(seed)
+    names = [f'{k}.png' for k in range(len(types))]
+    return TestedImages(names, names, rng.rand(len(types)), rng.rand(len(types)), {'type': types})
+
+
+def test_srcc_by_type_is_over_the_rounds_that_have_it():
+    rounds = [some_images(['a', 'b', 'a', 'b', 'a', 'b', 'a', 'c'], seed) for seed in range(2)] + [some_images(['a'] * 5, 2)]
+    results = [{'SRCC': 0.5, **by_type(images)} for images in rounds]
+    assert [sorted(result['types']) for result in results] == [['a', 'b'], ['a', 'b'], ['a']]  # c: of one image alone
+    of_a = [slice(0, 7, 2), slice(0, 7, 2), slice(0, 5)]
+    values = [srcc(images.predicted[part], images.subjective[part]) for images, part in zip(rounds, of_a)]
+    assert [result['types']['a'] for result in results] == [
+        {'images': count, 'SRCC': value} for count, value in zip((4, 4, 5), values)
+    ]
+    summary = of_rounds(results)
+    assert summary['median']['types']['a'] == {'SRCC': np.median(values)}
+    assert summary['std']['types']['a'] == {'SRCC': np.std(values)}
+    assert summary['mean']['types']['b']['SRCC'] == pytest.approx(np.mean([r['types']['b']['SRCC'] for r in results[:2]]))
+    assert by_type(some_images([])) == {} and by_type(rounds[0]._replace(facts={})) == {}
+
+
+def test_predictions_keep_further_columns(tmp_path):
+    images = some_images(['a', 'b'])
+    write_predictions(tmp_path / 'p.csv', images)
+    assert read_predictions(tmp_path / 'p.csv').facts == images.facts
+    assert list(read_table(tmp_path / 'p.csv')[0]) == ['image', 'content', 'score', 'prediction', 'type']
+
+
+@pytest.mark.slow
+def test_a_run_on_votes_reports_them(program, make_database, tmp_path):
+    (tmp_path / 'own').mkdir()
+    table_of_votes(tmp_path / 'own')
+    make_database('tid2013')
+    table = ('--csv', 'own/mine.csv', '--columns', 'score=vote', 'type=kind')
+    options = (*QUICK, '--epochs', 1, '--train_test_num', 2, '--output', 'run', '--test_on', 'tid2013=tid2013')
+    refused = program(*table, *options)
+    assert refused.returncode == 2 and 'give --average_votes' in refused.stderr
+    done = program(*table, '--average_votes', *options)
+    assert done.returncode == 0, done.stderr
+    rows = read_table(tmp_path / 'run' / 'round_01' / 'predictions.csv')
+    assert list(rows[0]) == ['image', 'content', 'score', 'prediction', 'type', 'votes', 'deviation']
+    for row in rows:
+        votes = VOTES[row['image']]
+        assert float(row['score']) == sum(votes) / len(votes) and int(row['votes']) == len(votes)
+        assert row['deviation'] == ('' if len(votes) == 1 else repr(statistics.stdev(votes)))
+    results = read_json(tmp_path / 'run' / 'results.json')
+    others = read_table(tmp_path / 'run' / 'round_01' / 'predictions_tid2013.csv')
+    assert {row['type'] for row in others} == {'01', '03', '05', '08', '24'}
+    for number, result in results['rounds'].items():
+        rows = read_table(tmp_path / 'run' / f'round_0{number}' / 'predictions.csv')
+        for kind in ('noise', 'blur'):
+            values = [(float(row['prediction']), float(row['score'])) for row in rows if row['type'] == kind]
+            value = srcc(*zip(*values)) if len(values) > 1 else math.nan
+            assert result['types'].get(kind, {}).get('SRCC', math.nan) == pytest.approx(value, nan_ok=True)
+    assert results['median']['types'].keys() == {kind for result in results['rounds'].values() for kind in result['types']}
+    again = program(*table, '--average_votes', '--evaluate', 'run/round_01/best.pth', '--output', '.')
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / 'predictions.csv').read_text() == (tmp_path / 'run' / 'round_01' / 'predictions.csv').read_text()
+    repeated = program('--evaluate', 'run/round_01/best.pth')
+    assert repeated.returncode == 0, repeated.stderr
