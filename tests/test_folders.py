@@ -564,6 +564,17 @@ def test_the_letter_case_of_image_files_does_not_matter(make_database, name, pat
     assert all((root / path).is_file() for path, _, _ in samples)
 
 
+def test_a_zip_of_each_type_may_be_unpacked_into_a_folder_of_its_name(make_database):
+    root = make_database('csiq_folders')
+    expected = [row[1:] for row in read('csiq', root)]
+    for folder in list((root / 'dst_imgs').iterdir()):
+        folder.rename(root / 'moved')
+        folder.mkdir()
+        (root / 'moved').rename(folder / folder.name)
+    found = read('csiq', root)
+    assert [row[1:] for row in found] == expected and found[0][0].startswith('dst_imgs/awgn/awgn/1600.AWGN')
+
+
 def test_copies_further_down_are_not_taken_and_equally_near_ones_are_refused(make_database):
     root = make_database('csiq_folders')
     expected = read('csiq', root)

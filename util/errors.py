@@ -60,10 +60,7 @@ def log(text: str) -> None:
         print(one_line(text), file=sys.stderr, flush=True)
 
 
-@functools.lru_cache
-def log_once(text: str) -> None:
-    """As `log`, without what was logged a moment ago."""
-    log(text)
+log_once = functools.lru_cache(log)  # without what was logged a moment ago
 
 
 def one_line(text: Any) -> str:

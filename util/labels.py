@@ -1,5 +1,6 @@
 """A database's label files and images: found below its folder, each fault named with its file and row."""
 
+import functools
 import itertools
 import os
 import statistics
@@ -86,11 +87,8 @@ class Labels:
     """
 
     def __init__(self, root: Path | str, title: str, remedy: str, settings: Settings = AS_DOCUMENTED) -> None:
-        self.root = Path(root)
-        self.title = title
-        self.remedy = remedy
-        self.settings = settings
-        self.file = self.root
+        self.file = self.root = Path(root)
+        self.title, self.remedy, self.settings = title, remedy, settings
         self.find: Callable[[Path | str, str], list[str]] = self.matches
         self.samples: list[Sample] = []
         self.votes: list[list[float]] = []
@@ -99,17 +97,8 @@ class Labels:
         self.contents: dict[str, str] = {}
         self.found_by_end: dict[str, str] = {}
         self.higher_is_better: bool | None = None
-        self.listings: dict[str, dict[str, list[str]]] = {}
-        self.inner: dict[Path | str, list[Path]] = {}
-
-    def listing(self, folder: str) -> dict[str, list[str]]:
-        """The names in `folder` by their normalized form, listed once; none where it cannot be listed."""
-        if folder not in self.listings:
-            found = self.listings[folder] = {}
-            with suppress(OSError, ValueError):
-                for name in sorted(os.listdir(folder or '.')):
-                    found.setdefault(normalized_name(name), []).append(name)
-        return self.listings[folder]
+        self.names_in = functools.cache(names_in)
+        self.folders_in = functools.cache(folders_in)
 
     def matches(self, folder: Path | str, name: str, is_kind: Callable[[str], bool] = os.path.isfile) -> list[str]:
         """The files, or what else `is_kind` accepts, that are `name` below `folder`.
@@ -122,7 +111,7 @@ class Labels:
         places = [os.sep if os.path.isabs(name) else str(folder)]
         for step in os.path.normpath(name).strip(os.sep).split(os.sep):
             key = normalized_name(step)
-            entries = {place: ['..'] if step == '..' else self.listing(place).get(key, []) for place in places}
+            entries = {place: ['..'] if step == '..' else self.names_in(place).get(key, []) for place in places}
             places = [os.path.join(place, entry) for place in places for entry in entries[place]]
         return [place for place in places if is_kind(place)]
 
@@ -142,15 +131,12 @@ class Labels:
                 break
         return []
 
-    def folders_in(self, folder: Path | str) -> list[Path]:
-        """Those in `folder` by name, listed once."""
-        if folder not in self.inner:
-            self.inner[folder] = sorted(p for p in Path(folder).iterdir() if is_entered(p.name) and p.is_dir())
-        return self.inner[folder]
-
-    def matches_below(self, folder: Path | str, name: str) -> list[str]:
-        """As `matches`, else in the folders inside."""
-        return self.matches(folder, name) or [file for inner in self.folders_in(folder) for file in self.matches(inner, name)]
+    def matches_below(self, folder: Path | str | list[Path], name: str) -> list[str]:
+        """As `matches` in the folder or in several, else in all folders inside, and so on."""
+        places = folder if isinstance(folder, list) else [Path(folder)]
+        found = [path for place in places for path in self.matches(place, name)]
+        inner = [path for place in places for path in self.folders_in(place)]
+        return self.matches_below(inner, name) if inner and not found else found
 
     def first(self, names: Sequence[str], bases: Sequence[Path], is_kind: Callable[[str], bool]) -> Path | None:
         """Path of the first of `names` that exists in one of `bases` or one folder down, the nearest one, or None."""
@@ -254,6 +240,22 @@ class Labels:
             deviation = statistics.stdev(votes) if len(votes) > 1 else ''
             facts = {**sample.facts, 'votes': len(votes), 'deviation': deviation}
             self.samples[k] = sample._replace(score=statistics.fmean(votes), facts=facts)
+
+
+def names_in(folder: str) -> dict[str, list[str]]:
+    """The names in `folder` by their normalized form; none where it cannot be listed."""
+    found: dict[str, list[str]] = {}
+    with suppress(OSError, ValueError):
+        for name in sorted(os.listdir(folder or '.')):
+            found.setdefault(normalized_name(name), []).append(name)
+    return found
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in `folder` by name; none where it cannot be listed."""
+    with suppress(OSError):
+        return sorted(path for path in folder.iterdir() if is_entered(path.name) and path.is_dir())
+    return []
 
 
 def known_set(text: Any) -> str:

@@ -101,10 +101,12 @@ def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]
 
 
 def by_type(tested: TestedImages) -> dict[str, dict[str, dict[str, float]]]:
-    """Under `types`, the number of images and the SRCC of each distortion type that has one; nothing where none is known."""
+    """Under `types`, the number of images, at least 3, and the SRCC of each distortion type; nothing where none is known."""
     types = np.array(tested.facts.get('type', []))
     kept = {name: types == name for name in np.unique(types).tolist()}
-    found = {name: {'images': int(of.sum()), 'SRCC': of_kept(tested, srcc)(of)} for name, of in kept.items() if name}
+    found = {
+        name: {'images': int(of.sum()), 'SRCC': of_kept(tested, srcc)(of)} for name, of in kept.items() if name and of.sum() > 2
+    }
     return {'types': {name: values for name, values in found.items() if math.isfinite(values['SRCC'])}} if found else {}
 
 

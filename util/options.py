@@ -198,7 +198,7 @@ def make_parser() -> Parser:
     add('--dataset', ', '.join(folders.DATABASES), 'livec', type=folders.database_key, metavar='NAME')
     add('--data_root', "the database's folder (default: data/<dataset>), or where the names in --csv start", metavar='DIR')
     add('--csv', 'a table of your images and scores, for --dataset csv, which it implies', metavar='FILE')
-    add('--columns', 'its columns, by name or number: image=path type=2 ...', type=role_column, nargs='+', metavar='ROLE=NAME')
+    add('--columns', 'its columns, by name or number: score=mos type=2 ...', type=role_column, nargs='+', metavar='ROLE=NAME')
     add('--lower_is_better', 'a lower score in it is a better image', action='store_const', const=True)
     add('--higher_is_better', 'a higher one is, even if called dmos', action='store_const', const=False, dest='lower_is_better')
     add('--average_votes', 'several rows for one image are votes: its score is their mean', action='store_true')
