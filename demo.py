@@ -11,6 +11,9 @@ Prints `path<TAB>score`. From Python:
 An image's score is the mean over random patches, whose places depend on its height and width alone, so it is the same at every
 call. Photos are shown as a viewer shows them: upright, and in sRGB.
 
+--map FOLDER draws each photo under the scores of a grid of patches. Content moves them as much as quality does, so a map shows
+which half of a photo is blurred, but not which object.
+
 The table of --csv grows as the scores come, unlike every other output of this project: a kill loses at most the last batch, and
 the same call with --resume skips the images that the table holds.
 """
