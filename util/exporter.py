@@ -52,7 +52,7 @@ def write(scorer: PatchScorer, path: Path, metadata: str) -> None:
     names = {'patches': {0: 'N'}}
     try:
         written: Any = torch.onnx.export(graph, dynamo=True, dynamic_shapes=names, output_names=['scores'], verbose=False)
-    except torch.onnx.OnnxExporterError:  # 2.6 fails at the generated weights of any number of patches
+    except torch.onnx.OnnxExporterError:  # 2.6 fails at any number of patches, 2.7.1 does not
         raise InputError(f'PyTorch {torch.__version__} cannot write this network as .onnx; take .pt2 or a newer PyTorch')
     written.model.metadata_props[FACTS] = metadata
     written.save(path)
