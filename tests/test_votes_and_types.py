@@ -7,7 +7,7 @@ import statistics
 import databases
 import numpy as np
 import pytest
-from helpers import QUICK, read_table
+from helpers import PROJECT, QUICK, read_table
 
 from folders import OpenDatabase
 from util.errors import InputError
@@ -164,3 +164,12 @@ def test_a_run_on_votes_reports_them(program, make_database, tmp_path):
     assert (tmp_path / 'predictions.csv').read_text() == (tmp_path / 'run' / 'round_01' / 'predictions.csv').read_text()
     repeated = program('--evaluate', 'run/round_01/best.pth')
     assert repeated.returncode == 0, repeated.stderr
+
+
+def test_the_table_of_the_docs_is_that_of_the_results():
+    folders = sorted((PROJECT / 'benchmarks' / 'results' / 'demo' / 'repaired').glob('round_*'))
+    summary = of_rounds([read_json(folder / 'result.json') for folder in folders])
+    docs = (PROJECT / 'docs' / 'results.md').read_text()
+    for kind in ('blur', 'defocus', 'lowres'):
+        median, deviation = (summary[of]['types'][kind]['SRCC'] for of in ('median', 'std'))
+        assert f'| {kind} | {median:.3f} | {deviation:.3f} |\n' in docs
