@@ -16,6 +16,7 @@ from util.labels import Settings
 from util.metrics import TestedImages, by_type, srcc
 from util.run_folder import read_predictions, write_predictions
 from util.run_folder import statistics as of_rounds
+from util.splits import read_split
 
 VOTES = {f'{k:02d}.png': [10.0 * k + vote for vote in range(1 + k % 3)] for k in range(20)}
 TYPES = {name: 'noise' if name < '05' else 'blur' for name in VOTES}
@@ -99,6 +100,18 @@ def test_the_type_of_the_demo_is_known(tmp_path):
         tmp_path / 'demo' / 'labels.csv', ['image', 'score', 'content'], [[name, k, 's'] for k, name in enumerate(names)]
     )
     assert OpenDatabase('demo', tmp_path / 'demo').facts([1, 0]) == {'type': ['lowres', 'blur']}
+
+
+def test_the_table_of_votes_may_be_the_split_too(tmp_path):
+    databases.pictures(tmp_path, ['a.png', 'b.png'])
+    rows = ['a.png,1,train', 'b.png,2,test', 'a.png,2,train', 'b.png,4,test']
+    (tmp_path / 'mine.csv').write_text('\n'.join(['image,score,fold', *rows]) + '\n')
+    database = OpenDatabase('csv', tmp_path / 'mine.csv', None, Settings(average_votes=True))
+    columns = {'set': 'fold'}
+    assert read_split(str(tmp_path / 'mine.csv'), database, 1, columns) == {'train': [0], 'val': [], 'test': [1]}
+    (tmp_path / 'other.csv').write_text('\n'.join(['image,set', 'a.png,train', 'b.png,test', 'a.png,test']) + '\n')
+    with pytest.raises(InputError, match='names a.png twice; an image belongs to one part'):
+        read_split(str(tmp_path / 'other.csv'), database)
 
 
 def some_images(types, seed=0):

@@ -301,19 +301,19 @@ def positions_of(listed: list[tuple[Any, str, str]], database: OpenDatabase, is_
     """
     known = ImageNames(database)
     split: Split = {part: [] for part in PARTS}
-    seen: set[int] = set()
+    seen: dict[int, str] = {}
     left_out: dict[str, int] = {}
     unknown: dict[str, list[str]] = {}
     for name, part, file in listed:
         position = known.position(name)
         if position is None:
             unknown.setdefault(file, []).append(str(name))
-        elif position in seen:
+        elif position in seen and not (database.settings.average_votes and seen[position] == part):
             raise InputError(f'{file} names {name} twice; an image belongs to one part')
         elif position == LEFT_OUT:
             left_out[file] = left_out.get(file, 0) + 1
-        else:
-            seen.add(position)
+        elif position not in seen:  # otherwise it is a further vote
+            seen[position] = part
             split[part].append(position)
     for file, names in unknown.items():
         first = f'the first of them {", ".join(names[:3])}; a name that fits several images counts as none'
