@@ -60,12 +60,15 @@ class Forked:
         return self.process.exitcode
 
     def send_signal(self, number):
-        os.kill(self.pid, number)
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def communicate(self, timeout=None):
         """What it still prints, few lines: (stdout, stderr)."""
+        if timeout:
+            assert self.wait(timeout) is not None, f'it has not ended within {timeout} s'
         printed = tuple(file.read() for file in (self.stdout, self.stderr))
-        assert self.wait(timeout) is not None
+        self.wait()
         return printed
 
 
