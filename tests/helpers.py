@@ -4,7 +4,6 @@ import csv
 import os
 import re
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -24,14 +23,6 @@ TINY = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_test_num'
 
 def command(name, *options):
     return [sys.executable, str(PROJECT / name), *map(str, options)]
-
-
-set_handler = signal.signal  # also where a fixture replaces it in this process, of which a child is a copy
-
-
-def restore_interrupts():
-    """For a child whose suite was started with SIGINT ignored, as `nohup ... &` does."""
-    set_handler(signal.SIGINT, signal.SIG_DFL)
 
 
 def open_database(name, root, cache=None):
