@@ -13,7 +13,8 @@ import databases
 import pytest
 import torch
 from filelock import FileLock
-from helpers import TINY, command
+from forked import program as forked_program
+from helpers import TINY, command, wait_until
 
 import train_test_IQA
 
@@ -105,19 +106,44 @@ def program(in_process):
     return lambda *options: in_process(train_test_IQA.main, *options)
 
 
-@pytest.fixture(scope='session')
-def finished_run(tmp_path_factory):
-    """The folder in which TINY was run to its end, once for all workers: livec/, run/, stdout.txt and stderr.txt."""
+def made_once(tmp_path_factory, name, make):
+    """The folder `name` that `make` has filled, once for all workers."""
     shared = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:  # its parent is the folder of all workers
         shared = shared.parent
-    folder = shared / 'finished'
-    with FileLock(shared / 'finished.lock'):
+    folder = shared / name
+    with FileLock(shared / f'{name}.lock'):
         if not (folder / 'whole').exists():
-            (folder / 'livec').mkdir(parents=True)
-            databases.livec(folder / 'livec', images=8)
-            run = command('train_test_IQA.py', *TINY, '--output', 'run')
-            with open(folder / 'stdout.txt', 'w') as out, open(folder / 'stderr.txt', 'w') as err:
-                subprocess.run(run, cwd=folder, stdout=out, stderr=err, check=True)
+            folder.mkdir()
+            make(folder)
             (folder / 'whole').touch()
     return folder
+
+
+@pytest.fixture(scope='session')
+def finished_run(tmp_path_factory):
+    """The folder in which TINY was run to its end, once for all workers: livec/, run/, stdout.txt and stderr.txt."""
+
+    def make(folder):
+        (folder / 'livec').mkdir()
+        databases.livec(folder / 'livec', images=8)
+        run = command('train_test_IQA.py', *TINY, '--output', 'run')
+        with open(folder / 'stdout.txt', 'w') as out, open(folder / 'stderr.txt', 'w') as err:
+            subprocess.run(run, cwd=folder, stdout=out, stderr=err, check=True)
+
+    return made_once(tmp_path_factory, 'finished', make)
+
+
+@pytest.fixture(scope='session')
+def killed_run(tmp_path_factory, finished_run):
+    """The run folder of TINY, killed by SIGKILL after the first epoch of its first round, once for all workers."""
+
+    def make(folder):
+        (folder / 'livec').symlink_to(finished_run / 'livec')
+        process = forked_program(train_test_IQA.main, *TINY, '--output', 'run', folder=folder)
+        wait_until((folder / 'run' / 'round_01' / 'history.csv').exists, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+
+    return made_once(tmp_path_factory, 'killed', make) / 'run'

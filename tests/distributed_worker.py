@@ -6,31 +6,37 @@ python distributed_worker.py PROJECT DATABASE
 import sys
 from types import SimpleNamespace
 
-sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
-import torch  # noqa: E402
-from parity import fill  # noqa: E402
+if __name__ == '__main__':
+    sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
+import torch
+from parity import fill
 
-from HyerIQASolver import HyperIQASolver  # noqa: E402
-from util import distributed  # noqa: E402
-from util.errors import rank  # noqa: E402
+from HyerIQASolver import HyperIQASolver
+from util import distributed
+from util.errors import rank
 
-distributed.start('cpu')
-# batches of 3, 3 and 1: the last one has fewer patches than there are ranks
-config = SimpleNamespace(
-    dataset='livec', weights='none', device='cpu', batch_size=3, test_batch_size=2, train_patch_num=1, test_patch_num=2
-)
-solver = HyperIQASolver(config, sys.argv[2], list(range(7)), [7, 8, 9])
-solver.model_hyper.load_state_dict(fill.fill(solver.model_hyper.state_dict()))
-for module in solver.model_hyper.modules():
-    if isinstance(module, torch.nn.BatchNorm2d):
-        module.eval()
-        module.train = lambda mode=True, module=module: module
-solver.model_hyper.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].abs().amax((1, 2, 3)).tolist()))
-for epoch in range(1):
-    seen: list[list[float]] = []
-    loss, train_srcc = solver.train_epoch(epoch)
-    assert len(seen) == 3 and all(patches and min(patches) > 0.1 for patches in seen), seen  # every rank, in every step
+
+def main(database):
+    distributed.start('cpu')
+    # batches of 4 and 1: the last one has fewer patches than there are ranks, and in the first one the shares differ
+    sizes = {'batch_size': 4, 'test_batch_size': 3, 'train_patch_num': 1, 'test_patch_num': 2}
+    config = SimpleNamespace(dataset='livec', weights='none', device='cpu', **sizes)
+    solver = HyperIQASolver(config, database, list(range(5)), [5, 6])
+    solver.model_hyper.load_state_dict(fill.fill(solver.model_hyper.state_dict()))
+    for module in solver.model_hyper.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+            module.train = lambda mode=True, module=module: module
+    seen = []
+    hook = lambda module, inputs: seen.append(inputs[0].abs().amax((1, 2, 3)).tolist())  # noqa: E731
+    solver.model_hyper.register_forward_pre_hook(hook)
+    loss, train_srcc = solver.train_epoch(0)
+    assert len(seen) == 2 and all(patches and min(patches) > 0.1 for patches in seen), seen  # every rank, in every step
     scores = solver.predict(solver.test_data).tolist()
     if rank() == 0:
         print(loss, train_srcc, *scores)
-distributed.stop()
+    distributed.stop()
+
+
+if __name__ == '__main__':
+    main(sys.argv[2])

@@ -5,7 +5,7 @@ import shutil
 
 import databases
 import pytest
-from helpers import TINY
+from helpers import TINY, link_run
 
 
 def foreign_weights(root):
@@ -24,7 +24,7 @@ def other_without_images(root):
 
 def run_of_other_images(root, finished_run):
     """The finished run's folder, as if it had been made when the database had another image."""
-    shutil.copytree(finished_run / 'run', root / 'run')
+    link_run(finished_run / 'run', root / 'run')
     split = root / 'run' / 'round_02' / 'split.json'
     split.write_text(split.read_text().replace('3.bmp', 'other.bmp'))
 
@@ -60,7 +60,7 @@ def test_an_error_that_needs_no_pixel_comes_before_the_first_decoded_image(
 @pytest.mark.parametrize('damage', ['foreign name', 'no test part', 'no file', 'damaged checkpoint'])
 def test_evaluates_split_and_checkpoint_are_read_before_the_first_image(tmp_path, finished_run, program, damage):
     shutil.copytree(finished_run / 'livec', tmp_path / 'livec', ignore=shutil.ignore_patterns('.hyperiqa_cache'))
-    shutil.copytree(finished_run / 'run', tmp_path / 'run')
+    link_run(finished_run / 'run', tmp_path / 'run')
     checkpoint = tmp_path / 'run' / 'round_01' / 'best.pth'
     split = checkpoint.with_name('split.json')
     names = json.loads(split.read_text())
@@ -71,7 +71,9 @@ def test_evaluates_split_and_checkpoint_are_read_before_the_first_image(tmp_path
     elif damage == 'no file':
         split.unlink()
     else:
-        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+        start = checkpoint.read_bytes()[:1000]
+        checkpoint.unlink()  # it is a link
+        checkpoint.write_bytes(start)
     done = program('--evaluate', checkpoint, '--device', 'cpu')
     assert done.returncode == 2 and str(checkpoint.parent) in done.stderr.splitlines()[-1], done.stderr
     assert not list(tmp_path.rglob('.hyperiqa_cache'))

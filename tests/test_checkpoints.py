@@ -151,7 +151,7 @@ def test_the_default_command_starts_from_the_published_weights(
     tmp_path, make_database, program, monkeypatch, network, published
 ):
     """No --weights: the file lies where torchvision downloads it to, and at a learning rate of 0 it is what the run saves."""
-    make_database('livec', images=10)
+    make_database('livec', images=8)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     cache = tmp_path / 'hub' / 'checkpoints'
     cache.mkdir(parents=True)

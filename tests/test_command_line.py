@@ -1,13 +1,10 @@
 """What is typed wrongly gets one line that helps, and what is typed rarely need not be typed at all."""
 
 import json
-import os
-import shutil
-import signal
 import subprocess
 
 import pytest
-from helpers import QUICK, TINY, assert_same_run, command, history, read_table, restore_interrupts, wait_until
+from helpers import QUICK, assert_same_run, command, history, link_run, read_table
 
 import compare
 import folders
@@ -65,29 +62,22 @@ def test_help_ends_with_two_commands(script):
 
 
 @pytest.mark.slow
-def test_a_killed_run_continues_with_its_name_alone(finished_run, tmp_path):
+def test_a_killed_run_continues_with_its_name_alone(killed_run, finished_run, tmp_path):
+    """It has another name now, and another process has finished its second round."""
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
-    process = subprocess.Popen(
-        command('train_test_IQA.py', *TINY, '--output', 'first'),
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=restore_interrupts,
-    )  # fmt: skip
-    wait_until((tmp_path / 'first' / 'round_01' / 'history.csv').exists, process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
-    (tmp_path / 'first').rename(tmp_path / 'run')
+    link_run(killed_run, tmp_path / 'renamed')
+    link_run(finished_run / 'run' / 'round_02', tmp_path / 'renamed' / 'round_02')
     done = subprocess.run(
-        command('train_test_IQA.py', '--resume', 'run'), cwd=tmp_path, capture_output=True, text=True
+        command('train_test_IQA.py', '--resume', 'renamed'), cwd=tmp_path, capture_output=True, text=True
     )  # the device is the recorded one
     assert done.returncode == 0, done.stderr
-    assert_same_run(tmp_path / 'run', finished_run / 'run')
+    assert_same_run(tmp_path / 'renamed', finished_run / 'run')
 
 
 @pytest.fixture
 def run_of_two(finished_run, tmp_path):
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
-    shutil.copytree(finished_run / 'run', tmp_path / 'run')
-    return tmp_path / 'run'
+    return link_run(finished_run / 'run', tmp_path / 'run')
 
 
 def test_what_is_given_beside_resume_must_agree_or_may_change(run_of_two, program):
@@ -125,6 +115,8 @@ def test_more_rounds_may_follow_and_another_seed_may_take_the_splits(run_of_two,
     assert other.returncode == 0, other.stderr
     tables = [read_table(tmp_path / name / 'round_01' / 'predictions.csv') for name in ('run', 'other')]
     assert {row['image'] for row in tables[0]} == {row['image'] for row in tables[1]}
+    losses = [history(tmp_path / name)[0]['train_loss'] for name in ('run', 'other')]
+    assert losses[0] != losses[1]  # another seed is another training
     assert in_process(compare.main, 'run', 'other').returncode == 0
     wanting = program(*livec, '--train_test_num', 4, '--output', 'x')
     assert wanting.returncode == 2 and 'there is no file run/round_04/split.json' in wanting.stderr

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import databases
+import forked
 import numpy as np
 import pytest
 import torch
-from helpers import PROJECT, command, read_table, restore_interrupts
+from helpers import command, read_table
 from PIL import Image
 
 import demo
@@ -181,12 +182,18 @@ def test_folders_give_their_pictures_and_name_the_photos_that_cannot_be_read(tmp
     assert found == ['folder/a.png', f'folder/{odd}', 'folder/new\nline\t.png', 'folder/a.png']
 
 
+def demo_in_pairs(argv):
+    """demo.py in batches of two patches."""
+    scoring.BATCH_SIZE = 2
+    demo.main(argv)
+
+
 @pytest.mark.slow
 def test_a_list_that_was_stopped_is_resumed_to_the_table_of_an_uninterrupted_call(
     tmp_path, in_process, checkpoint, monkeypatch
 ):
     """Killed, interrupted, and with nobody who reads on, each after its first line; an image is a batch."""
-    names = [f'photos/a {k}, b.png' if k == 7 else f'photos/a {k}.png' for k in range(32)]
+    names = [f'photos/a {k}, b.png' if k == 7 else f'photos/a {k}.png' for k in range(20)]
     for k, name in enumerate(names):
         databases.picture(tmp_path / name, seed=k, size=(500, 400))
     (tmp_path / 'list.txt').write_text('\n'.join(['absent.png', *names[1:]]))
@@ -194,20 +201,11 @@ def test_a_list_that_was_stopped_is_resumed_to_the_table_of_an_uninterrupted_cal
     monkeypatch.setattr(scoring, 'BATCH_SIZE', 2)
     whole = in_process(demo.main, *options, 'whole.csv', names[0])
     assert whole.returncode == 2 and [name for name, _ in scores(whole)] == names
-    assert [line for line in whole.stderr.splitlines() if 'could not' in line] == ['1 of 33 images could not be read']
+    assert [line for line in whole.stderr.splitlines() if 'could not' in line] == ['1 of 21 images could not be read']
 
-    code = 'from util import scorer; scorer.BATCH_SIZE = 2; import demo; demo.main()'
     table, printed = tmp_path / 'scores.csv', []
     for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (None, 141)):
-        process = subprocess.Popen(
-            [sys.executable, '-c', code, *map(str, options), 'scores.csv', '--resume', names[0]],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=restore_interrupts,
-            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(PROJECT)},
-        )
+        process = forked.program(demo_in_pairs, *options, 'scores.csv', '--resume', names[0], folder=tmp_path)
         printed.append(process.stdout.readline())
         if number:
             process.send_signal(number)
@@ -221,10 +219,10 @@ def test_a_list_that_was_stopped_is_resumed_to_the_table_of_an_uninterrupted_cal
         )
         held = [row['image'] for row in read_table(table)]
         assert held == names[: len(held)] and len(printed) <= len(held) < len(names)
-        table.write_bytes(table.read_bytes() + b'photos/a 31.png,0.5')  # as a kill in a write leaves it
+        table.write_bytes(table.read_bytes() + b'photos/a 19.png,0.5')  # as a kill in a write leaves it
 
     rest = in_process(demo.main, *options, 'scores.csv', '--resume', names[0])
-    assert f'scores.csv holds the scores of {len(held)} of 33 images, which are skipped' in rest.stderr
+    assert f'scores.csv holds the scores of {len(held)} of 21 images, which are skipped' in rest.stderr
     assert [name for name, _ in scores(rest)] == names[len(held) :]
     assert table.read_bytes() == (tmp_path / 'whole.csv').read_bytes()
     images = [line.partition('\t')[0] for line in printed]

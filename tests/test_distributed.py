@@ -1,23 +1,23 @@
 """Several real processes on gloo train as one does, fail together and resume; rounds run side by side."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import distributed_worker
+import forked
+import hanging_worker
 import numpy as np
 import pytest
 import torch
-from helpers import PROJECT, TINY, assert_same_run, command, read_table, wait_until
+from helpers import PROJECT, TINY, assert_same_run, link_run, read_table, wait_until
 
+import train_test_IQA
 from util import distributed, files
 from util.errors import InputError, rank
-
-HANGING = Path(__file__).parent / 'hanging_worker.py'
-WORKER = Path(__file__).parent / 'distributed_worker.py'
 
 
 def torchrun(processes, *arguments):
@@ -32,19 +32,17 @@ def torchrun(processes, *arguments):
     ]
 
 
-def numbers(arguments):
-    done = subprocess.run(arguments, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return np.array([line.split() for line in done.stdout.splitlines()], float)
-
-
 @pytest.mark.slow
-def test_two_and_three_processes_train_as_one(make_database):
-    root = make_database('livec', images=10)
-    alone = numbers([sys.executable, WORKER, PROJECT, root])
-    assert alone.shape == (1, 5)
-    for processes in (2, 3):
-        assert numbers(torchrun(processes, WORKER, PROJECT, root)) == pytest.approx(alone, rel=1e-4)
+def test_three_processes_train_as_one(make_database, tmp_path):
+    """They have shares of 1, 1 and 2 patches, and of none, none and 1; `gpu_check.py` compares the gradients of two."""
+    root = make_database('livec', images=7)
+    alone = forked.Forked(distributed_worker.main, root, folder=tmp_path)
+    printed, errors = alone.communicate()
+    assert alone.returncode == 0, errors
+    several = subprocess.run(torchrun(3, distributed_worker.__file__, PROJECT, root), capture_output=True, text=True)
+    assert several.returncode == 0, several.stderr
+    expected, found = (np.array([line.split() for line in text.splitlines()], float) for text in (printed, several.stdout))
+    assert expected.shape == (1, 4) and found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize('ranks', [1, 2, 3, 8])
@@ -111,20 +109,14 @@ def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize('place', ['step', 'wait'])
-def test_a_rank_that_hangs_ends_the_others_at_every_place(place):
+def test_a_rank_that_hangs_ends_the_others_at_every_place(place, tmp_path):
     """The ranks are started without torchrun, which kills what is left 30 seconds after the first one that ends."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
     places = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'WORLD_SIZE': '2'}
     ranks = [
-        subprocess.Popen(
-            [sys.executable, HANGING, PROJECT, place],
-            env={**os.environ, **places, 'RANK': rank, 'LOCAL_RANK': rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ('0', '1')
+        forked.Forked(hanging_worker.main, place, folder=tmp_path, RANK=rank, LOCAL_RANK=rank, **places) for rank in ('0', '1')
     ]
     try:
         errors = ranks[0].communicate(timeout=60)[1]
@@ -133,7 +125,7 @@ def test_a_rank_that_hangs_ends_the_others_at_every_place(place):
         assert Path(f'/proc/{ranks[1].pid}/stat').read_text().split()[2] == 'T'  # it did not end by itself
     finally:
         for process in ranks:
-            process.kill()
+            process.send_signal(signal.SIGKILL)
             process.communicate()
 
 
@@ -159,7 +151,7 @@ def test_machines_without_a_common_disk_train_nothing(tmp_path, finished_run):
     for number in range(2):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / 'livec').symlink_to(finished_run / 'livec')
-    shutil.copytree(finished_run / 'run', tmp_path / '0' / 'run')
+    link_run(finished_run / 'run', tmp_path / '0' / 'run')
     script = tmp_path / 'machine.py'
     script.write_text(
         f'import os, sys; sys.path.insert(0, {str(PROJECT)!r}); os.chdir(os.environ["RANK"])\n'
@@ -183,13 +175,7 @@ def test_one_of_the_variables_of_torchrun_alone_starts_no_ranks(monkeypatch):
 def test_rounds_side_by_side_give_the_run_of_one_process(tmp_path, finished_run, program):
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
     jobs = [
-        subprocess.Popen(
-            command('train_test_IQA.py', *TINY, '--output', 'run', '--rounds', number),
-            cwd=tmp_path,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in (2, 1)
+        forked.program(train_test_IQA.main, *TINY, '--output', 'run', '--rounds', number, folder=tmp_path) for number in (2, 1)
     ]
     errors = [job.communicate()[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], errors
@@ -202,7 +188,7 @@ def test_rounds_side_by_side_give_the_run_of_one_process(tmp_path, finished_run,
 
 def test_a_round_belongs_to_one_process(tmp_path, finished_run, program):
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
-    shutil.copytree(finished_run / 'run', tmp_path / 'run')
+    link_run(finished_run / 'run', tmp_path / 'run')
     (tmp_path / 'run' / 'round_02' / 'result.json').unlink()
     with files.locked(tmp_path / 'run' / 'round_02' / '.lock'):
         done = program(*TINY, '--output', 'run', '--resume', '--rounds', 2)

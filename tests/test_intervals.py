@@ -2,11 +2,10 @@
 
 import json
 import math
-import shutil
 
 import numpy as np
 import pytest
-from helpers import read_table
+from helpers import link_run, read_table
 from scipy import stats
 
 from util import metrics
@@ -156,7 +155,7 @@ def test_a_run_reports_its_intervals(finished_run):
 
 
 def test_the_intervals_of_an_earlier_version_are_computed_anew(finished_run, tmp_path):
-    run = shutil.copytree(finished_run / 'run', tmp_path / 'run')
+    run = link_run(finished_run / 'run', tmp_path / 'run')
     for number in (1, 2):
         folder = run / f'round_0{number}'
         rng = np.random.RandomState(number)

@@ -5,16 +5,17 @@ import json
 import math
 import os
 import pickle
+import resource
 import shutil
 import signal
-import subprocess
 
 import databases
+import forked
 import numpy as np
 import pytest
 import scipy.io
 import torch
-from helpers import TINY, assert_same_run, best_row, command, history, read_table, restore_interrupts, wait_until, without_times
+from helpers import TINY, assert_same_run, best_row, history, link_run, read_table, wait_until, without_times
 from PIL import Image
 
 import demo
@@ -33,15 +34,12 @@ def workplace(tmp_path, finished_run):
     return tmp_path
 
 
-def start(folder, *options):
-    return subprocess.Popen(
-        command('train_test_IQA.py', *TINY, '--output', 'run', *options),
-        cwd=folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=restore_interrupts,
-    )
+def start(folder, *options, **limits):
+    return forked.program(train_test_IQA.main, *TINY, '--output', 'run', *options, folder=folder, **limits)
+
+
+def writing(folder, name):
+    return any(folder.glob(f'.{name}.*.tmp'))
 
 
 def kill_when(condition, folder, *options):
@@ -58,9 +56,6 @@ def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finish
     run = workplace / 'run'
     first, second = run / 'round_01', run / 'round_02'
     in_thread, direct = ('--num_workers', 0), ('--cache', 'none')
-
-    def writing(folder, name):
-        return any(folder.glob(f'.{name}.*.tmp'))
 
     def epochs(folder):
         return len(read_table(folder / 'history.csv')) if (folder / 'history.csv').exists() else 0
@@ -82,12 +77,17 @@ def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finish
 
 @pytest.mark.slow
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_ends_cleanly_and_says_how_to_resume(workplace, finished_run, number, code):
-    process = start(workplace)
-    wait_until((workplace / 'run' / 'round_01' / 'history.csv').exists, process)
+def test_an_interrupt_ends_cleanly_and_says_how_to_resume(workplace, killed_run, number, code):
+    """SIGINT comes while best.pth is written, SIGTERM during an epoch, for which the finished one has been printed."""
+    link_run(killed_run, workplace / 'run')
+    process = start(workplace, '--resume')
+    if number == signal.SIGINT:
+        wait_until(lambda: writing(workplace / 'run' / 'round_01', 'best.pth'), process)
+    else:
+        assert [process.stdout.readline().split()[0] for _ in range(3)] == ['Round', 'Epoch', '1']
     process.send_signal(number)
     _, errors = process.communicate()
-    assert process.returncode == code
+    assert process.returncode == code, errors
     assert errors.splitlines()[-1] == 'interrupted; the same command with --resume continues after the last finished epoch'
     assert 'Traceback' not in errors
     assert not list((workplace / 'run').rglob('.*.tmp'))
@@ -96,16 +96,14 @@ def test_an_interrupt_ends_cleanly_and_says_how_to_resume(workplace, finished_ru
 @pytest.fixture
 def copied_run(workplace, finished_run):
     """A copy of the finished run from which the end of round 2 is missing, so that a resume has something to do."""
-    run = workplace / 'run'
-    # what is finished is linked, since nothing writes into a checkpoint: a copy of all would be 0.9 GB
-    shutil.copytree(finished_run / 'run', run, ignore=shutil.ignore_patterns('*.pth'))
-    for path in (finished_run / 'run').rglob('*.pth'):
-        (os.link if path.parent.name == 'round_01' else shutil.copy)(path, run / path.parent.name / path.name)
+    run = link_run(finished_run / 'run', workplace / 'run')  # a copy would be 0.9 GB
     best_is_last = best_row(history(run, 2)) == history(run, 2)[-1]
     for name in ('result.json', 'predictions.csv', 'history.csv', *['best.pth'] * best_is_last):
         (run / 'round_02' / name).unlink()
     run_folder.summarise(run)
-    return run
+    before = fingerprint(finished_run / 'run')
+    yield run
+    assert fingerprint(finished_run / 'run') == before  # what is linked was not written into
 
 
 def fingerprint(folder):
@@ -145,8 +143,10 @@ class Payload:
 @pytest.mark.parametrize('damage', ['truncated', 'text', 'foreign', 'other network', 'payload'])
 def test_a_damaged_last_checkpoint_is_refused_and_the_folder_left_as_it_was(workplace, copied_run, damage, resume):
     path = copied_run / 'round_02' / 'last.pth'
+    content = path.read_bytes()
+    path.unlink()  # it is a link
     if damage == 'truncated':
-        os.truncate(path, path.stat().st_size // 2)
+        path.write_bytes(content[: len(content) // 2])
     elif damage == 'text':
         path.write_text('hello')
     else:
@@ -179,29 +179,19 @@ def test_a_pickle_payload_is_refused_unrun_by_every_program(workplace, in_proces
 
 
 @pytest.mark.slow
-def test_a_full_disk_gives_one_line_and_the_previous_checkpoint_still_loads(workplace, finished_run, resume):
+def test_a_full_disk_gives_one_line_and_the_previous_checkpoint_still_loads(workplace, killed_run, finished_run, resume):
     """The limit on the size of a file stands in for the disk: the checkpoint's write fails halfway."""
-    kill_when((workplace / 'run' / 'round_01' / 'history.csv').exists, workplace)
+    link_run(killed_run, workplace / 'run')
     path = workplace / 'run' / 'round_01' / 'last.pth'
     before = path.read_bytes()
-    limited = subprocess.run(
-        [
-            'bash',
-            '-c',
-            'ulimit -f 200000; exec "$@"',
-            'bash',
-            *command('train_test_IQA.py', *TINY, '--output', 'run', '--resume'),
-        ],
-        cwd=workplace,
-        capture_output=True,
-        text=True,
-    )
+    limited = start(workplace, '--resume', limits={resource.RLIMIT_FSIZE: 200_000_000})
+    _, errors = limited.communicate()
     assert limited.returncode == 2
-    assert limited.stderr.splitlines()[-1].startswith('error: run/round_01/last.pth cannot be written: File too large')
+    assert errors.splitlines()[-1].startswith('error: run/round_01/last.pth cannot be written: File too large')
     assert path.read_bytes() == before and not list(path.parent.glob('.*.tmp'))
-    done = resume('--resume')
+    done = resume('--resume', '--rounds', 1)
     assert done.returncode == 0, done.stderr
-    assert_same_run(workplace / 'run', finished_run / 'run')
+    assert_same_run(workplace / 'run', finished_run / 'run', rounds=[1])
 
 
 def test_refused_run_folders(workplace, copied_run, resume):
@@ -245,17 +235,22 @@ def test_labels_that_were_edited_since_are_refused(workplace, finished_run, copi
     assert fingerprint(copied_run) == before
 
 
+def replace(source, target):
+    target.unlink(missing_ok=True)
+    os.link(source, target)
+
+
 def test_a_state_says_whose_it_is_and_best_weights_are_compared(finished_run, copied_run, resume):
     """The last.pth of the other round; then a best.pth that is gone, and one of other weights."""
-    shutil.copy(copied_run / 'round_01' / 'last.pth', copied_run / 'round_02' / 'last.pth')
+    replace(copied_run / 'round_01' / 'last.pth', copied_run / 'round_02' / 'last.pth')
     done = resume('--resume')
     assert done.returncode == 2 and 'it belongs to another round, or to another split' in done.stderr.splitlines()[-1]
-    shutil.copy(finished_run / 'run' / 'round_02' / 'last.pth', copied_run / 'round_02' / 'last.pth')
+    replace(finished_run / 'run' / 'round_02' / 'last.pth', copied_run / 'round_02' / 'last.pth')
     state = torch.load(copied_run / 'round_02' / 'last.pth', weights_only=True)
     assert state['owner']['round'] == 2
     folder = RoundFolder.__new__(RoundFolder)
     folder.path = copied_run / 'round_02'
-    shutil.copy(copied_run / 'round_01' / 'best.pth', folder.path / 'best.pth')
+    replace(copied_run / 'round_01' / 'best.pth', folder.path / 'best.pth')
     with pytest.raises(InputError, match='best.pth is of other weights'):
         folder.check_best(state['best'])
     (folder.path / 'best.pth').unlink()
@@ -266,6 +261,7 @@ def test_a_state_says_whose_it_is_and_best_weights_are_compared(finished_run, co
 def test_best_weights_that_are_lost_end_the_run_with_one_line(copied_run, finished_run, resume):
     state = torch.load(copied_run / 'round_02' / 'last.pth', weights_only=True)
     state['best']['epoch'] = 1  # as if the second epoch had not been better
+    (copied_run / 'round_02' / 'last.pth').unlink()  # it is a link
     torch.save(state, copied_run / 'round_02' / 'last.pth')
     for make in (lambda path: None, lambda path: path.mkdir(), lambda path: path.write_bytes(b'PK\3\4')):
         best = copied_run / 'round_02' / 'best.pth'
@@ -285,6 +281,7 @@ def test_a_column_that_an_earlier_version_did_not_know_is_empty_and_an_unknown_o
     for row in state['history']:
         row['of_the_future'] = 7.5
     del state['history'][0]['train_loss']
+    path.unlink()  # it is a link
     torch.save(state, path)
     done = resume('--resume')
     assert done.returncode == 0, done.stderr

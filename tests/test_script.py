@@ -45,14 +45,13 @@ def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(finished_r
     assert 'warning: LIVE Challenge has 1162 images; 8 are listed' in errors
 
     livec = ('--data_root', finished_run / 'livec')
-    again = program(*TINY, *livec, '--num_workers', 3, '--output', 'again')
-    assert without_times(again.stdout) == without_times(printed) and re.search(r' \d+ s +\d+ s\n', printed)
-    other = program(*TINY, *livec, '--seed', 1, '--epochs', 1, '--train_test_num', 1)
-    assert rows(other.stdout) != rows(printed)[:1]
+    again = program(*TINY, *livec, '--num_workers', 3, '--rounds', 2, '--output', 'again')
+    second_round = without_times(printed[printed.index('Round 2') : printed.index('Testing')])
+    assert without_times(again.stdout).startswith(second_round) and re.search(r' \d+ s +\d+ s\n', printed)
 
 
 def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
-    make_database('livec', images=10)
+    make_database('livec', images=8)
     done = program(*ONE_ROUND, '--lr', 1e30, '--epochs', 4)
     assert done.returncode == 3 and 'no result: in round 1 no epoch has' in done.stderr
     assert len(rows(done.stdout)) < 4
@@ -63,7 +62,7 @@ def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
 
 @pytest.mark.slow
 def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database, program, tmp_path):
-    make_database('livec', images=10)
+    make_database('livec', images=8)
     torch.save({name: torch.zeros_like(value) for name, value in models.hyperiqa().state_dict().items()}, tmp_path / 'zero.pth')
     done = program(*ONE_ROUND, '--weights', 'zero.pth', '--lr', 0, '--weight_decay', 0)
     assert [row[2:5] for row in rows(done.stdout)] == [['nan'] * 3] * 2

@@ -1,16 +1,21 @@
 """The three repairs, each by a test that fails when that repair alone is undone, on real epochs of a tiny real database."""
 
+import io
 import math
 import os
-import subprocess
+import resource
+from contextlib import redirect_stdout
 from types import SimpleNamespace
 
+import databases
+import forked
 import numpy as np
 import pytest
 import torch
-from helpers import QUICK, command, tensors
+from helpers import QUICK, tensors
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import train_test_IQA
 from HyerIQASolver import HyperIQASolver, is_better, learning_rates
 from util.errors import SMALLER
 from util.metrics import plcc, srcc
@@ -19,10 +24,11 @@ from util.options import parse_options
 ONE_ROUND = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--epochs', 1)
 
 
-@pytest.fixture
-def make_solver(make_database):
+@pytest.fixture(scope='module')
+def make_solver(tmp_path_factory):
     """make_solver(**options): a solver on four small training and two test images, one step an epoch."""
-    root = make_database('livec')
+    root = tmp_path_factory.mktemp('livec')
+    databases.livec(root)
 
     def make(train=(0, 1, 2, 3), test=(4, 5), **options):
         config = SimpleNamespace(
@@ -41,9 +47,8 @@ def make_solver(make_database):
     return make
 
 
-@pytest.fixture
-def steps():
-    """What the optimizers of this process hold just before each of their steps."""
+def training_of(solver):
+    """Train: what the optimizers of this process hold just before each of their steps, what it prints, and what it returns."""
     seen = []
 
     def record(optimizer, args, kwargs):
@@ -57,32 +62,45 @@ def steps():
             )
         )
 
-    hook = register_optimizer_step_pre_hook(record)
-    yield seen
+    hook, printed, adam = register_optimizer_step_pre_hook(record), io.StringIO(), solver.solver
+    with redirect_stdout(printed):
+        returned = solver.train()
     hook.remove()
+    return SimpleNamespace(solver=solver, adam=adam, steps=seen, lines=printed.getvalue().splitlines(), returned=returned)
 
 
-@pytest.mark.parametrize('lr, lr_ratio', [(2e-5, 10), pytest.param(3e-4, 4, marks=pytest.mark.slow)])
-def test_repair_1_both_learning_rates_follow_the_table(make_solver, steps, lr, lr_ratio):
-    make_solver((0,), (2,), epochs=16, lr=lr, lr_ratio=lr_ratio).train()
-    table = (
+@pytest.fixture(scope='module')
+def trained(make_solver):
+    """A training through the whole schedule, a step of one patch an epoch, at other rates than the default ones."""
+    return training_of(make_solver((0,), (2, 3, 4), epochs=16, lr=3e-4, lr_ratio=4))
+
+
+def table_of_rates(lr, lr_ratio):
+    return (
         [(lr * lr_ratio, lr)] * 7 + [(lr * lr_ratio / 10, lr / 10)] * 3 + [(lr / 10, lr / 10)] * 3 + [(lr / 100, lr / 100)] * 3
     )
-    assert [tuple(step.rates) for step in steps] == [pytest.approx(row) for row in table]
 
 
-def test_repair_2_one_adam_and_its_moments_live_through_the_run(make_solver, steps):
-    solver = make_solver(batch_size=2)
-    adam = solver.solver
+def test_repair_1_both_learning_rates_follow_the_table(trained):
+    assert [tuple(step.rates) for step in trained.steps] == [pytest.approx(row) for row in table_of_rates(3e-4, 4)]
+
+
+def test_the_table_of_the_default_rates():
+    config = parse_options(['--device', 'cpu'])
+    rates = [learning_rates(epoch, config.lr, config.lr_ratio) for epoch in range(15)]
+    assert rates == [pytest.approx(row) for row in table_of_rates(2e-5, 10)[1:]]
+
+
+def test_repair_2_one_adam_and_its_moments_live_through_the_run(trained):
+    adam, steps = trained.adam, trained.steps
     assert type(adam) is torch.optim.Adam
-    solver.train()
-    assert solver.solver is adam and all(step.optimizer is adam for step in steps)
-    assert [step.step for step in steps] == [{k} for k in range(6)]  # two steps an epoch, three epochs
+    assert trained.solver.solver is adam and all(step.optimizer is adam for step in steps)
+    assert [step.step for step in steps] == [{k} for k in range(16)]  # a step an epoch
     assert steps[0].momentum == 0 and all(step.momentum > 0 for step in steps[1:])
 
 
 def test_repair_3_every_parameter_trains_in_every_epoch(make_solver):
-    solver = make_solver(lr=1e-3, lr_ratio=10)
+    solver = make_solver((0, 1), lr=1e-3, lr_ratio=10)
     names = {id(p): name for name, p in solver.model_hyper.named_parameters()}
     hypernet = [name for name in names.values() if not name.startswith('res.')]
     for epoch in range(3):
@@ -107,13 +125,10 @@ def test_the_lda_heads_belong_to_the_backbones_group(make_solver):
     assert [group['weight_decay'] for group in solver.solver.param_groups] == [5e-4, 5e-4]
 
 
-def test_train_returns_the_best_epoch_and_prints_every_epoch(make_solver, capsys):
-    solver = make_solver()
-    best = solver.train()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:5] == ['Epoch', 'Train_Loss', 'Train_SRCC', 'Test_SRCC', 'Test_PLCC']
-    assert [line.split()[0] for line in lines[1:4]] == ['1', '2', '3']
-    assert round(best[0], 4) == max(float(line.split()[3]) for line in lines[1:4])
+def test_train_returns_the_best_epoch_and_prints_every_epoch(trained):
+    assert trained.lines[0].split()[:5] == ['Epoch', 'Train_Loss', 'Train_SRCC', 'Test_SRCC', 'Test_PLCC']
+    assert [line.split()[0] for line in trained.lines[1:]] == [str(epoch) for epoch in range(1, 17)]
+    assert round(trained.returned[0], 4) == max(float(line.split()[3]) for line in trained.lines[1:])
 
 
 def test_test_averages_the_patches_of_each_image(make_solver):
@@ -184,9 +199,9 @@ def test_compile_makes_two_graphs_whatever_the_last_batches_are(make_solver, mon
     monkeypatch.setattr(torch.nn.Module, 'compile', lambda module, **how: compile_module(module, backend='eager', **how))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    for train, patches in (((0, 1, 2, 3), 1), ((0, 1, 2), 3), ((0, 1, 2, 3), 2)):  # last batches of 1, none and 2 patches
+    for patches in (4, 3, 5):  # last batches of 1, none and 2 patches
         solver = make_solver(
-            train, compile=True, batch_size=3, test_batch_size=3, train_patch_num=patches, test_patch_num=patches + 1
+            (0,), (4,), compile=True, batch_size=3, test_batch_size=3, train_patch_num=patches, test_patch_num=patches
         )
         solver.train_epoch(0)
         solver.predict(solver.test_data)
@@ -194,19 +209,19 @@ def test_compile_makes_two_graphs_whatever_the_last_batches_are(make_solver, mon
 
 
 @pytest.mark.slow
-def test_deterministic_changes_no_byte_on_the_cpu_and_is_kept_by_evaluate(make_database, program, tmp_path, monkeypatch):
+def test_deterministic_changes_no_byte_on_the_cpu_and_is_kept_by_evaluate(killed_run, program, tmp_path, monkeypatch):
+    """Beside a run without it after the same epoch."""
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', '')
-    make_database('livec', images=8)
-    assert program(*ONE_ROUND, '--output', 'without').returncode == 0
+    (tmp_path / 'livec').symlink_to(killed_run.parent / 'livec')
     try:
         done = program(*ONE_ROUND, '--deterministic', '--output', 'with')
         assert done.returncode == 0, done.stderr
         assert torch.are_deterministic_algorithms_enabled() and os.environ['CUBLAS_WORKSPACE_CONFIG']
     finally:
         torch.use_deterministic_algorithms(False)
-    runs = [tmp_path / run / 'round_01' for run in ('without', 'with')]
-    assert tensors(runs[0] / 'last.pth') == tensors(runs[1] / 'last.pth')
-    assert parse_options(['--evaluate', str(runs[1] / 'last.pth')]).deterministic
+    last = tmp_path / 'with' / 'round_01' / 'last.pth'
+    assert tensors(last) == tensors(killed_run / 'round_01' / 'last.pth')
+    assert parse_options(['--evaluate', str(last)]).deterministic
     torch.use_deterministic_algorithms(False)
     refused = program(*ONE_ROUND, '--output', 'with', '--resume')
     assert refused.returncode == 2 and '--deterministic was True, is False' in refused.stderr
@@ -216,17 +231,17 @@ def test_deterministic_changes_no_byte_on_the_cpu_and_is_kept_by_evaluate(make_d
 @pytest.mark.parametrize(
     'options',
     [
-        ('--train_patch_num', 700, '--batch_size', 4000, '--test_patch_num', 1),
-        ('--test_patch_num', 2000, '--test_batch_size', 4000),
+        ('--train_patch_num', 350, '--batch_size', 2000, '--test_patch_num', 1),
+        ('--test_patch_num', 1000, '--test_batch_size', 2000),
     ],
 )
-def test_out_of_memory_is_one_line_that_names_the_options(make_database, tmp_path, options):
-    """The limit of 8 GB is twice what the imports map, and below the first layer's output alone."""
-    make_database('livec', images=8)
-    limited = 'ulimit -v 8000000 && exec "$@"'
-    arguments = ['sh', '-c', limited, 'sh', *command('train_test_IQA.py', *ONE_ROUND, '--output', 'run', *options)]
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.splitlines()[-1]
+def test_out_of_memory_is_one_line_that_names_the_options(finished_run, tmp_path, options):
+    """The limit of 8 GB is twice what the imports map, so that the first layer's output, of 6.4 GB, does not fit."""
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    arguments = (*ONE_ROUND, '--output', 'run', *options)
+    process = forked.program(train_test_IQA.main, *arguments, folder=tmp_path, limits={resource.RLIMIT_AS: 8_000_000_000})
+    _, errors = process.communicate()
+    assert process.returncode == 2, errors
+    last = errors.splitlines()[-1]
     assert last.startswith('error: out of memory: ') and last.endswith(SMALLER)
-    assert 'Traceback' not in done.stderr
+    assert 'Traceback' not in errors
