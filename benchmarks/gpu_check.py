@@ -123,7 +123,7 @@ def gradients_of(options):
 def resume(root, options):
     """A run that was stopped after an epoch and resumed has the weights of one that was not."""
     common = ['--dataset', 'koniq', '--data_root', root, '--weights', 'none', '--train_test_num', '1', '--deterministic']
-    common += ['--device', options.device, '--train_patch_num', '1', '--test_patch_num', '2', '--batch_size', '4']
+    common += ['--device', options.device, '--train_patch_num', '1', '--test_patch_num', '1', '--batch_size', '4']
     for part, numbers in (('train', range(options.images - 2)), ('test', range(options.images - 2, options.images))):
         (root / f'{part}.txt').write_text('\n'.join(f'{k}.jpg' for k in numbers))
     common += ['--split', f'train={root}/train.txt', f'test={root}/test.txt']

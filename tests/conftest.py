@@ -18,8 +18,11 @@ from helpers import TINY, command, wait_until
 
 import train_test_IQA
 
+LONGEST = ('test_gpu_check.py', 'test_trajectory.py')  # a file of one long test would keep one worker waiting at the end
+
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     if not torch.cuda.is_available():
         for item in items:
             if 'cuda' in item.keywords:
