@@ -1,13 +1,7 @@
-"""Started by torchrun or alone: an epoch with batch norm in eval mode, so that the numbers do not depend on the shares.
+"""One of several ranks or alone: an epoch with batch norm in eval mode, so that the numbers do not depend on the shares."""
 
-python distributed_worker.py PROJECT DATABASE
-"""
-
-import sys
 from types import SimpleNamespace
 
-if __name__ == '__main__':
-    sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
 import torch
 from parity import fill
 
@@ -36,7 +30,3 @@ def main(database):
     if rank() == 0:
         print(loss, train_srcc, *scores)
     distributed.stop()
-
-
-if __name__ == '__main__':
-    main(sys.argv[2])

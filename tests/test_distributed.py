@@ -32,6 +32,19 @@ def torchrun(processes, *arguments):
     ]
 
 
+def forked_ranks(function, *arguments, folders):
+    """A rank for each of `folders`, started without torchrun, which costs seconds and kills what is left when one has ended."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    places = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'WORLD_SIZE': str(len(folders))}
+    numbers = map(str, range(len(folders)))
+    return [
+        forked.Forked(function, *arguments, folder=folder, RANK=number, LOCAL_RANK=number, **places)
+        for folder, number in zip(folders, numbers)
+    ]
+
+
 @pytest.mark.slow
 def test_three_processes_train_as_one(make_database, tmp_path):
     """They have shares of 1, 1 and 2 patches, and of none, none and 1; `gpu_check.py` compares the gradients of two."""
@@ -39,9 +52,10 @@ def test_three_processes_train_as_one(make_database, tmp_path):
     alone = forked.Forked(distributed_worker.main, root, folder=tmp_path)
     printed, errors = alone.communicate()
     assert alone.returncode == 0, errors
-    several = subprocess.run(torchrun(3, distributed_worker.__file__, PROJECT, root), capture_output=True, text=True)
-    assert several.returncode == 0, several.stderr
-    expected, found = (np.array([line.split() for line in text.splitlines()], float) for text in (printed, several.stdout))
+    ranks = forked_ranks(distributed_worker.main, root, folders=[tmp_path] * 3)
+    several = [process.communicate() for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0, 0], several
+    expected, found = (np.array([line.split() for line in text.splitlines()], float) for text in (printed, several[0][0]))
     assert expected.shape == (1, 4) and found == pytest.approx(expected, rel=1e-4)
 
 
@@ -110,14 +124,7 @@ def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(tmp
 @pytest.mark.slow
 @pytest.mark.parametrize('place', ['step', 'wait'])
 def test_a_rank_that_hangs_ends_the_others_at_every_place(place, tmp_path):
-    """The ranks are started without torchrun, which kills what is left 30 seconds after the first one that ends."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    places = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'WORLD_SIZE': '2'}
-    ranks = [
-        forked.Forked(hanging_worker.main, place, folder=tmp_path, RANK=rank, LOCAL_RANK=rank, **places) for rank in ('0', '1')
-    ]
+    ranks = forked_ranks(hanging_worker.main, place, folders=[tmp_path] * 2)
     try:
         errors = ranks[0].communicate(timeout=60)[1]
         assert ranks[0].returncode == 2, errors
@@ -152,16 +159,12 @@ def test_machines_without_a_common_disk_train_nothing(tmp_path, finished_run):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / 'livec').symlink_to(finished_run / 'livec')
     link_run(finished_run / 'run', tmp_path / '0' / 'run')
-    script = tmp_path / 'machine.py'
-    script.write_text(
-        f'import os, sys; sys.path.insert(0, {str(PROJECT)!r}); os.chdir(os.environ["RANK"])\n'
-        'import train_test_IQA; train_test_IQA.main(sys.argv[1:])\n'
-    )
-    options = (*TINY, '--epochs', 3, '--output', 'run', '--resume')
-    done = subprocess.run(torchrun(2, script, *options), cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert 'error: the processes do not start from the same state (rank 0: 2 epochs, weights' in done.stderr
-    assert 'rank 1: 0 epochs' in done.stderr and 'on a disk that all machines share' in done.stderr
+    options = [*map(str, TINY), '--epochs', '3', '--output', 'run', '--resume']
+    ranks = forked_ranks(train_test_IQA.main, options, folders=[tmp_path / '0', tmp_path / '1'])
+    errors = [process.communicate()[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [2, 2], errors
+    assert 'error: the processes do not start from the same state (rank 0: 2 epochs, weights' in errors[0]
+    assert 'rank 1: 0 epochs' in errors[0] and 'on a disk that all machines share' in errors[0]
     assert len(read_table(tmp_path / '0' / 'run' / 'round_01' / 'history.csv')) == 2
 
 
