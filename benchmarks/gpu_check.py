@@ -7,6 +7,7 @@ PASS and FAIL stand before what must hold, INFO before what is only measured.
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -32,6 +33,17 @@ from util.errors import launched
 GIB = 2**30
 # patches in a batch, of which two ranks have shares of 8 and 8, 7 and 8, and 1 and 1; 1 and 2 on a CPU
 BATCHES = {'cuda': (16, 15, 2), 'cpu': (3,)}
+RUNS = (('whole', '2'), ('parts', '1'), ('parts', '2'))  # run folder and epochs
+# what a child process runs: trainings one after the other; 3 ends one whose SRCC is undefined, as that of noise can be
+TRAIN = """
+import json, sys, train_test_IQA
+for options in json.loads(sys.argv[1]):
+    try:
+        train_test_IQA.main(options)
+    except SystemExit as end:
+        if end.code != 3:
+            raise
+"""
 rows: list[tuple[str, str, str]] = []
 
 
@@ -127,11 +139,11 @@ def resume(root, options):
     for part, numbers in (('train', range(options.images - 2)), ('test', range(options.images - 2, options.images))):
         (root / f'{part}.txt').write_text('\n'.join(f'{k}.jpg' for k in numbers))
     common += ['--split', f'train={root}/train.txt', f'test={root}/test.txt']
-    for name, epochs in (('whole', '2'), ('parts', '1'), ('parts', '2')):
-        command = [sys.executable, PROJECT / 'train_test_IQA.py', *common, '--epochs', epochs, '--output', root / name]
-        done = subprocess.run([*map(str, command), '--resume'], capture_output=True, text=True)
-        if done.returncode not in (0, 3):  # 3: noise has no SRCC to speak of
-            return report('a resumed run', done.stderr.strip().splitlines()[-1], False)
+    runs = [[*common, '--epochs', epochs, '--output', root / name, '--resume'] for name, epochs in RUNS]
+    command = [sys.executable, '-c', TRAIN, json.dumps([[*map(str, run)] for run in runs])]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    if done.returncode:
+        return report('a resumed run', done.stderr.strip().splitlines()[-1], False)
     files = (root / name / 'round_01' / 'last.pth' for name in ('whole', 'parts'))
     whole, parts = (torch.load(file, weights_only=True)['model'] for file in files)
     different = sum(not torch.equal(whole[name], parts[name]) for name in whole)

@@ -107,15 +107,14 @@ def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(tmp
     assert not any(Path(f'/proc/{worker}').exists() for worker in before.values())
     rows = read_table(history)
 
-    done = subprocess.run(
-        torchrun(3, PROJECT / 'train_test_IQA.py', *options, '--resume'), cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    ranks = forked_ranks(train_test_IQA.main, [*map(str, options), '--resume'], folders=[tmp_path] * 3)
+    printed, errors = zip(*(process.communicate() for process in ranks))
+    assert [process.returncode for process in ranks] == [0, 0, 0], errors
     resumed = read_table(history)
     assert resumed[: len(rows)] == rows and [row['epoch'] for row in resumed] == ['1', '2']
-    lines = done.stdout.splitlines()
+    lines = ''.join(printed).splitlines()
     assert [line.split()[0] for line in lines] == ['Round', 'Epoch', '1', '2', 'Best', 'Last', 'Testing', 'Last']
-    assert done.stderr.count('3 processes on cpu, 1 thread each') == 1
+    assert ''.join(errors).count('3 processes on cpu, 1 thread each') == 1
     assert (tmp_path / 'run' / 'round_01' / 'split.json').read_bytes() == (
         finished_run / 'run' / 'round_01' / 'split.json'
     ).read_bytes()
