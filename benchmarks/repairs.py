@@ -149,7 +149,7 @@ def compare_arms(folders: list[Path]) -> None:
     comparisons = [compare.compare(runs[0], other) for other in runs[1:]]
     for comparison in comparisons:
         compare.print_comparison(comparison)
-    if 'p' in compare.main_row(comparisons[0]) and len(comparisons) > 1:
+    if len(comparisons) > 1 and all('p' in compare.main_row(rows) for rows in comparisons):  # several rounds of each arm
         print(f'\np of the mean difference, adjusted by Holm for {len(comparisons)} comparisons; the intervals are single')
         for run, rows, p in zip(runs[1:], comparisons, holm([compare.main_row(rows)['p'] for rows in comparisons])):
             sign = 'higher' if compare.main_row(rows)['difference'] > 0 else 'lower'

@@ -163,6 +163,18 @@ def test_the_report_needs_history_files_alone(tmp_path, capsys):
     assert end.value.code == 2 and 'no other arm beside it' in capsys.readouterr().err
 
 
+def test_an_arm_with_fewer_rounds_is_compared_without_the_adjusted_p(tmp_path, capsys):
+    for arm in ('repaired', 'original', 'without_1'):
+        shutil.copytree(PROJECT / 'benchmarks' / 'results' / 'demo' / arm, tmp_path / arm)
+    repairs.main(['--report', str(tmp_path)])
+    assert 'adjusted by Holm for 2 comparisons' in capsys.readouterr().out
+    for number in (2, 3):
+        shutil.rmtree(tmp_path / 'without_1' / f'round_0{number}')
+    repairs.main(['--report', str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert 'one training each says nothing about the methods' in printed and 'Holm' not in printed
+
+
 def test_holms_step_down():
     assert repairs.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])  # worked out by hand
     assert repairs.holm([0.5, 0.9]) == [1, 1] and repairs.holm([0.2]) == [0.2]
