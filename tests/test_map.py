@@ -1,10 +1,14 @@
 """`Scorer.map` and `demo.py --map`: where in an image the scores are high and low."""
 
+import os
+import subprocess
+import sys
+
 import databases
 import numpy as np
 import pytest
 import torch
-from helpers import read_table
+from helpers import PROJECT, read_table
 from PIL import Image
 
 import demo
@@ -44,6 +48,14 @@ def test_an_image_of_one_patch_has_a_map_of_one_score(finished_run):
     scores, y, x, _ = scorer.map(image)
     assert scores.shape == (1, 1) and (y.tolist(), x.tolist()) == ([112], [112])
     assert scores[0, 0] == pytest.approx(scorer(image), rel=1e-5) and scorer.drawn_map(image, 'a').startswith(b'\x89PNG')
+
+
+def test_who_scores_imports_no_matplotlib_and_keeps_its_environment():
+    program = 'import os, sys, util.scorer; print("matplotlib" in sys.modules, os.environ["MPLBACKEND"])'
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=PROJECT, env={**os.environ, 'MPLBACKEND': 'svg'}, capture_output=True, text=True
+    )
+    assert done.stdout == 'False svg\n', done.stderr
 
 
 def test_demo_draws_a_map_beside_each_score(tmp_path, in_process, finished_run):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_loader import draw_patches, imagenet_statistics
 from models import PATCH_SIZE, HyperNet, hyperiqa, predict_scores
-from util import checkpoints, frames, plots
+from util import checkpoints, frames
 from util.distributed import has_bfloat16, memory_format, pick_device
 from util.errors import InputError, log, log_once
 from util.files import named
@@ -106,6 +106,8 @@ class Scorer:
 
     def drawn_map(self, image: Picture, title: str) -> bytes:
         """The `map` of an image over it, as the bytes of a PNG file."""
+        from util import plots  # a program that scores needs no matplotlib, nor the side effects of importing it
+
         return plots.score_map(*self.map(image), title, scale_line(self.facts))
 
     def pictures(self, image: Picture) -> tuple[Image.Image, np.ndarray]:
