@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         mode = 'a' if options.resume else 'w'
         # written line by line, so that a kill loses no more; a name that is not UTF-8 keeps its bytes
         with open(options.csv or os.devnull, mode, 1, encoding='utf-8', errors='surrogateescape', newline='') as file:
-            if not file.tell():
+            if not os.fstat(file.fileno()).st_size:
                 file.write(','.join(columns) + '\n')
             failed = score_all(scorer, paths, columns, csv.writer(file, lineterminator='\n'), options.map)
         if failed:

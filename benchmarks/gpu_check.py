@@ -23,7 +23,7 @@ import torch
 from torch import distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from throughput import PROJECT, flags, make_koniq, make_solver, run_short_batch, steps_of, synchronise
+from throughput import flags, make_koniq, make_solver, run_python, run_short_batch, steps_of, synchronise
 
 from folders import OpenDatabase
 from util import distributed
@@ -140,8 +140,7 @@ def resume(root, options):
         (root / f'{part}.txt').write_text('\n'.join(f'{k}.jpg' for k in numbers))
     common += ['--split', f'train={root}/train.txt', f'test={root}/test.txt']
     runs = [[*common, '--epochs', epochs, '--output', root / name, '--resume'] for name, epochs in RUNS]
-    command = [sys.executable, '-c', TRAIN, json.dumps([[*map(str, run)] for run in runs])]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    done = run_python(TRAIN, json.dumps(runs, default=str))
     if done.returncode:
         return report('a resumed run', done.stderr.strip().splitlines()[-1], False)
     files = (root / name / 'round_01' / 'last.pth' for name in ('whole', 'parts'))

@@ -157,10 +157,15 @@ def start(root, options):
     rows.append({'title': 'start', 'images': LISTED, 'cpu_seconds': seconds})
 
 
+def run_python(program, *arguments):
+    """The finished process of a Python of its own that ran `program` in the project's folder."""
+    command = [sys.executable, '-c', program, *map(str, arguments)]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+
+
 def child(program, *arguments):
     """What `program`, run by a Python of its own in the project's folder, prints."""
-    command = [sys.executable, '-c', program, *map(str, arguments)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    done = run_python(program, *arguments)
     if done.returncode:
         sys.exit(f'error: a child process of the benchmark failed: {done.stderr}')
     return done.stdout

@@ -237,8 +237,7 @@ class Labels:
         """Give each sample the mean of its votes as its score, and their number and deviation as facts."""
         log(f'{self.file}: the scores are the means of {sum(map(len, self.votes))} votes for {len(self.samples)} images')
         for k, (sample, votes) in enumerate(zip(self.samples, self.votes)):
-            deviation = statistics.stdev(votes) if len(votes) > 1 else ''
-            facts = {**sample.facts, 'votes': len(votes), 'deviation': deviation}
+            facts = {**sample.facts, 'votes': len(votes), 'deviation': statistics.stdev(votes) if len(votes) > 1 else ''}
             self.samples[k] = sample._replace(score=statistics.fmean(votes), facts=facts)
 
 
