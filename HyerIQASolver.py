@@ -6,11 +6,9 @@
 """
 
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,13 @@ from torch.nn import functional as F
 
 import models
 from data_loader import SCALE_STREAM, DataLoader, draw_patches
+from experiment.options import with_defaults
 from folders import OpenDatabase
-from util import checkpoints, distributed, run_folder
-from util.errors import NO_RESULT, InputError, log, rank
-from util.files import write_table
+from util import checkpoints, distributed
+from util.errors import InputError, log
 from util.labels import Settings
-from util.metrics import TestedImages, all_metrics, by_type, intervals, mae, plcc, srcc
-from util.options import with_defaults
+from util.metrics import mae, plcc, srcc
 from util.progress import duration, progress
-from util.round_folder import RoundFolder, surroundings
-from util.splits import PARTS, Job, split_record
 
 COLUMNS = {  # of the printed table: title and format
     'epoch': ('Epoch', '5d'),
@@ -55,7 +50,7 @@ class HyperIQASolver:
     """One round: a network, its optimizer, and the training and test part of a database.
 
     Args:
-        config: the script's options as attributes; what is absent has its default (`util.options.with_defaults`).
+        config: the script's options as attributes; what is absent has its default (`experiment.options.with_defaults`).
         path: the database's folder, or the file of a CSV of one's own.
         train_idx, test_idx, val_idx: positions of the units of each part (see `folders.OpenDatabase`), or of the images where
             `opened` is given; where there are validation units, they choose the best epoch instead of the test units,
@@ -114,12 +109,17 @@ class HyperIQASolver:
 
         # Repair 3: a list. The original's `filter` object is empty once the first optimizer has read it, so that from the
         # second epoch on the hypernetwork was in no optimizer and did not train.
-        self.hypernet_params = [p for name, p in self.model_hyper.named_parameters() if not name.startswith('res.')]
+        self.hypernet_params = [
+            p for name, p in self.model_hyper.named_parameters() if not name.startswith('res.')
+        ]
         backbone_params = list(self.model_hyper.res.parameters())
         # Repair 2: the only place that makes an Adam. The original made a new one after every epoch and lost the moments,
         # so that each epoch began with steps of the full learning rate in the direction of single gradients.
         self.solver = torch.optim.Adam(
-            [{'params': self.hypernet_params, 'lr': self.lr * self.lrratio}, {'params': backbone_params, 'lr': self.lr}],
+            [
+                {'params': self.hypernet_params, 'lr': self.lr * self.lrratio},
+                {'params': backbone_params, 'lr': self.lr},
+            ],
             weight_decay=self.weight_decay,
             fused=True,  # one pass over all parameters, several times faster than a loop over the 196 tensors
         )
@@ -127,12 +127,24 @@ class HyperIQASolver:
     def loader(self, database: OpenDatabase, images: Iterable[int], istrain: bool) -> DataLoader:
         """The patches of the `images` (positions) of an open database, as many and in such batches as the options ask for."""
         config = self.config
-        sizes = (config.train_patch_num, config.batch_size) if istrain else (config.test_patch_num, config.test_batch_size)
-        options: dict[str, Any] = {'seed': config.seed, 'round_index': self.round_index, 'num_workers': config.num_workers}
+        sizes = (
+            (config.train_patch_num, config.batch_size)
+            if istrain
+            else (config.test_patch_num, config.test_batch_size)
+        )
+        options: dict[str, Any] = {
+            'seed': config.seed,
+            'round_index': self.round_index,
+            'num_workers': config.num_workers,
+        }
         options |= {'device': self.device, 'opened': database}
-        return DataLoader(database.key, database.path, images, config.patch_size, *sizes, istrain, **options)
+        return DataLoader(
+            database.key, database.path, images, config.patch_size, *sizes, istrain, **options
+        )
 
-    def train(self, save: Callable[[dict[str, Any]], None] | None = None, later: int = 0) -> tuple[float, float]:
+    def train(
+        self, save: Callable[[dict[str, Any]], None] | None = None, later: int = 0
+    ) -> tuple[float, float]:
         """Train the epochs that are not in `history` yet, printing a table row for each.
 
         Args:
@@ -151,7 +163,9 @@ class HyperIQASolver:
             best = self.best['epoch'] if self.best else 0
             stale = epoch - best
             if 0 < self.config.patience <= stale:
-                log(f'{stale} epochs without a better {self.selected_on}; epoch {best} was best: this round stops here')
+                log(
+                    f'{stale} epochs without a better {self.selected_on}; epoch {best} was best: this round stops here'
+                )
                 break
             row, test_scores = self.run_epoch(epoch)
             finite = all(bool(value.isfinite().all()) for value in self.model_hyper.parameters())
@@ -162,13 +176,17 @@ class HyperIQASolver:
             if is_better(row[self.selected_on], (self.best or {}).get(self.selected_on, math.nan)):
                 self.best = {**row, 'scores': torch.from_numpy(test_scores)}
             self.history.append(row)
-            seconds = [row['seconds'] for row in self.history[1:]]  # the first epoch may have waited for a compiler
+            seconds = [
+                row['seconds'] for row in self.history[1:]
+            ]  # the first epoch may have waited for a compiler
             left = np.mean(seconds) * (self.config.epochs - epoch - 1 + later) if seconds else 0
             self.print_row(row, duration(left) if left else '')
             self.set_learning_rates(*learning_rates(epoch, self.lr, self.lrratio))
             if save:
                 save(self.state_dict())
-        return (self.best['test_srcc'], self.best['test_plcc']) if self.best else (math.nan, math.nan)
+        return (
+            (self.best['test_srcc'], self.best['test_plcc']) if self.best else (math.nan, math.nan)
+        )
 
     def check_scale(self) -> None:
         """Log which scores the initial weights, of a trained HyperIQA, give to training images, beside those images' labels.
@@ -181,12 +199,17 @@ class HyperIQASolver:
         """
         data = self.loader(self.opened, self.train_data.images[:SCALE_IMAGES], istrain=False)
         seed = (self.config.seed, self.round_index, SCALE_STREAM)
-        data.patch_num, data.patches = 1, draw_patches(seed, data.frames.sizes[data.images], 1, istrain=False)
+        data.patch_num, data.patches = (
+            1,
+            draw_patches(seed, data.frames.sizes[data.images], 1, istrain=False),
+        )
         scores, labels = self.predict(data), data.scores
         count, (low, high) = len(labels), self.score_range
         varies = bool(np.isfinite(scores).all()) and np.ptp(scores) > 0
         slope, offset = np.polyfit(scores, labels, 1).tolist() if varies else (math.nan, math.nan)
-        errors = [np.abs(predicted - labels).mean() for predicted in (scores, slope * scores + offset)]
+        errors = [
+            np.abs(predicted - labels).mean() for predicted in (scores, slope * scores + offset)
+        ]
         ranges = f'{scores.min():.4g} to {scores.max():.4g}, the labels {labels.min():.4g} to {labels.max():.4g}'
         what = f'{self.config.weights}: on {count} training images its scores are {ranges}, SRCC {srcc(scores, labels):.3f}'
         if not self.config.fit_scale:
@@ -194,7 +217,9 @@ class HyperIQASolver:
             log(what + '; --fit_scale fits them to the labels before training' * helps)
             return
         if not varies:
-            raise InputError(f'--fit_scale: {what}, so there is nothing to fit; give other --weights')
+            raise InputError(
+                f'--fit_scale: {what}, so there is nothing to fit; give other --weights'
+            )
         fell = f'the mean absolute error falls from {errors[0]:.4g} to {errors[1]:.4g}'
         log(f'{what}; fitted with slope {slope:.4g} and offset {offset:.4g}: {fell}')
         weight, bias = self.model_hyper.fc5w_fc, self.model_hyper.fc5b_fc
@@ -213,18 +238,27 @@ class HyperIQASolver:
         row['hypernet_lr'], row['backbone_lr'] = (group['lr'] for group in self.solver.param_groups)
         if self.val_data is not None:
             row['val_srcc'], row['val_plcc'] = self.test(self.val_data)
-        return row | {'seconds': round(time.monotonic() - started, 3), 'test_mae': mae(predicted, labels)}, predicted
+        return row | {
+            'seconds': round(time.monotonic() - started, 3),
+            'test_mae': mae(predicted, labels),
+        }, predicted
 
     @property
     def columns(self) -> dict[str, tuple[str, str]]:
         """Those of `COLUMNS` whose part this round has."""
         parts = {'test': self.test_data.images, 'val': self.val_data}
-        return {name: column for name, column in COLUMNS.items() if parts.get(name.partition('_')[0], True)}
+        return {
+            name: column
+            for name, column in COLUMNS.items()
+            if parts.get(name.partition('_')[0], True)
+        }
 
     def print_row(self, row: dict[str, float], left: str = '') -> None:
         """Print a row of the history; `left` is the time that all later epochs take."""
         cells: dict[str, Any] = {**row, 'time': duration(row['seconds']), 'left': left}
-        text = ''.join(format(cells.get(column, math.nan), form) for column, (_, form) in self.columns.items())
+        text = ''.join(
+            format(cells.get(column, math.nan), form) for column, (_, form) in self.columns.items()
+        )
         print(text.rstrip(), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -259,7 +293,9 @@ class HyperIQASolver:
             seen = so_far != 0
             return f', loss so far {F.l1_loss(so_far[seen], subjective[seen]):.4g}'
 
-        for rows, count, patches, scores in self.batches(self.train_data, f'epoch {epoch + 1}', loss_so_far):
+        for rows, count, patches, scores in self.batches(
+            self.train_data, f'epoch {epoch + 1}', loss_so_far
+        ):
             predicted[rows] = self.train_step(patches, scores, count)
         predicted = distributed.sum_over_ranks(predicted).cpu()
         return F.l1_loss(predicted, subjective).item(), srcc(predicted, subjective)
@@ -277,7 +313,11 @@ class HyperIQASolver:
         output = self.forward(self.train_model, patches, count == self.config.batch_size)
         output = output[: len(scores)]  # a patch without a score has a gradient of zero
         # summed here and divided by the size of the whole batch, since the gradients are averaged over the ranks
-        loss = F.l1_loss(output, (scores - low) / (high - low), reduction='sum') * distributed.world_size() / count
+        loss = (
+            F.l1_loss(output, (scores - low) / (high - low), reduction='sum')
+            * distributed.world_size()
+            / count
+        )
         self.solver.zero_grad()
         loss.backward()
         self.solver.step()
@@ -296,11 +336,17 @@ class HyperIQASolver:
         predicted = torch.zeros(len(data.patches.image), device=self.device)
         with torch.inference_mode():
             for rows, count, patches, scores in self.batches(data, 'test'):
-                predicted[rows] = self.forward(self.model_hyper, patches, count == data.batch_size)[: len(scores)]
-        predicted = distributed.sum_over_ranks(predicted).cpu().double().view(-1, data.patch_num).mean(1)
+                predicted[rows] = self.forward(self.model_hyper, patches, count == data.batch_size)[
+                    : len(scores)
+                ]
+        predicted = (
+            distributed.sum_over_ranks(predicted).cpu().double().view(-1, data.patch_num).mean(1)
+        )
         return (low + (high - low) * predicted).numpy()
 
-    def forward(self, model: torch.nn.Module, patches: torch.Tensor, is_full: bool = True) -> torch.Tensor:
+    def forward(
+        self, model: torch.nn.Module, patches: torch.Tensor, is_full: bool = True
+    ) -> torch.Tensor:
         """The scores (B,) of patches (B, 3, 224, 224), which are a full batch or the shorter last one of an epoch."""
         # A graph for each length would be compiled in every round, and one for all lengths is slower: two graphs, of a full
         # batch in training and in testing, serve the whole run.
@@ -322,154 +368,11 @@ class HyperIQASolver:
             title, note: of the progress on stderr (see `util.progress`).
         """
         batches = ((*batch, *tensors) for batch, tensors in zip(data.batches, data))
-        return progress(batches, title, len(data.patches.image), 'patches', lambda batch: batch[1], note)
+        return progress(
+            batches, title, len(data.patches.image), 'patches', lambda batch: batch[1], note
+        )
 
 
 def is_better(value: float, best: float) -> bool:
     """Whether `value` is higher than `best`; nan is never better, and anything is better than nan."""
     return value > best or (math.isnan(best) and not math.isnan(value))
-
-
-def run(config: Any, job: Job) -> None:
-    """Train and test the rounds into the run folder and print their medians."""
-    device = start(config, job.database, *job.others.values())
-    if rank() == 0:
-        records = [split_record(split, job.database) for split in job.splits]
-        run_folder.open_run(config, job.model, records, surroundings(device))
-        if job.database.left_out:
-            write_table(Path(config.output) / 'left_out.csv', ['image', 'row', 'reason'], job.database.left_out)
-    distributed.wait()
-    rounds = config.rounds or range(1, config.train_test_num + 1)
-    for later, number in zip(reversed(range(len(rounds))), rounds):
-        results = train_round(config, job, number - 1, later * config.epochs)
-    if rank() == 0:
-        run_folder.print_medians(results)
-    distributed.stop()
-    finished = {int(number): result['SRCC'] for number, result in results['rounds'].items()}
-    without = [k for k in rounds if k not in finished or (math.isnan(finished[k]) and not config.train_on_all)]
-    if without and rank() == 0:
-        log(f'no result: in round {", ".join(map(str, without[:5]))} no epoch has a finite loss and test SRCC')
-        sys.exit(NO_RESULT)
-    log_next(config, number, is_whole=len(finished) == config.train_test_num)
-
-
-def log_next(config: Any, number: int, is_whole: bool) -> None:
-    """Log where the results of a run are, `number` being its last round, and what can be done with them."""
-    run, folder = Path(config.output), run_folder.round_path(config.output, number)
-    best, quoted = shlex.quote(f'{folder}/best.pth'), shlex.quote(str(run))
-    log(f'Results: {run}/results.json; weights: {folder}/best.pth; pictures: {folder}/*.png')
-    log(f'Score a photo:    python demo.py --checkpoint {best} PHOTO')
-    if is_whole:
-        log(f'Compare two runs: python compare.py {quoted} OTHER_RUN')
-    else:
-        log(f'Other rounds:     python train_test_IQA.py --resume {quoted}')
-
-
-def start(config: Any, *databases: OpenDatabase) -> str:
-    """Meet the other ranks, read the initial weights for the sake of the errors, and open the frames; the device."""
-    device = distributed.pick_device(config.device, config.deterministic)
-    distributed.start(device)
-    log(f'{distributed.processes_on(device)}; initial weights: {config.weights}; seed: {config.seed}')
-    if config.amp and not distributed.has_bfloat16(device):
-        log('warning: bfloat16 has no instructions on this device, so --amp makes training many times slower; leave --amp out')
-    if config.weights != 'none':
-        with torch.device('meta'):  # names and shapes are all that is asked of this network
-            model = models.hyperiqa()
-        if rank() > 0:  # until the first rank has downloaded them
-            distributed.wait()
-        _, layout = checkpoints.initial_weights(model, config.weights)
-        if rank() == 0:
-            distributed.wait()
-        if (config.fit_scale or config.evaluate) and layout not in checkpoints.WITH_SCORES:
-            option = '--evaluate' if config.evaluate else '--fit_scale'
-            raise InputError(f'{option}: {config.weights} holds a {layout} alone, which gives no scores; give a HyperIQA')
-    for database in databases:
-        database.open_frames(config.patch_size, config.cache)
-    distributed.wait()
-    return device
-
-
-def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict[str, Any]:
-    """Train and test one round, or what is left of it, and write its results; those of all rounds that are finished.
-
-    Args:
-        later: how many epochs of later rounds follow.
-    """
-    split = job.splits[round_index]
-    record, state = split_record(split, job.database), 'the round is finished'
-    with closing(RoundFolder(config, round_index, record)) as folder:
-        print(f'Round {round_index + 1}', flush=True)
-        solver = None
-        if not folder.finished:
-            train, val, test = (split[part] for part in PARTS)
-            solver = HyperIQASolver(config, '', train, test, val_idx=val, round_index=round_index, opened=job.database)
-            folder.restore(solver.load_state_dict)
-            state = f'{len(solver.history)} epochs, weights {checkpoints.digest(solver.model_hyper.state_dict())[:8]}'
-        distributed.refuse_differences(state)
-        if solver:
-            solver.train(folder.save, later)
-            if solver.best:
-                finish_round(folder, solver, solver.best, job)
-    results = run_folder.summarise(config.output) if rank() == 0 else {'rounds': {}}
-    run_folder.print_round(results['rounds'].get(str(round_index + 1)), record)
-    return results
-
-
-def finish_round(folder: RoundFolder, solver: HyperIQASolver, best: dict[str, Any], job: Job) -> None:
-    """Test the best epoch on the other databases too, and write the round's results."""
-    if job.others:
-        checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
-    on_others = test_on_others(solver, job, folder.path)
-    tested = tested_images(job.database, solver.test_data, best['scores'].numpy())
-    folder.finish(best, tested, lambda k: job.database.thumbnail(solver.test_data.images[k]), on_others)
-
-
-def tested_images(database: OpenDatabase, data: DataLoader, predicted: np.ndarray) -> TestedImages:
-    """The images that `data` delivers, beside their predictions."""
-    names, contents = database.names(data.images), database.contents(data.images)
-    return TestedImages(names, contents, data.scores, predicted, database.facts(data.images))
-
-
-def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, dict[str, Any]]:
-    """Test the solver's network on the whole other databases of a job.
-
-    Args:
-        folder: for a predictions_<name>.csv of each database.
-
-    Returns:
-        by the database's name how many images it has, and SRCC, PLCC, KRCC and MAE with intervals. A higher correlation
-        always means more agreement: where one of the two databases has scores that fall with quality, the sign is turned.
-    """
-    results = {}
-    for name, database in job.others.items():
-        data = solver.loader(database, range(len(database.samples)), istrain=False)
-        sign = 1 if database.higher_is_better == job.model['higher_is_better'] else -1
-        tested = tested_images(database, data, solver.predict(data))
-        if rank() == 0:
-            run_folder.write_predictions(folder / f'predictions_{name}.csv', tested)
-        of_images = {'images': len(tested.images), 'MAE': mae(tested.predicted, tested.subjective)}
-        tested = tested._replace(predicted=sign * tested.predicted)
-        metrics: dict[str, Any] = {**all_metrics(tested.predicted, tested.subjective), **intervals([tested]), **by_type(tested)}
-        results[name] = of_images | {metric: metrics[metric] for metric in run_folder.ON_OTHERS if metric in metrics}
-    return results
-
-
-def evaluate(config: Any, job: Job) -> None:
-    """Repeat the test of the round that a checkpoint is of, or test the checkpoint on the other databases of a job."""
-    start(config, *(job.others.values() or [job.database]))
-    # with --test_on a solver without images, for its network and its way to predict
-    test = [] if job.others else job.splits[0]['test']
-    solver = HyperIQASolver(config, '', [], test, round_index=job.round_index, opened=job.database)
-    folder = Path(config.output)
-    if job.others:
-        solver.score_range = job.model['score_range'] or (0, 1)  # the network's scores are in the unit that it was trained in
-        run_folder.print_on_others(test_on_others(solver, job, folder))
-    else:
-        tested = tested_images(job.database, solver.test_data, solver.predict(solver.test_data))
-        metrics = all_metrics(tested.predicted, tested.subjective) | intervals([tested])
-        print(f'test_srcc {metrics["SRCC"]}\ntest_plcc {metrics["PLCC"]}')
-        print(f'{len(test)} test images: {run_folder.with_intervals(metrics)}')
-        if rank() == 0:
-            run_folder.write_predictions(folder / 'predictions.csv', tested)
-    log(f'Predictions: {folder}/predictions*.csv')
-    distributed.stop()

@@ -33,7 +33,9 @@ class Patches(NamedTuple):
     flip: np.ndarray
 
 
-def draw_patches(seed: tuple[int, ...] | np.ndarray, sizes: np.ndarray, patch_num: int, istrain: bool) -> Patches:
+def draw_patches(
+    seed: tuple[int, ...] | np.ndarray, sizes: np.ndarray, patch_num: int, istrain: bool
+) -> Patches:
     """Draws `patch_num` crops per image.
 
     Uses NumPy's legacy generator, whose stream is frozen across NumPy versions.
@@ -117,7 +119,9 @@ class DataLoader:
     def set_epoch(self, epoch: int) -> None:
         """Draw the patches of 0-based `epoch`."""
         stream = (TRAIN_STREAM, epoch) if self.istrain else (TEST_STREAM,)
-        self.patches = draw_patches((*self.seed, *stream), self.frames.sizes[self.images], self.patch_num, self.istrain)
+        self.patches = draw_patches(
+            (*self.seed, *stream), self.frames.sizes[self.images], self.patch_num, self.istrain
+        )
 
     @property
     def patch_scores(self) -> np.ndarray:
@@ -128,7 +132,10 @@ class DataLoader:
     def batches(self) -> list[tuple[slice, int]]:
         """For each batch: the slice of `patches` that this rank takes of it, and how many the batch has on all ranks."""
         count = len(self.patches.image)
-        ends = [(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
+        ends = [
+            (start, min(start + self.batch_size, count))
+            for start in range(0, count, self.batch_size)
+        ]
         return [(distributed.rank_slice(start, stop), stop - start) for start, stop in ends]
 
     def __len__(self) -> int:
@@ -139,12 +146,17 @@ class DataLoader:
         for crops, rows in self.crops():
             scores = torch.from_numpy(patch_scores[rows])
             flip = torch.from_numpy(self.patches.flip[at_least_one(rows)])
-            yield to_device(crops, flip, self.device), scores.to(self.device, non_blocking=self.device.type == 'cuda')
+            yield (
+                to_device(crops, flip, self.device),
+                scores.to(self.device, non_blocking=self.device.type == 'cuda'),
+            )
 
     def crops(self) -> Iterator[tuple[torch.Tensor, slice]]:
         """Yields ((B, 224, 224, 3) uint8 crops, the slice of `patches` that they are), in order, gathered ahead."""
         batches = [rows for rows, _ in self.batches]
-        for job, rows in zip(ahead(self.gather, batches, max(1, self.num_workers), BATCHES_AHEAD), batches):
+        for job, rows in zip(
+            ahead(self.gather, batches, max(1, self.num_workers), BATCHES_AHEAD), batches
+        ):
             yield job.result(), rows
 
     def gather(self, rows: slice) -> torch.Tensor:
@@ -164,16 +176,27 @@ def at_least_one(rows: slice) -> slice:
 
 def to_device(crops: torch.Tensor, flip: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """(B, H, W, 3) uint8 crops -> (B, 3, H, W) float32 on `device`, flipped where `flip` (B,) is set, normalised."""
-    asynchronous = torch.device(device).type == 'cuda'  # elsewhere a copy may be read before it has ended
+    asynchronous = (
+        torch.device(device).type == 'cuda'
+    )  # elsewhere a copy may be read before it has ended
     crops = crops.to(device, non_blocking=asynchronous).permute(0, 3, 1, 2)
     flip = flip.to(device, non_blocking=asynchronous)
     crops = torch.where(flip.view(-1, 1, 1, 1), crops.flip(3), crops)
     mean, std = imagenet_statistics(crops.device)
-    return crops.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=distributed.memory_format(device))
+    return (
+        crops.float()
+        .div_(255)
+        .sub_(mean)
+        .div_(std)
+        .contiguous(memory_format=distributed.memory_format(device))
+    )
 
 
 @functools.cache
 def imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation, (1, 3, 1, 1) each; made once for a device, since making them waits for it."""
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (
+        torch.tensor(values, device=device).view(1, 3, 1, 1)
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return mean, std

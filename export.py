@@ -10,26 +10,34 @@ The .onnx and .pt2 take `patches`, (N, 224, 224, 3) uint8 RGB of any N, cut from
 from importlib.util import find_spec
 from pathlib import Path
 
+from experiment.options import Parser
 from util.errors import InputError, boundary
 from util.files import check_input, check_output
-from util.options import Parser
 
-PACKAGES = {'.pt2': (), '.onnx': ('onnx', 'onnxscript', 'onnxruntime'), '.safetensors': ('safetensors',)}
+PACKAGES = {
+    '.pt2': (),
+    '.onnx': ('onnx', 'onnxscript', 'onnxruntime'),
+    '.safetensors': ('safetensors',),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser('Write a trained HyperIQA as one file for other programs.', __doc__)
-    parser.add_argument('checkpoint', help="a run's best.pth, or the authors' or pyiqa's KonIQ model")
+    parser.add_argument(
+        'checkpoint', help="a run's best.pth, or the authors' or pyiqa's KonIQ model"
+    )
     parser.add_argument('out', help='a file that ends in .pt2, .onnx or .safetensors')
     with boundary():
         options = parser.parse_args(argv)
         check_output(options.out, list(PACKAGES))
         packages = PACKAGES[Path(options.out).suffix.lower()]
         if any(find_spec(package) is None for package in packages):
-            raise InputError(f'{options.out} needs a package that is missing here: pip install {" ".join(packages)}')
+            raise InputError(
+                f'{options.out} needs a package that is missing here: pip install {" ".join(packages)}'
+            )
         check_input(options.checkpoint, 'a checkpoint')
         # Here and not at the top, since torch takes seconds to import: --help, a typo and a missing file answer at once.
-        from util.exporter import export
+        from scoring.exporter import export
 
         export(options.checkpoint, options.out)
 

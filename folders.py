@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +19,20 @@ from PIL import Image
 
 from util.demo_database import DEFAULTS, IMAGES, generate
 from util.errors import InputError, log, nearest
-from util.frames import CachedFrames, DirectFrames, folder_of, load_image, on_all_cores, open_frames, read_picture
+from util.frames import (
+    CachedFrames,
+    DirectFrames,
+    folder_of,
+    load_image,
+    on_all_cores,
+    open_frames,
+    read_picture,
+)
 from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, known_set, scale_of, set_of
-from util.tables import BLANK, Table, find_columns, is_number, normalized_name, read_rows
+from util.own_table import read_csv
+from util.tables import normalized_name
 
 THUMBNAIL = 256  # pixels, at most
-# names of columns that no role takes without being asked
-REFERENCES = {'ref', 'ref_image', 'reference_image', 'refnames_all', 'source', 'prompt'}
-FEW_CONTENTS = 5
 # where paths have the type of their distortion, as a pattern with one group: jp2k/img1.bmp, I01_24_5.png or 1600.AWGN.1.png
 FOLDER, BEFORE_LEVEL = r'([^/\\]+)[/\\][^/\\]+$', r'[._]([^._/\\]+)[._]\d+\.\w+$'
 
@@ -40,11 +45,15 @@ def read_live(labels: Labels) -> None:
     labels.open('refnames_all.mat')
     (references,) = labels.mat('refnames_all')
     labels.open('dmos_realigned.mat', 'dmos.mat')
-    scores, pristine = labels.mat('dmos_new' if labels.file.name == 'dmos_realigned.mat' else 'dmos', 'orgs')
+    scores, pristine = labels.mat(
+        'dmos_new' if labels.file.name == 'dmos_realigned.mat' else 'dmos', 'orgs'
+    )
     kinds = (('jp2k', 227), ('jpeg', 233), ('wn', 174), ('gblur', 174), ('fastfading', 174))
     names = [f'{kind}/img{k}.bmp' for kind, count in kinds for k in range(1, count + 1)]
     if not len(names) == len(scores) == len(pristine) == len(references):
-        raise InputError(f'{labels.file}: {len(scores)} scores for {len(names)} images; use the files of the second release')
+        raise InputError(
+            f'{labels.file}: {len(scores)} scores for {len(names)} images; use the files of the second release'
+        )
     folder = labels.folder('jp2k').parent
     for k, name in enumerate(names):
         where = f'entry {k + 1}'
@@ -66,10 +75,22 @@ def read_csiq(labels: Labels) -> None:
         for where, (name, score) in labels.rows(0, 1, header=False):
             labels.add(folder, name, score, where, name.split('.')[0])
         return
-    types = {'noise': 'AWGN', 'jpeg 2000': 'jpeg2000'}  # where the sheet's words and the file names differ
-    order = ('awgn', 'jpeg', 'jpeg2000', 'fnoise', 'blur', 'contrast')  # of csiq_label.txt, whose rows published splits count
+    types = {
+        'noise': 'AWGN',
+        'jpeg 2000': 'jpeg2000',
+    }  # where the sheet's words and the file names differ
+    order = (
+        'awgn',
+        'jpeg',
+        'jpeg2000',
+        'fnoise',
+        'blur',
+        'contrast',
+    )  # of csiq_label.txt, whose rows published splits count
     keys = []
-    for where, (image, kind, level, score) in labels.rows('image', 'dst_type', 'dst_lev', 'dmos', sheet='all_by_image'):
+    for where, (image, kind, level, score) in labels.rows(
+        'image', 'dst_type', 'dst_lev', 'dmos', sheet='all_by_image'
+    ):
         image = f'{image:g}' if isinstance(image, float) else str(image).strip()
         kind = types.get(normalized_name(kind), str(kind).strip())
         level = labels.number(level, where, 'distortion level')
@@ -112,7 +133,9 @@ def read_livec(labels: Labels) -> None:
     labels.open('Data/AllMOS_release.mat', 'AllMOS_release.mat')
     (scores,) = labels.mat('AllMOS_release')
     if len(names) != len(scores):
-        raise InputError(f'{labels.file}: {len(scores)} scores for the {len(names)} names beside them; download both again')
+        raise InputError(
+            f'{labels.file}: {len(scores)} scores for the {len(names)} names beside them; download both again'
+        )
     folder = labels.folder('Images')
     for k, name in enumerate(names):
         if k < 7:  # these were for training the observers
@@ -127,13 +150,18 @@ def read_koniq(labels: Labels) -> None:
     koniq10k_scores_and_distributions.csv (or koniq10k_distributions_sets.csv, which has the official sets) and 1024x768/
     (or 512x384/)
     """
-    scores_file, sets_file = 'koniq10k_scores_and_distributions.csv', 'koniq10k_distributions_sets.csv'
+    scores_file, sets_file = (
+        'koniq10k_scores_and_distributions.csv',
+        'koniq10k_distributions_sets.csv',
+    )
     sets: dict[str, str] = {}
     if labels.open(sets_file, needed=False):
         sets = {name: known_set(text) for _, (name, text) in labels.rows('image_name', 'set')}
     labels.open(scores_file, sets_file)
     folder = labels.folder('1024x768', '512x384')
-    for where, (name, score) in labels.rows('image_name', 'MOS_zscore' if labels.file.name == scores_file else 'MOS'):
+    for where, (name, score) in labels.rows(
+        'image_name', 'MOS_zscore' if labels.file.name == scores_file else 'MOS'
+    ):
         labels.add(folder, name, score, where, in_set=sets.get(name, ''))
 
 
@@ -145,7 +173,12 @@ def read_bid(labels: Labels) -> None:
     labels.open('DatabaseGrades.xlsx', 'DatabaseGrades.xls')
     folder = labels.folder('ImageDatabase', default=labels.file.parent)
     for where, (image, grade) in labels.rows(0, 1):
-        labels.add(folder, f'DatabaseImage{labels.number(image, where, "image number"):04g}.JPG', grade, where)
+        labels.add(
+            folder,
+            f'DatabaseImage{labels.number(image, where, "image number"):04g}.JPG',
+            grade,
+            where,
+        )
 
 
 def read_spaq(labels: Labels) -> None:
@@ -154,7 +187,9 @@ def read_spaq(labels: Labels) -> None:
     Annotations/MOS and Image attribute scores.xlsx (or .csv) and TestImage/
     """
     name = 'MOS and Image attribute scores'
-    labels.open(*(f'{folder}{name}.{kind}' for kind in ('xlsx', 'csv') for folder in ('Annotations/', '')))
+    labels.open(
+        *(f'{folder}{name}.{kind}' for kind in ('xlsx', 'csv') for folder in ('Annotations/', ''))
+    )
     folder = labels.folder('TestImage')
     for where, (image, score) in labels.rows('Image name', 'MOS'):
         labels.add(folder, image, score, where)
@@ -207,82 +242,6 @@ def read_demo(labels: Labels) -> None:
         labels.add(labels.root, name, score, where, content)
 
 
-def read_csv(labels: Labels) -> None:
-    """yours
-
-    --csv FILE with the columns image and score (or dmos: lower is better), optionally content (its images stay together
-    in a split) and set (train, val or test); many other names are known
-    """
-    rows, chosen = read_rows(labels.file), labels.settings.columns
-    table = find_columns(labels.file, rows, chosen, ('image', 'score'), ('content', 'set', 'type'))
-    start = labels.settings.images or os.path.dirname(labels.file)
-    labels.find = labels.matches_by_end if labels.settings.images else labels.matches
-    for where, cells, decimal in table.rows:
-        row = {role: str(cells[k]).strip(BLANK) for role, k in table.columns.items()}
-        for role, cell in row.items():
-            if not cell and role != 'set':
-                raise InputError(f'{labels.file}, {where}: the {role} is empty; fill it in or remove that row')
-        score = row['score'].replace(decimal, '.') if is_number(row['score']) else row['score']
-        content, in_set = row.get('content', row['image']), known_set(row.get('set', ''))
-        labels.add(start, row['image'], score, where, content, in_set, row.get('type', ''))
-    if labels.found_by_end:
-        count, (name, path) = len(labels.found_by_end), next(iter(labels.found_by_end.items()))
-        log(f'{labels.file}: {count} images are found by the ends of their names, the first of them {name} as {path}')
-    describe_table(labels, table)
-    of_samples = {sample.where for sample in labels.samples}
-    table = table._replace(rows=[row for row in table.rows if row.where in of_samples])  # without further votes
-    if 'content' in table.columns:
-        warn_of_attribute(labels, table)
-    else:
-        warn_of_references(labels, table)
-
-
-def describe_table(labels: Labels, table: Table) -> None:
-    """Set which way the scores run, and log what was taken from a user's own table."""
-    name = normalized_name(table.header[table.columns['score']]) if table.named else ''
-    lower = labels.settings.lower_is_better
-    labels.higher_is_better = name != 'dmos' if lower is None else not lower
-    direction = f'{"higher" if labels.higher_is_better else "lower"} is better'
-    if lower is None and 'dmos' in name:  # which a column of this name alone makes lower
-        direction += ', by the name of its column; --higher_is_better or --lower_is_better settles it'
-    no_header = '' if table.named else 'no header, so the first line is an image too; '
-    taken = ', '.join(f'{role} from column {table.header[k]!r}' for role, k in table.columns.items())
-    ignored = ', '.join(repr(name) for k, name in enumerate(table.header) if name and k not in table.columns.values())
-    log(f'{labels.file}: {no_header}{taken}; {direction}' + f'; ignored: {ignored}' * bool(ignored))
-
-
-def warn_of_references(labels: Labels, table: Table) -> None:
-    """Warn of what looks like the reference of each image where the table names none.
-
-    That is a column that is called so and holds names several times, or one whose cells, each of several images, are how those
-    images' file names start.
-    """
-    names = [stem_of(sample.path) for sample in labels.samples]
-    for k, column in enumerate(table.header):
-        stems = [stem_of(row.cells[k]) for row in table.rows] if k not in table.columns.values() else []
-        is_called = normalized_name(column) in REFERENCES and not all(map(is_number, stems))
-        is_start = all(stem and name.startswith(stem) for stem, name in zip(stems, names))
-        if len(set(stems)) < len(stems) and (is_called or is_start):
-            remedy = f'--columns {shlex.quote(f"content={column}")} keeps images of one scene together in a split'
-            log(f'warning: the column {column!r} of {labels.file} looks like the reference of each image; {remedy}')
-
-
-def warn_of_attribute(labels: Labels, table: Table) -> None:
-    """Warn of a content column that may be an attribute of the images and not the scene that they show."""
-    contents = {sample.content for sample in labels.samples}
-    numeric = all(map(is_number, contents)) and not all(content.isdigit() for content in contents)
-    if len(contents) < len(labels.samples) and (numeric or len(contents) <= FEW_CONTENTS):
-        column = table.header[table.columns['content']]
-        what = f'has {len(contents)} values for {len(labels.samples)} images' + ', which are numbers' * numeric
-        remedy = '--split_by image draws single images if it is no scene'
-        log(f'warning: the column {column!r} of {labels.file} {what}; images of one value stay together in a split; {remedy}')
-
-
-def stem_of(path: Any) -> str:
-    """The normalized name of a file without its folder and ending."""
-    return normalized_name(os.path.splitext(os.path.basename(str(path).strip().replace('\\', '/')))[0])
-
-
 class Database(NamedTuple):
     """What differs between databases.
 
@@ -319,7 +278,11 @@ class Database(NamedTuple):
 
     @property
     def split(self) -> str:
-        return 'by ' + ('content' if self.by_content else 'image') + ', or official sets' * bool(self.official)
+        return (
+            'by '
+            + ('content' if self.by_content else 'image')
+            + ', or official sets' * bool(self.official)
+        )
 
     @property
     def source_and_layout(self) -> list[str]:
@@ -327,21 +290,70 @@ class Database(NamedTuple):
 
 
 DATABASES = {
-    'live': Database('LIVE', read_live, 779, (0, 100), higher_is_better=False, by_content=True, type_pattern=FOLDER),
-    'csiq': Database('CSIQ', read_csiq, 866, (0, 1), higher_is_better=False, by_content=True, type_pattern=BEFORE_LEVEL),
-    'tid2013': Database('TID2013', read_tid2013, 3000, (0, 9), by_content=True, type_pattern=BEFORE_LEVEL),
-    'kadid10k': Database('KADID-10k', read_kadid10k, 10125, (1, 5), by_content=True, type_pattern=BEFORE_LEVEL),
+    'live': Database(
+        'LIVE',
+        read_live,
+        779,
+        (0, 100),
+        higher_is_better=False,
+        by_content=True,
+        type_pattern=FOLDER,
+    ),
+    'csiq': Database(
+        'CSIQ',
+        read_csiq,
+        866,
+        (0, 1),
+        higher_is_better=False,
+        by_content=True,
+        type_pattern=BEFORE_LEVEL,
+    ),
+    'tid2013': Database(
+        'TID2013', read_tid2013, 3000, (0, 9), by_content=True, type_pattern=BEFORE_LEVEL
+    ),
+    'kadid10k': Database(
+        'KADID-10k', read_kadid10k, 10125, (1, 5), by_content=True, type_pattern=BEFORE_LEVEL
+    ),
     'livec': Database('LIVE Challenge', read_livec, 1162, (0, 100)),
-    'koniq': Database('KonIQ-10k', read_koniq, 10073, (0, 100), official='koniq10k_distributions_sets.csv', resize=(512, 384)),
+    'koniq': Database(
+        'KonIQ-10k',
+        read_koniq,
+        10073,
+        (0, 100),
+        official='koniq10k_distributions_sets.csv',
+        resize=(512, 384),
+    ),
     'bid': Database('BID', read_bid, 586, (0, 5), resize=(512, 512)),
     'spaq': Database('SPAQ', read_spaq, 11125, (0, 100), resize=(512, 384), exif_rotation=True),
-    'flive': Database('FLIVE', read_flive, 39810, (0, 100), official='labels640.csv, labels=640_padded.csv', resize=(512, 512)),
+    'flive': Database(
+        'FLIVE',
+        read_flive,
+        39810,
+        (0, 100),
+        official='labels640.csv, labels=640_padded.csv',
+        resize=(512, 512),
+    ),
     'agiqa3k': Database('AGIQA-3K', read_agiqa3k, 2982, (0, 5)),
-    'csv': Database('your images', read_csv, by_content=True, official='a column called set', exif_rotation=True, srgb=True),
-    'demo': Database('the demo database', read_demo, IMAGES, (1, 5), True, True, BEFORE_LEVEL, defaults=DEFAULTS),
+    'csv': Database(
+        'your images',
+        read_csv,
+        by_content=True,
+        official='a column called set',
+        exif_rotation=True,
+        srgb=True,
+    ),
+    'demo': Database(
+        'the demo database', read_demo, IMAGES, (1, 5), True, True, BEFORE_LEVEL, defaults=DEFAULTS
+    ),
 }
 ALIASES = {  # without the - and _ that names can have
-    **{'koniq10k': 'koniq', 'clive': 'livec', 'livechallenge': 'livec', 'kadid': 'kadid10k', 'tid': 'tid2013'},
+    **{
+        'koniq10k': 'koniq',
+        'clive': 'livec',
+        'livechallenge': 'livec',
+        'kadid': 'kadid10k',
+        'tid': 'tid2013',
+    },
     **{'agiqa': 'agiqa3k', 'paq2piq': 'flive'},
 }
 
@@ -387,10 +399,14 @@ def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENT
         raise InputError(f'{labels.file} lists no image. {labels.remedy}')
     if database.type_pattern:
         for k, sample in enumerate(labels.samples):
-            labels.samples[k] = sample._replace(facts={'type': ''.join(re.findall(database.type_pattern, sample.path))})
+            labels.samples[k] = sample._replace(
+                facts={'type': ''.join(re.findall(database.type_pattern, sample.path))}
+            )
     if settings.average_votes:
         labels.average()
-    missing = [f'{sample.path} ({sample.where})' for sample in labels.samples if sample.file is None]
+    missing = [
+        f'{sample.path} ({sample.where})' for sample in labels.samples if sample.file is None
+    ]
     if missing and not settings.skip_missing:
         what = f'{len(missing)} of the {len(labels.samples)} images that {labels.file} lists are missing'
         first = f'the first of them {", ".join(missing[:5])}. {labels.remedy} --skip_missing leaves them out.'
@@ -421,7 +437,11 @@ class OpenDatabase:
     frames: DirectFrames | CachedFrames
 
     def __init__(
-        self, dataset: str, path: Path | str, resize: Sequence[int] | None = None, settings: Settings = AS_DOCUMENTED
+        self,
+        dataset: str,
+        path: Path | str,
+        resize: Sequence[int] | None = None,
+        settings: Settings = AS_DOCUMENTED,
     ) -> None:
         self.key = database_key(dataset)
         self.entry = DATABASES[self.key]
@@ -429,34 +449,67 @@ class OpenDatabase:
         self.resize = resize or self.entry.resize
         self.settings = settings
         labels = read_labels(self.key, path, settings)
-        self.samples, self.known, self.label_file, self.srgb = labels.samples, labels.known, labels.file, self.entry.srgb
+        self.samples, self.known, self.label_file, self.srgb = (
+            labels.samples,
+            labels.known,
+            labels.file,
+            self.entry.srgb,
+        )
         self.left_out: list[dict[str, str]] = []
         if settings.skip_missing:
             self.leave_out(labels)
         scores = [sample.score for sample in self.samples]
-        if len(scores) > 1 and np.float32(min(scores)) == np.float32(max(scores)):  # the network sees no more digits
-            raise InputError(f'{labels.file}: all {len(scores)} scores are {scores[0]:g}; give scores that differ')
-        self.higher_is_better = self.entry.higher_is_better if labels.higher_is_better is None else labels.higher_is_better
-        self.by_content = {'content': True, 'image': False, None: self.entry.by_content}[settings.split_by]
-        if settings.split_by == 'content' and len({sample.content for sample in self.samples}) == len(self.samples):
-            remedy = '--columns content=NAME names the column' if self.key == 'csv' else f'{self.entry.title} names none'
-            raise InputError(f'--split_by content: no two images of {labels.file} have the same content; {remedy}')
+        if len(scores) > 1 and np.float32(min(scores)) == np.float32(
+            max(scores)
+        ):  # the network sees no more digits
+            raise InputError(
+                f'{labels.file}: all {len(scores)} scores are {scores[0]:g}; give scores that differ'
+            )
+        self.higher_is_better = (
+            self.entry.higher_is_better
+            if labels.higher_is_better is None
+            else labels.higher_is_better
+        )
+        self.by_content = {'content': True, 'image': False, None: self.entry.by_content}[
+            settings.split_by
+        ]
+        if settings.split_by == 'content' and len(
+            {sample.content for sample in self.samples}
+        ) == len(self.samples):
+            remedy = (
+                '--columns content=NAME names the column'
+                if self.key == 'csv'
+                else f'{self.entry.title} names none'
+            )
+            raise InputError(
+                f'--split_by content: no two images of {labels.file} have the same content; {remedy}'
+            )
         self.units = split_units(self.samples, self.by_content)
 
     def leave_out(self, labels: Labels) -> None:
         """Leave out the images that are missing or unreadable, and log how many."""
 
         exif_rotation, paths = self.entry.exif_rotation, [sample.path for sample in self.samples]
-        faults = on_all_cores('find unreadable images', lambda path: read_picture(path, exif_rotation).fault, paths)
+        faults = on_all_cores(
+            'find unreadable images', lambda path: read_picture(path, exif_rotation).fault, paths
+        )
         rows = zip(self.all_names, self.samples, faults)
-        self.left_out = [{'image': name, 'row': sample.where, 'reason': fault} for name, sample, fault in rows if fault]
+        self.left_out = [
+            {'image': name, 'row': sample.where, 'reason': fault}
+            for name, sample, fault in rows
+            if fault
+        ]
         self.samples = [sample for sample, fault in zip(self.samples, faults) if not fault]
         del self.all_names  # which were of all that are listed
         if not self.samples:
-            raise InputError(f'{labels.file}: none of the {len(faults)} images that it lists can be read. {labels.remedy}')
+            raise InputError(
+                f'{labels.file}: none of the {len(faults)} images that it lists can be read. {labels.remedy}'
+            )
         if self.left_out:
             first = self.left_out[0]['image']
-            log(f'--skip_missing: {len(self.left_out)} of {len(faults)} listed images are left out, the first is {first}')
+            log(
+                f'--skip_missing: {len(self.left_out)} of {len(faults)} listed images are left out, the first is {first}'
+            )
 
     def open_frames(self, smallest: int, cache: Path | str | None = None) -> 'OpenDatabase':
         """Make the images ready, decoding them into the cache if need be (see `util.frames.open_frames`); returns itself."""
@@ -484,7 +537,10 @@ class OpenDatabase:
     def digest(self) -> str:
         """A hash of the samples' names, scores, contents and official sets."""
         rows = zip(self.all_names, self.samples)
-        facts = [[name, sample.score, self.plain_content(sample), sample.official_set] for name, sample in rows]
+        facts = [
+            [name, sample.score, self.plain_content(sample), sample.official_set]
+            for name, sample in rows
+        ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def plain_content(self, sample: Sample) -> str:
@@ -493,15 +549,22 @@ class OpenDatabase:
 
     def contents(self, positions: Iterable[int]) -> list[str]:
         """What each image shows, where splits are by content: images of one are not independent. Otherwise its name."""
-        return [self.plain_content(self.samples[k]) if self.by_content else self.all_names[k] for k in positions]
+        return [
+            self.plain_content(self.samples[k]) if self.by_content else self.all_names[k]
+            for k in positions
+        ]
 
     def facts(self, positions: Sequence[int]) -> dict[str, list[Any]]:
         """The further columns of predictions.csv (see `Sample`)."""
-        return {name: [self.samples[k].facts[name] for k in positions] for name in self.samples[0].facts}
+        return {
+            name: [self.samples[k].facts[name] for k in positions] for name in self.samples[0].facts
+        }
 
     def thumbnail(self, position: int) -> Image.Image:
         """A small picture of an image, in the proportions of its file even where the frame is squeezed."""
-        picture = load_image(self.samples[position].path, exif_rotation=self.entry.exif_rotation, srgb=self.srgb)
+        picture = load_image(
+            self.samples[position].path, exif_rotation=self.entry.exif_rotation, srgb=self.srgb
+        )
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         return picture
 
@@ -515,7 +578,9 @@ class OpenDatabase:
         """Warn if the labels list more or fewer images than the complete database has."""
         listed = len(self.samples) + len(self.left_out)
         if self.entry.images not in (None, listed):
-            log(f'warning: {self.entry.title} has {self.entry.images} images; {listed} are listed in the labels of this copy')
+            log(
+                f'warning: {self.entry.title} has {self.entry.images} images; {listed} are listed in the labels of this copy'
+            )
 
 
 def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:
@@ -530,7 +595,10 @@ def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:
 def dataset_table() -> str:
     """All databases as a table, one line each."""
     rows = [('--dataset', 'database', 'images', 'scores', 'split')]
-    rows += [(key, entry.title, str(entry.images or 'any'), entry.scale, entry.split) for key, entry in DATABASES.items()]
+    rows += [
+        (key, entry.title, str(entry.images or 'any'), entry.scale, entry.split)
+        for key, entry in DATABASES.items()
+    ]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -567,7 +635,12 @@ class DatabaseFolder:
     """
 
     def __init__(
-        self, dataset: str, root: Path | str, index: Iterable[int], transform: Callable[[Image.Image], Any], patch_num: int
+        self,
+        dataset: str,
+        root: Path | str,
+        index: Iterable[int],
+        transform: Callable[[Image.Image], Any],
+        patch_num: int,
     ) -> None:
         database = OpenDatabase(dataset, root)
         images = [database.samples[k] for k in database.images(index)]

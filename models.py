@@ -34,7 +34,9 @@ class ResNetBackbone(ResNet):
         self.lda1_fc = nn.Linear(16 * 64, lda_out_channels)
         self.lda2_pool = nn.Sequential(nn.Conv2d(512, 32, 1, bias=False), nn.AvgPool2d(7, stride=7))
         self.lda2_fc = nn.Linear(32 * 16, lda_out_channels)
-        self.lda3_pool = nn.Sequential(nn.Conv2d(1024, 64, 1, bias=False), nn.AvgPool2d(7, stride=7))
+        self.lda3_pool = nn.Sequential(
+            nn.Conv2d(1024, 64, 1, bias=False), nn.AvgPool2d(7, stride=7)
+        )
         self.lda3_fc = nn.Linear(64 * 4, lda_out_channels)
         self.lda4_pool = nn.AvgPool2d(7, stride=7)
         self.lda4_fc = nn.Linear(2048, in_chn - lda_out_channels * 3)
@@ -86,7 +88,13 @@ class HyperNet(nn.Module):
     ) -> None:
         super().__init__()
         self.target_in_size = target_in_size
-        self.sizes = (target_in_size, target_fc1_size, target_fc2_size, target_fc3_size, target_fc4_size)
+        self.sizes = (
+            target_in_size,
+            target_fc1_size,
+            target_fc2_size,
+            target_fc3_size,
+            target_fc4_size,
+        )
         self.res = resnet50_backbone(lda_out_channels, target_in_size)
 
         self.conv1 = nn.Sequential(
@@ -99,8 +107,13 @@ class HyperNet(nn.Module):
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
 
-        for k, (f_in, f_out) in enumerate(pairwise(self.sizes), start=1):  # fc1w_conv, fc1b_fc ... fc4w_conv, fc4b_fc
-            self.add_module(f'fc{k}w_conv', nn.Conv2d(hyper_in_channels, f_in * f_out // feature_size**2, 3, padding=1))
+        for k, (f_in, f_out) in enumerate(
+            pairwise(self.sizes), start=1
+        ):  # fc1w_conv, fc1b_fc ... fc4w_conv, fc4b_fc
+            self.add_module(
+                f'fc{k}w_conv',
+                nn.Conv2d(hyper_in_channels, f_in * f_out // feature_size**2, 3, padding=1),
+            )
             self.add_module(f'fc{k}b_fc', nn.Linear(hyper_in_channels, f_out))
         self.fc5w_fc = nn.Linear(hyper_in_channels, target_fc4_size)
         self.fc5b_fc = nn.Linear(hyper_in_channels, 1)
@@ -125,7 +138,9 @@ class HyperNet(nn.Module):
         hyper_feat = self.conv1(features['hyper_in_feat'])
         pooled = self.pool(hyper_feat).flatten(1)
         for k, (f_in, f_out) in enumerate(pairwise(self.sizes), start=1):
-            paras[f'target_fc{k}w'] = getattr(self, f'fc{k}w_conv')(hyper_feat).reshape(-1, f_out, f_in, 1, 1)
+            paras[f'target_fc{k}w'] = getattr(self, f'fc{k}w_conv')(hyper_feat).reshape(
+                -1, f_out, f_in, 1, 1
+            )
             paras[f'target_fc{k}b'] = getattr(self, f'fc{k}b_fc')(pooled)
         paras['target_fc5w'] = self.fc5w_fc(pooled).view(-1, 1, self.sizes[-1], 1, 1)
         paras['target_fc5b'] = self.fc5b_fc(pooled)
@@ -168,12 +183,18 @@ class TargetNet(nn.Module):
     def __init__(self, paras: dict[str, torch.Tensor]) -> None:
         super().__init__()
         names = [(f'target_fc{k}w', f'target_fc{k}b') for k in range(1, 6)]
-        self.layers = nn.ModuleList(TargetFC(paras[weight].float(), paras[bias].float()) for weight, bias in names)
+        self.layers = nn.ModuleList(
+            TargetFC(paras[weight].float(), paras[bias].float()) for weight, bias in names
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`target_in_vec` (B, 224, 1, 1) -> unbounded scores (B,)."""
         # only where there is one to switch off: an exported graph with a switch in it is not read by PyTorch 2.6
-        with torch.autocast(x.device.type, enabled=False) if torch.is_autocast_enabled(x.device.type) else nullcontext():
+        with (
+            torch.autocast(x.device.type, enabled=False)
+            if torch.is_autocast_enabled(x.device.type)
+            else nullcontext()
+        ):
             x = x.float()
             for layer in self.layers[:-1]:
                 x = torch.sigmoid(layer(x))

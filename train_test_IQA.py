@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import folders
+from experiment import run_folder
+from experiment.check_database import check_images
+from experiment.options import parse_options, read_record, record_of
+from experiment.splits import Job, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
-from util import run_folder
-from util.check_database import check_images
 from util.errors import NO_RESULT, InputError, boundary, log, rank
 from util.files import check_input, check_output
 from util.labels import Sample, Settings
-from util.options import parse_options, read_record, record_of
-from util.splits import Job, draw_splits, read_split, sizes_of, split_record
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,7 +30,11 @@ def main(argv: list[str] | None = None) -> None:
         config = parse_options(argv)
         if config.list_datasets:
             key = config.list_datasets
-            print(folders.dataset_table() if key == 'all' else folders.dataset_facts(folders.database_key(key)))
+            print(
+                folders.dataset_table()
+                if key == 'all'
+                else folders.dataset_facts(folders.database_key(key))
+            )
         elif config.summarize:
             summarize(config.summarize)
         elif config.check:
@@ -38,13 +42,15 @@ def main(argv: list[str] | None = None) -> None:
         else:
             job = prepare_test(config) if config.evaluate else prepare_run(config)
             # Here and not at the top, since torch takes seconds to import: --help, a typo and a missing file answer at once.
-            import HyerIQASolver
+            import rounds
 
             if config.evaluate:
-                HyerIQASolver.evaluate(config, job)
+                rounds.evaluate(config, job)
             else:
-                remedies.append('the same command with --resume continues after the last finished epoch')
-                HyerIQASolver.run(config, job)
+                remedies.append(
+                    'the same command with --resume continues after the last finished epoch'
+                )
+                rounds.run(config, job)
 
 
 def prepare_run(config: Namespace) -> Job:
@@ -54,11 +60,26 @@ def prepare_run(config: Namespace) -> Job:
     others = open_others(config)
     warn_of_trained(config, others, database.samples)
     splits = draw_splits(config, database)
-    model = {'title': database.entry.title, 'label_range': database.score_range, 'higher_is_better': database.higher_is_better}
-    model['score_range'] = database.score_range if config.normalize_scores else None  # that the network's 0..1 stands for
-    model |= {'resize': database.resize, 'exif_rotation': database.entry.exif_rotation, 'srgb': database.srgb}
-    before = run_folder.check_run(config, model, [split_record(split, database) for split in splits])
-    log(f'Run folder: {config.output}' + f' (--resume {shlex.quote(config.output)} continues it)' * (not before))
+    model = {
+        'title': database.entry.title,
+        'label_range': database.score_range,
+        'higher_is_better': database.higher_is_better,
+    }
+    model['score_range'] = (
+        database.score_range if config.normalize_scores else None
+    )  # that the network's 0..1 stands for
+    model |= {
+        'resize': database.resize,
+        'exif_rotation': database.entry.exif_rotation,
+        'srgb': database.srgb,
+    }
+    before = run_folder.check_run(
+        config, model, [split_record(split, database) for split in splits]
+    )
+    log(
+        f'Run folder: {config.output}'
+        + f' (--resume {shlex.quote(config.output)} continues it)' * (not before)
+    )
     log(f'{database.entry.title}: {sizes_of(splits, len(database.samples))}')
     if before and 'srgb' not in before['model']:  # an earlier version converted no image
         for earlier in (database, *others.values()):
@@ -75,15 +96,24 @@ def prepare_test(config: Namespace) -> Job:
     if record is None:
         entry, round_index = folders.DATABASES[config.dataset], 0
         model: dict[str, Any] = {'score_range': None, 'higher_is_better': entry.higher_is_better}
-        log(f'{checkpoint} is in no run folder; its scores are taken for those of --dataset {config.dataset}: {entry.scale}')
+        log(
+            f'{checkpoint} is in no run folder; its scores are taken for those of --dataset {config.dataset}: {entry.scale}'
+        )
     else:
         if record.parent not in checkpoint.parents[:2]:  # by a link, from outside the run folder
             checkpoint = Path(os.path.realpath(checkpoint))
         is_copy = record.parent == checkpoint.parent  # with its config.json, of no round
-        model, round_index = read_record(record)['model'], 0 if is_copy else run_folder.round_index_of(checkpoint.parent)
+        model, round_index = (
+            read_record(record)['model'],
+            0 if is_copy else run_folder.round_index_of(checkpoint.parent),
+        )
     check_input(config.weights, 'a checkpoint')
     for name in [f'_{name}' for name, _, _ in config.test_on or []] or ['']:
-        check_output(f'{config.output}/predictions{name}.csv', ['.csv'], ','.join(run_folder.PREDICTION_COLUMNS))
+        check_output(
+            f'{config.output}/predictions{name}.csv',
+            ['.csv'],
+            ','.join(run_folder.PREDICTION_COLUMNS),
+        )
     if config.test_on:
         others = open_others(config)
         warn_of_trained(config, others)
@@ -93,8 +123,12 @@ def prepare_test(config: Namespace) -> Job:
     path = checkpoint.with_name('split.json')
     split = read_split(path, database)
     if not split['test']:
-        raise InputError(f'{checkpoint} was trained without a test part; --test_on NAME=DIR tests it on a database')
-    run_folder.refuse_other_images(path, split_record(split, database), 'test on other labels with --test_on NAME=DIR')
+        raise InputError(
+            f'{checkpoint} was trained without a test part; --test_on NAME=DIR tests it on a database'
+        )
+    run_folder.refuse_other_images(
+        path, split_record(split, database), 'test on other labels with --test_on NAME=DIR'
+    )
     return Job(database, {}, [split], model, round_index)
 
 
@@ -116,18 +150,27 @@ def open_others(config: Namespace) -> dict[str, OpenDatabase]:
     defaults = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
     of_table = defaults if config.csv else Settings.of(config)._replace(split_by=None)
     asked = config.test_on or []
-    return {name: OpenDatabase(key, path, None, of_table if key == 'csv' else defaults) for name, key, path in asked}
+    return {
+        name: OpenDatabase(key, path, None, of_table if key == 'csv' else defaults)
+        for name, key, path in asked
+    }
 
 
-def warn_of_trained(config: Namespace, others: dict[str, OpenDatabase], samples: list[Sample] | None = None) -> None:
+def warn_of_trained(
+    config: Namespace, others: dict[str, OpenDatabase], samples: list[Sample] | None = None
+) -> None:
     """Warn of the databases of --test_on that the network is trained on, as a whole or with some of their images."""
     trained = {sample.file for sample in samples or []}
     for name, database in others.items():
         shared = sum(sample.file in trained for sample in database.samples)
-        is_same = database.key != 'csv' or os.path.realpath(database.path) == os.path.realpath(config.csv or '')
+        is_same = database.key != 'csv' or os.path.realpath(database.path) == os.path.realpath(
+            config.csv or ''
+        )
         if shared or (database.key == config.dataset and is_same):
             of_all = f'{shared or "some or all"} of its {len(database.samples)} images'
-            log(f'warning: --test_on {name}: {of_all} are of the training database, so the result is no test on other images')
+            log(
+                f'warning: --test_on {name}: {of_all} are of the training database, so the result is no test on other images'
+            )
 
 
 def check(config: Namespace) -> None:

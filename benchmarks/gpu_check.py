@@ -23,7 +23,15 @@ import torch
 from torch import distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from throughput import flags, make_koniq, make_solver, run_python, run_short_batch, steps_of, synchronise
+from throughput import (
+    flags,
+    make_koniq,
+    make_solver,
+    run_python,
+    run_short_batch,
+    steps_of,
+    synchronise,
+)
 
 from folders import OpenDatabase
 from util import distributed
@@ -52,14 +60,18 @@ def main():
     if launched():  # started by `gradients` as one of two ranks
         torch.save(gradients_of(options), f'{options.gradients}.{os.environ["RANK"]}')
         return
-    print(f'{options.device} ({device_name(options.device)}), torch {torch.__version__}, batches of {options.batch_size}')
+    print(
+        f'{options.device} ({device_name(options.device)}), torch {torch.__version__}, batches of {options.batch_size}'
+    )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_koniq(root, options.images)
         for check in (gradients, resume, scores, synchronisation, memory, speed, data, determinism):
             check(root, options)
     print('\n| | check | figure |\n|---|---|---|')
-    print(f'| | {device_name(options.device)}, torch {torch.__version__} | batches of {options.batch_size} |')
+    print(
+        f'| | {device_name(options.device)}, torch {torch.__version__} | batches of {options.batch_size} |'
+    )
     for row in rows:
         print('| ' + ' | '.join(row) + ' |')
     sys.exit(any(verdict == 'FAIL' for verdict, _, _ in rows))
@@ -83,9 +95,24 @@ def gradients(root, options):
     Batch norm is synchronised over the ranks on CUDA; on a CPU it cannot be, so it is in eval mode there.
     """
     options.gradients = root / 'gradients'
-    environment = {**os.environ, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29533', 'WORLD_SIZE': '2', 'LOCAL_RANK': '0'}
-    command = [sys.executable, __file__, '--device', options.device, '--gradients', options.gradients]
-    ranks = [subprocess.Popen(command, env={**environment, 'RANK': str(number)}) for number in range(2)]
+    environment = {
+        **os.environ,
+        'MASTER_ADDR': '127.0.0.1',
+        'MASTER_PORT': '29533',
+        'WORLD_SIZE': '2',
+        'LOCAL_RANK': '0',
+    }
+    command = [
+        sys.executable,
+        __file__,
+        '--device',
+        options.device,
+        '--gradients',
+        options.gradients,
+    ]
+    ranks = [
+        subprocess.Popen(command, env={**environment, 'RANK': str(number)}) for number in range(2)
+    ]
     expected = gradients_of(options)
     codes = [process.wait() for process in ranks]
     counts = ', '.join(map(str, BATCHES[kind_of(options.device)]))
@@ -93,7 +120,9 @@ def gradients(root, options):
     if any(codes):
         return report(title, 'a rank has failed', False)
     found = [torch.load(f'{options.gradients}.{number}') for number in range(2)]
-    pairs = [(a, b) for rank in found for batch, own in zip(expected, rank) for a, b in zip(batch, own)]
+    pairs = [
+        (a, b) for rank in found for batch, own in zip(expected, rank) for a, b in zip(batch, own)
+    ]
     worst = max(((a - b).abs().max() / a.abs().max().clamp_min(1e-300)).item() for a, b in pairs)
     report(title, f'at most {worst:.1e} of a tensor', worst < 1e-8)
 
@@ -104,29 +133,48 @@ def gradients_of(options):
     with tempfile.TemporaryDirectory() as folder:
         make_koniq(Path(folder), 4)
         if launched():
-            dist.init_process_group('gloo')  # which works for two ranks on one GPU, as NCCL does not
+            dist.init_process_group(
+                'gloo'
+            )  # which works for two ranks on one GPU, as NCCL does not
         torch.set_default_dtype(torch.float64)
         device = kind if launched() else options.device
-        solver = make_solver(Path(folder), argparse.Namespace(device=device, batch_size=2), images=2, lr=0.0)
+        solver = make_solver(
+            Path(folder), argparse.Namespace(device=device, batch_size=2), images=2, lr=0.0
+        )
         torch.set_default_dtype(torch.float32)
     solver.model_hyper.train()
     if kind == 'cpu':
-        norms = [module for module in solver.model_hyper.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        norms = [
+            module
+            for module in solver.model_hyper.modules()
+            if isinstance(module, torch.nn.BatchNorm2d)
+        ]
         for module in norms:
             module.momentum = 1
         torch.manual_seed(0)
-        solver.model_hyper(torch.randn(2, 3, 224, 224, dtype=torch.float64))  # for running statistics that fit the weights
+        solver.model_hyper(
+            torch.randn(2, 3, 224, 224, dtype=torch.float64)
+        )  # for running statistics that fit the weights
         for module in norms:
             module.eval()
     found = []
     for count in BATCHES[kind]:
         torch.manual_seed(count)
-        patches, wanted = torch.randn(count, 3, 224, 224, dtype=torch.float64), torch.rand(count, dtype=torch.float64)
+        patches, wanted = (
+            torch.randn(count, 3, 224, 224, dtype=torch.float64),
+            torch.rand(count, dtype=torch.float64),
+        )
         share = distributed.rank_slice(0, count)
-        own = patches[share].to(solver.device).contiguous(memory_format=memory_format(solver.device))
-        with patch.object(torch.Tensor, 'float', torch.Tensor.double):  # the target network casts to float32
+        own = (
+            patches[share].to(solver.device).contiguous(memory_format=memory_format(solver.device))
+        )
+        with patch.object(
+            torch.Tensor, 'float', torch.Tensor.double
+        ):  # the target network casts to float32
             solver.train_step(own, wanted[share].to(solver.device), count)
-        found.append([parameter.grad.detach().cpu().clone() for parameter in solver.model_hyper.parameters()])
+        found.append(
+            [parameter.grad.detach().cpu().clone() for parameter in solver.model_hyper.parameters()]
+        )
     if launched():
         dist.destroy_process_group()
     return found
@@ -134,12 +182,36 @@ def gradients_of(options):
 
 def resume(root, options):
     """A run that was stopped after an epoch and resumed has the weights of one that was not."""
-    common = ['--dataset', 'koniq', '--data_root', root, '--weights', 'none', '--train_test_num', '1', '--deterministic']
-    common += ['--device', options.device, '--train_patch_num', '1', '--test_patch_num', '1', '--batch_size', '4']
-    for part, numbers in (('train', range(options.images - 2)), ('test', range(options.images - 2, options.images))):
+    common = [
+        '--dataset',
+        'koniq',
+        '--data_root',
+        root,
+        '--weights',
+        'none',
+        '--train_test_num',
+        '1',
+        '--deterministic',
+    ]
+    common += [
+        '--device',
+        options.device,
+        '--train_patch_num',
+        '1',
+        '--test_patch_num',
+        '1',
+        '--batch_size',
+        '4',
+    ]
+    for part, numbers in (
+        ('train', range(options.images - 2)),
+        ('test', range(options.images - 2, options.images)),
+    ):
         (root / f'{part}.txt').write_text('\n'.join(f'{k}.jpg' for k in numbers))
     common += ['--split', f'train={root}/train.txt', f'test={root}/test.txt']
-    runs = [[*common, '--epochs', epochs, '--output', root / name, '--resume'] for name, epochs in RUNS]
+    runs = [
+        [*common, '--epochs', epochs, '--output', root / name, '--resume'] for name, epochs in RUNS
+    ]
     done = run_python(TRAIN, json.dumps(runs, default=str))
     if done.returncode:
         return report('a resumed run', done.stderr.strip().splitlines()[-1], False)
@@ -161,7 +233,9 @@ def scores(root, options):
         solver.config.amp = amp
         answers.append(solver.predict(solver.loader(opened, range(options.images), istrain=False)))
     difference = np.abs(answers[0] - answers[1]).max() / np.abs(answers[0]).max()
-    report('scores with --amp against without', f'{difference:.1e} of the largest', difference < 0.05)
+    report(
+        'scores with --amp against without', f'{difference:.1e} of the largest', difference < 0.05
+    )
 
 
 def synchronisation(root, options):
@@ -199,13 +273,17 @@ def memory(root, options):
 def speed(root, options):
     """Patches per second of training steps on a resident batch."""
     steps = options.steps
-    contenders: dict[str, Any] = {'fp32, TF32 in convolutions': ({}, {})} if is_cuda(options.device) else {'fp32': ({}, {})}
+    contenders: dict[str, Any] = (
+        {'fp32, TF32 in convolutions': ({}, {})} if is_cuda(options.device) else {'fp32': ({}, {})}
+    )
     if has_bfloat16(options.device):
         contenders['--amp'] = {'amp': True}, {}
     if is_cuda(options.device):
         contenders['--amp, cudnn.benchmark'] = {'amp': True}, {'benchmark': True}
     rates = {}
-    functions = {name: run_steps(root, options, **settings) for name, (settings, _) in contenders.items()}
+    functions = {
+        name: run_steps(root, options, **settings) for name, (settings, _) in contenders.items()
+    }
     for name, (_, setting) in contenders.items():
         with flags(**setting):
             rates[name] = steps * options.batch_size / seconds_of(functions[name], options)
@@ -220,17 +298,23 @@ def speed(root, options):
     solver = make_solver(root, options, amp=amp, compile=True)
     step = steps_of(solver, options)
     before = seconds_of(step, options)
-    report('training steps, --amp --compile', f'{steps * options.batch_size / before:.1f} patches/s')
+    report(
+        'training steps, --amp --compile', f'{steps * options.batch_size / before:.1f} patches/s'
+    )
     run_short_batch(solver, options)
     after = seconds_of(step, options)
-    report(name, f'{before / after:.3f}', before / after > 0.97 if is_cuda(options.device) else None)
+    report(
+        name, f'{before / after:.3f}', before / after > 0.97 if is_cuda(options.device) else None
+    )
 
 
 def data(root, options):
     """An epoch with its data against the same number of steps on a batch that is there already."""
     amp = has_bfloat16(options.device)
     patch_num = options.steps * options.batch_size // options.images
-    solver = make_solver(root, options, images=options.images - 2, train_patch_num=max(1, patch_num), amp=amp)
+    solver = make_solver(
+        root, options, images=options.images - 2, train_patch_num=max(1, patch_num), amp=amp
+    )
     count = len(solver.train_data.patches.image)
     epoch = seconds_of(lambda: solver.train_epoch(0), options) / count
     steps = seconds_of(steps_of(solver, options), options) / (options.steps * options.batch_size)
@@ -274,7 +358,9 @@ def kind_of(device):
 def parse_options():
     parser = argparse.ArgumentParser(description='Checks that need a GPU, with a table to send.')
     parser.add_argument('--device', default='cuda')
-    parser.add_argument('--no_compile', action='store_true', help='leave out what torch.compile needs minutes for')
+    parser.add_argument(
+        '--no_compile', action='store_true', help='leave out what torch.compile needs minutes for'
+    )
     parser.add_argument('--gradients', help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not launched():

@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import compare
 import HyerIQASolver
 import train_test_IQA
+from experiment.options import parse_options
+from experiment.run_folder import read_history
 from util import plots
 from util.errors import InputError, boundary
 from util.files import write_whole
-from util.options import parse_options
-from util.run_folder import read_history
 
 ARMS = {
     'repaired': (),
@@ -83,7 +83,9 @@ class UndoneSolver(HyerIQASolver.HyperIQASolver):
             super().set_learning_rates(hypernet_lr, backbone_lr)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.set_learning_rates(0, 0)  # the Adam that an epoch leaves; its rates come with the state
+        self.set_learning_rates(
+            0, 0
+        )  # the Adam that an epoch leaves; its rates come with the state
         super().load_state_dict(state)
 
 
@@ -100,8 +102,14 @@ def main(argv: list[str]) -> None:
     for number in config.rounds or range(1, config.train_test_num + 1):
         for arm, undone in ARMS.items():
             print(f'\n{NAMES[arm]}', flush=True)
-            with patch.object(HyerIQASolver, 'HyperIQASolver', type('ArmSolver', (UndoneSolver,), {'undone': undone})):
-                train_test_IQA.main([*options, '--output', str(output / arm), '--resume', '--rounds', str(number)])
+            with patch.object(
+                HyerIQASolver,
+                'HyperIQASolver',
+                type('ArmSolver', (UndoneSolver,), {'undone': undone}),
+            ):
+                train_test_IQA.main(
+                    [*options, '--output', str(output / arm), '--resume', '--rounds', str(number)]
+                )
     with boundary():
         report(output)
 
@@ -110,7 +118,9 @@ def report(output: Path) -> None:
     """Print the table of the arms in `output` and draw arms.png; compare the arms where their predictions are there too."""
     arms = histories_of(output)
     print(arms_table(arms))
-    curves = {NAMES[arm]: [history['test_srcc'] for history in rounds] for arm, rounds in arms.items()}
+    curves = {
+        NAMES[arm]: [history['test_srcc'] for history in rounds] for arm, rounds in arms.items()
+    }
     write_whole(output / 'arms.png', plots.png(draw_arms(curves)))
     if all((output / arm / 'config.json').exists() for arm in arms):
         compare_arms([output / arm for arm in arms])
@@ -122,10 +132,14 @@ def histories_of(output: Path) -> dict[str, list[dict[str, list[float]]]]:
     Raises:
         InputError: there are fewer than two arms, or the repaired loop is not among them.
     """
-    found = {arm: [read_history(path) for path in sorted(output.glob(f'{arm}/round_*'))] for arm in ARMS}
+    found = {
+        arm: [read_history(path) for path in sorted(output.glob(f'{arm}/round_*'))] for arm in ARMS
+    }
     arms = {arm: rounds for arm, rounds in found.items() if rounds}
     if 'repaired' not in arms or len(arms) < 2:
-        raise InputError(f'{output} has no repaired/round_01/history.csv and no other arm beside it ({", ".join(ARMS)})')
+        raise InputError(
+            f'{output} has no repaired/round_01/history.csv and no other arm beside it ({", ".join(ARMS)})'
+        )
     return arms
 
 
@@ -149,14 +163,22 @@ def compare_arms(folders: list[Path]) -> None:
     comparisons = [compare.compare(runs[0], other) for other in runs[1:]]
     for comparison in comparisons:
         compare.print_comparison(comparison)
-    if len(comparisons) > 1 and all('p' in compare.main_row(rows) for rows in comparisons):  # several rounds of each arm
-        print(f'\np of the mean difference, adjusted by Holm for {len(comparisons)} comparisons; the intervals are single')
-        for run, rows, p in zip(runs[1:], comparisons, holm([compare.main_row(rows)['p'] for rows in comparisons])):
+    if len(comparisons) > 1 and all(
+        'p' in compare.main_row(rows) for rows in comparisons
+    ):  # several rounds of each arm
+        print(
+            f'\np of the mean difference, adjusted by Holm for {len(comparisons)} comparisons; the intervals are single'
+        )
+        for run, rows, p in zip(
+            runs[1:], comparisons, holm([compare.main_row(rows)['p'] for rows in comparisons])
+        ):
             sign = 'higher' if compare.main_row(rows)['difference'] > 0 else 'lower'
             found = f'repaired is significantly {sign}' if p < 0.05 else 'no significant difference'
             print(f'  {run.name:28} {p:.3f}  {found}')
     if len(runs) == len(ARMS):
-        print('\nUndoing repair 3 without repair 2 changes nothing, so two of the eight combinations are left out.')
+        print(
+            '\nUndoing repair 3 without repair 2 changes nothing, so two of the eight combinations are left out.'
+        )
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -177,9 +199,13 @@ def draw_arms(curves: dict[str, list[list[float]]]) -> Figure:
     first, second, *others = curves
     figure = Figure(figsize=(11, 8 if others else 5.5), layout='constrained')
     several = any(len(rounds) > 1 for rounds in curves.values())
-    figure.suptitle('Test SRCC by epoch' + ': mean of the rounds (thick) and each round (thin)' * several)
+    figure.suptitle(
+        'Test SRCC by epoch' + ': mean of the rounds (thick) and each round (thin)' * several
+    )
     panels: list[Any] = [[first] * len(others), others] if others else [[first]]
-    axes = figure.subplot_mosaic(panels, height_ratios=(2, 1)[: len(panels)], sharex=True, sharey=True)
+    axes = figure.subplot_mosaic(
+        panels, height_ratios=(2, 1)[: len(panels)], sharex=True, sharey=True
+    )
     draw_rounds(axes[first], curves[second], plots.ORANGE)
     draw_mean(axes[first], curves[second], plots.ORANGE, second)
     draw_rounds(axes[first], curves[first], plots.BLUE)
@@ -197,7 +223,13 @@ def draw_arms(curves: dict[str, list[list[float]]]) -> Figure:
         axis.tick_params(labelbottom=True)
         axis.set_xlabel('epoch')
         axis.grid(alpha=0.3)
-    late = [value for rounds in curves.values() for curve in rounds for value in curve[LATE - 1 :] if math.isfinite(value)]
+    late = [
+        value
+        for rounds in curves.values()
+        for curve in rounds
+        for value in curve[LATE - 1 :]
+        if math.isfinite(value)
+    ]
     if late:  # the first epochs would take the whole axis
         low, high = min(late), max(late)
         axes[first].set_ylim(low - 0.4 * (high - low) - 0.001, high + 0.2 * (high - low) + 0.001)
@@ -210,8 +242,18 @@ def draw_rounds(axis: Axes, rounds: list[list[float]], colour: str) -> None:
 
 
 def draw_mean(axis: Axes, rounds: list[list[float]], colour: str, label: str = '') -> None:
-    mean = [statistics.fmean(values) for values in zip(*rounds)]  # to the last epoch that all rounds have
-    axis.plot(range(1, len(mean) + 1), mean, color=colour, linewidth=2.5, marker='o', markersize=4, label=label)
+    mean = [
+        statistics.fmean(values) for values in zip(*rounds)
+    ]  # to the last epoch that all rounds have
+    axis.plot(
+        range(1, len(mean) + 1),
+        mean,
+        color=colour,
+        linewidth=2.5,
+        marker='o',
+        markersize=4,
+        label=label,
+    )
 
 
 def figures(history: dict[str, list[float]]) -> tuple[float, ...]:
@@ -219,7 +261,13 @@ def figures(history: dict[str, list[float]]) -> tuple[float, ...]:
     curve = history['test_srcc']
     late = curve[LATE - 1 :] or curve[-1:]
     best = max((value for value in curve if not math.isnan(value)), default=math.nan)
-    return best, curve[-1], statistics.fmean(late), statistics.pstdev(late), history['train_srcc'][-1] - curve[-1]
+    return (
+        best,
+        curve[-1],
+        statistics.fmean(late),
+        statistics.pstdev(late),
+        history['train_srcc'][-1] - curve[-1],
+    )
 
 
 def spread(values: tuple[float, ...]) -> str:

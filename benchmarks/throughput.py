@@ -34,7 +34,10 @@ from HyerIQASolver import HyperIQASolver
 from util.distributed import device_name, has_bfloat16, memory_format, pick_device
 
 IMAGES, PATCHES = 48, 25
-STEPS = {'cuda': 30, 'cpu': 3}  # of a training contender: 3 would take 0.1 s on a GPU, too short to measure
+STEPS = {
+    'cuda': 30,
+    'cpu': 3,
+}  # of a training contender: 3 would take 0.1 s on a GPU, too short to measure
 LISTED = 10073  # as many as KonIQ-10k has
 PROJECT = Path(__file__).parent.parent
 # what a child process runs: it reports at the first training step what the process used until then, and ends
@@ -55,8 +58,8 @@ from types import SimpleNamespace
 import numpy as np
 from data_loader import draw_patches
 from folders import OpenDatabase
-from util.options import with_defaults
-from util.splits import draw_splits
+from experiment.options import with_defaults
+from experiment.splits import draw_splits
 def private():
     return sum(int(line.split()[1]) for line in open('/proc/self/smaps_rollup') if line.startswith('Private')) / 1e3
 before, started = private(), time.process_time()
@@ -84,7 +87,12 @@ def main():
             if name in (options.only or BENCHMARKS):
                 benchmark(root, options)
     if options.json:
-        record = {**vars(options), 'device_name': device_name(options.device), 'torch': torch.__version__, 'rows': rows}
+        record = {
+            **vars(options),
+            'device_name': device_name(options.device),
+            'torch': torch.__version__,
+            'rows': rows,
+        }
         Path(options.json).write_text(json.dumps(record, indent=1) + '\n')
 
 
@@ -92,7 +100,9 @@ def data(root, options):
     """Patches from 1024x768 JPEG files, on one core: decoded for each patch as in the original, and from the cache."""
     opened = OpenDatabase('koniq', root).open_frames(224)
     images = len(opened.samples)  # all of them, since a few take too short a time to measure
-    loader = DataLoader('koniq', root, range(images), 224, PATCHES, 96, num_workers=0, opened=opened).get_data()
+    loader = DataLoader(
+        'koniq', root, range(images), 224, PATCHES, 96, num_workers=0, opened=opened
+    ).get_data()
     original = original_patches([sample.path for sample in opened.samples[:IMAGES]])
     # a processor's own cache makes a small one faster: on one machine 77,000 patches/s came from 113 MB, 33,000 from 1.2 GB
     print(f'data: the cache holds {opened.frames[0].nbytes * images / 1e6:.0f} MB', flush=True)
@@ -112,7 +122,9 @@ def growth(root, options):
     opened = OpenDatabase('koniq', root).open_frames(224)
 
     def epoch_of(images, patches):
-        loader = DataLoader('koniq', root, range(images), 224, patches, 96, num_workers=0, opened=opened).get_data()
+        loader = DataLoader(
+            'koniq', root, range(images), 224, patches, 96, num_workers=0, opened=opened
+        ).get_data()
         return lambda: exhaust(loader.crops()), 1
 
     compare(
@@ -140,20 +152,43 @@ def listing(root, options):
     for count in counts:
         seconds, megabytes = (statistics.median(column) for column in zip(*used[count]))
         each = f'{1e6 * seconds / count:.0f} us and {1e3 * megabytes / count:.1f} kB an image'
-        print(f'listing of {count} images: {seconds:.2f} s of CPU, {megabytes:.1f} MB of private memory; {each}', flush=True)
-        rows.append({'title': 'listing', 'images': count, 'cpu_seconds': seconds, 'private_megabytes': megabytes})
+        print(
+            f'listing of {count} images: {seconds:.2f} s of CPU, {megabytes:.1f} MB of private memory; {each}',
+            flush=True,
+        )
+        rows.append(
+            {
+                'title': 'listing',
+                'images': count,
+                'cpu_seconds': seconds,
+                'private_megabytes': megabytes,
+            }
+        )
 
 
 def start(root, options):
     """CPU seconds of a whole process from the command to its first training step, where the cache is there already."""
     table = make_csv(root / 'start', LISTED)
     torch.save(torchvision.models.resnet50().state_dict(), root / 'resnet50.pth')
-    arguments = ['--dataset', 'csv', '--csv', table, '--device', options.device, '--weights', root / 'resnet50.pth']
+    arguments = [
+        '--dataset',
+        'csv',
+        '--csv',
+        table,
+        '--device',
+        options.device,
+        '--weights',
+        root / 'resnet50.pth',
+    ]
     seconds = [
-        float(child(START, *arguments, '--output', root / f'run{k}').splitlines()[-1]) for k in range(options.repetitions + 1)
+        float(child(START, *arguments, '--output', root / f'run{k}').splitlines()[-1])
+        for k in range(options.repetitions + 1)
     ][1:]  # the first one makes the cache
     low, median, high = min(seconds), statistics.median(seconds), max(seconds)
-    print(f'start with {LISTED} cached images: {low:.1f} | {median:.1f} | {high:.1f} s of CPU (min, median, max)', flush=True)
+    print(
+        f'start with {LISTED} cached images: {low:.1f} | {median:.1f} | {high:.1f} s of CPU (min, median, max)',
+        flush=True,
+    )
     rows.append({'title': 'start', 'images': LISTED, 'cpu_seconds': seconds})
 
 
@@ -188,7 +223,10 @@ def step(root, options):
     """A training step on a resident batch."""
     contenders = {'original': (original_step(options), options.steps * options.batch_size)}
     for name, (settings, flags_of) in step_settings(options.device).items():
-        contenders[name] = own_step(root, options, flags_of, **settings), options.steps * options.batch_size
+        contenders[name] = (
+            own_step(root, options, flags_of, **settings),
+            options.steps * options.batch_size,
+        )
     compare(options, 'step: patches/s', contenders)
     if '--amp' in contenders:
         compare(options, 'step: patches/s', {name: contenders[name] for name in ('fp32', '--amp')})
@@ -235,7 +273,10 @@ def test_pass(root, options):
     compare(
         options,
         'test: patches/s',
-        {'patch by patch': pass_in_batches(1), f'in batches of {options.batch_size}': pass_in_batches(options.batch_size)},
+        {
+            'patch by patch': pass_in_batches(1),
+            f'in batches of {options.batch_size}': pass_in_batches(options.batch_size),
+        },
     )
 
 
@@ -247,19 +288,35 @@ def epoch(root, options):
     title, patches = 'epoch: patches/s', options.steps * options.batch_size
     settings_by_name = step_settings(options.device)
     default = 'TF32' if 'TF32' in settings_by_name else 'fp32'
-    for name in [default, *(name for name in ('--amp', '--amp --compile') if name in settings_by_name)]:
+    for name in [
+        default,
+        *(name for name in ('--amp', '--amp --compile') if name in settings_by_name),
+    ]:
         settings, flags_of = settings_by_name[name]
-        solver = make_solver(root, options, images=options.batch_size, train_patch_num=options.steps, **settings)
+        solver = make_solver(
+            root, options, images=options.batch_size, train_patch_num=options.steps, **settings
+        )
         run_short_batch(solver, options)
-        own = {f'with data, {name}': (flagged(lambda solver=solver: solver.train_epoch(0), flags_of), patches)}
-        compare(options, title, {'resident batch': (flagged(steps_of(solver, options), flags_of), patches), **own})
+        own = {
+            f'with data, {name}': (
+                flagged(lambda solver=solver: solver.train_epoch(0), flags_of),
+                patches,
+            )
+        }
+        compare(
+            options,
+            title,
+            {'resident batch': (flagged(steps_of(solver, options), flags_of), patches), **own},
+        )
         for adam in (False, True) if name == default else (True,):
             bare = flagged(bare_step(options, adam, amp=settings.get('amp', False)), flags_of)
             compare(options, title, {'bare ResNet-50' + ' + Adam' * adam: (bare, patches), **own})
 
 
 def bare_step(options, adam, amp):
-    network = torchvision.models.resnet50().to(options.device, memory_format=torch.channels_last).train()
+    network = (
+        torchvision.models.resnet50().to(options.device, memory_format=torch.channels_last).train()
+    )
     optimizer = torch.optim.Adam(network.parameters(), 2e-5, weight_decay=5e-4, fused=True)
     patches, _ = resident_batch(options, torch.channels_last)
 
@@ -394,7 +451,13 @@ def flagged(function, flags_of):
 
 def make_solver(root, options, images=4, **settings):
     config = SimpleNamespace(
-        **{'dataset': 'koniq', 'weights': 'none', 'device': options.device, 'batch_size': options.batch_size, **settings}
+        **{
+            'dataset': 'koniq',
+            'weights': 'none',
+            'device': options.device,
+            'batch_size': options.batch_size,
+            **settings,
+        }
     )
     return HyperIQASolver(config, root, list(range(images)), [images, images + 1])
 
@@ -402,7 +465,9 @@ def make_solver(root, options, images=4, **settings):
 def resident_batch(options, memory_format):
     torch.manual_seed(0)
     patches = torch.randn(options.batch_size, 3, 224, 224, device=options.device)
-    return patches.contiguous(memory_format=memory_format), torch.rand(options.batch_size, device=options.device)
+    return patches.contiguous(memory_format=memory_format), torch.rand(
+        options.batch_size, device=options.device
+    )
 
 
 def make_koniq(root, count):
@@ -412,7 +477,9 @@ def make_koniq(root, count):
     lines = ['image_name,MOS_zscore']
     for k in range(count):
         rng = np.random.RandomState(k)
-        coarse = Image.fromarray(rng.randint(0, 256, (24, 32, 3), dtype=np.uint8)).resize((1024, 768))
+        coarse = Image.fromarray(rng.randint(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
+            (1024, 768)
+        )
         noisy = np.asarray(coarse) + rng.normal(0, 8, (768, 1024, 3))
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f'{k}.jpg', quality=90)
         lines.append(f'{k}.jpg,{rng.uniform(0, 100):.3f}')
@@ -430,15 +497,22 @@ def synchronise(device):
 
 
 def parse_options():
-    parser = argparse.ArgumentParser(description='Throughput of every stage beside a plain reference.')
+    parser = argparse.ArgumentParser(
+        description='Throughput of every stage beside a plain reference.'
+    )
     parser.add_argument('--device', default=pick_device(None))
     parser.add_argument('--batch_size', type=int, help='default: 96 on CUDA, 8 on the CPU')
     parser.add_argument('--repetitions', type=int, default=5)
     parser.add_argument('--only', nargs='+', choices=BENCHMARKS, help='these alone (default: all)')
-    parser.add_argument('--json', metavar='FILE', help='write the figures there too, every repetition of them')
+    parser.add_argument(
+        '--json', metavar='FILE', help='write the figures there too, every repetition of them'
+    )
     options = parser.parse_args()
     kind = 'cuda' if options.device.startswith('cuda') else 'cpu'
-    options.batch_size, options.steps = options.batch_size or {'cuda': 96, 'cpu': 8}[kind], STEPS[kind]
+    options.batch_size, options.steps = (
+        options.batch_size or {'cuda': 96, 'cpu': 8}[kind],
+        STEPS[kind],
+    )
     return options
 
 

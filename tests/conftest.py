@@ -18,7 +18,10 @@ from helpers import TINY, command, wait_until
 
 import train_test_IQA
 
-LONGEST = ('test_gpu_check.py', 'test_trajectory.py')  # a file of one long test would keep one worker waiting at the end
+LONGEST = (
+    'test_gpu_check.py',
+    'test_trajectory.py',
+)  # a file of one long test would keep one worker waiting at the end
 
 
 def pytest_collection_modifyitems(items):
@@ -80,7 +83,11 @@ def script(tmp_path):
 
     def run(name, *options, **environment):
         return subprocess.run(
-            command(name, *options), cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **environment}
+            command(name, *options),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
         )
 
     return run

@@ -77,8 +77,14 @@ def live_nested(root):
     live(root)
     numbers = scipy.io.loadmat(root / 'dmos_realigned.mat')
     names = scipy.io.loadmat(root / 'refnames_all.mat')['refnames_all']
-    scipy.io.savemat(root / 'dmos_realigned.mat', {key: nested(numbers[key].ravel()) for key in ('dmos_new', 'orgs')})
-    scipy.io.savemat(root / 'refnames_all.mat', {'refnames_all': nested([str(name[0]) for name in names.ravel()])})
+    scipy.io.savemat(
+        root / 'dmos_realigned.mat',
+        {key: nested(numbers[key].ravel()) for key in ('dmos_new', 'orgs')},
+    )
+    scipy.io.savemat(
+        root / 'refnames_all.mat',
+        {'refnames_all': nested([str(name[0]) for name in names.ravel()])},
+    )
 
 
 def csiq(root):
@@ -101,7 +107,9 @@ def csiq_sheet(root):
     sheet = book.create_sheet('all_by_image')
     rows = [['image', 'dst_idx', 'dst_type', 'dst_lev', 'dmos_std', 'dmos']]
     for image in (1600, 'snow_leaves'):
-        for k, kind in enumerate(('noise', 'blur', 'contrast', 'fnoise', 'jpeg', 'jpeg 2000'), start=1):
+        for k, kind in enumerate(
+            ('noise', 'blur', 'contrast', 'fnoise', 'jpeg', 'jpeg 2000'), start=1
+        ):
             rows += [[image, k, kind, level, 0.061, k / 10 + level / 100] for level in (1, 2)]
     for number, row in enumerate(rows, start=4):
         for column, cell in enumerate(row, start=4):
@@ -125,7 +133,11 @@ def csiq_folders(root):
         picture(root / 'src_imgs' / f'{content}.png')
         pictures(
             root / 'dst_imgs',
-            [f'{folder}/{content}.{kind}.{level}.png' for folder, kind in CSIQ_FILES.items() for level in (1, 2)],
+            [
+                f'{folder}/{content}.{kind}.{level}.png'
+                for folder, kind in CSIQ_FILES.items()
+                for level in (1, 2)
+            ],
         )
     kinds = ('AWGN', 'blur', 'CONTRAST', 'fnoise', 'jpeg', 'JPEG2000')
     lines = [
@@ -153,18 +165,24 @@ def tid2013(root):
     listed = ['I01_01_1.bmp', 'I01_05_1.BMP', 'i02_03_1.bmp', 'I02_24_5.bmp', 'i25_08_2.bmp']
     on_disk = ['I01_01_1.bmp', 'i01_05_1.bmp', 'I02_03_1.BMP', 'i02_24_5.bmp', 'I25_08_2.bmp']
     pictures(root / 'distorted_images', on_disk)
-    (root / 'mos_with_names.txt').write_text(''.join(f'{k + 0.51429:.5f} {name}\r\n' for k, name in enumerate(listed)))
+    (root / 'mos_with_names.txt').write_text(
+        ''.join(f'{k + 0.51429:.5f} {name}\r\n' for k, name in enumerate(listed))
+    )
 
 
 def livec(root, images=6, size=(240, 250)):
     """Entries 1..7 are the training images of the authors' study; `images` follow."""
-    names = [f't{k}.bmp' for k in range(1, 8)] + [f'{k}.{"bmp" if k % 2 else "JPG"}' for k in range(3, 3 + images)]
+    names = [f't{k}.bmp' for k in range(1, 8)] + [
+        f'{k}.{"bmp" if k % 2 else "JPG"}' for k in range(3, 3 + images)
+    ]
     pictures(root / 'Images', names[7:], size=size)
     pictures(root / 'Images' / 'trainingImages', names[:1])
     (root / 'Images' / '.DS_Store').write_bytes(b'\0\0\0\1Bud1')
     (root / 'Data').mkdir()
     scores = 20 + 10 * np.arange(len(names), dtype=float)
-    scipy.io.savemat(root / 'Data' / 'AllImages_release.mat', {'AllImages_release': cells(names, (-1, 1))})
+    scipy.io.savemat(
+        root / 'Data' / 'AllImages_release.mat', {'AllImages_release': cells(names, (-1, 1))}
+    )
     scipy.io.savemat(root / 'Data' / 'AllMOS_release.mat', {'AllMOS_release': scores[None]})
 
 
@@ -172,7 +190,10 @@ def koniq(root, images=5):
     """The file with MOS (1..5) and MOS_zscore (0..100); the images are 768 high, 1024 wide."""
     names = [f'{10004473376 + k}.jpg' for k in range(images)]
     pictures(root / '1024x768', names, size=(768, 1024), quality=90)
-    rows = [[name, 0, 0, 25, 73, 7, 105, f'{3 + k / 10:.3f}', 0.52, f'{60 + k:.3f}'] for k, name in enumerate(names)]
+    rows = [
+        [name, 0, 0, 25, 73, 7, 105, f'{3 + k / 10:.3f}', 0.52, f'{60 + k:.3f}']
+        for k, name in enumerate(names)
+    ]
     write_csv(
         root / 'koniq10k_scores_and_distributions.csv',
         ['image_name', 'c1', 'c2', 'c3', 'c4', 'c5', 'c_total', 'MOS', 'SD', 'MOS_zscore'],
@@ -238,7 +259,9 @@ def spaq(root):
     exif[0x0112] = 6
     picture(root / 'TestImage' / names[2], size=(300, 400), exif=exif)
     book = openpyxl.Workbook()
-    book.active.append(['Image name', 'Brightness', 'MOS ', 'Colorfulness', 'Contrast', 'Noisiness', 'Sharpness'])
+    book.active.append(
+        ['Image name', 'Brightness', 'MOS ', 'Colorfulness', 'Contrast', 'Noisiness', 'Sharpness']
+    )
     for k, name in enumerate(names):
         book.active.append([name, 11, 56.33 + k if k else '56.33', 22, 33, 44, 55])
     book.active.append([None] * 7)
@@ -263,20 +286,44 @@ def flive(root, folder='database'):
     padded = [[60, f'patches/{k}.jpg', 70, name] for k, name in enumerate(names)]
     write_csv(root / 'labels640.csv', header, padded[2:])
     flags = zip(padded, ('False', 'True', 'True'))
-    write_csv(root / 'labels=640_padded.csv', [*header, 'is_valid'], [[*row, flag] for row, flag in flags][::-1])
+    write_csv(
+        root / 'labels=640_padded.csv',
+        [*header, 'is_valid'],
+        [[*row, flag] for row, flag in flags][::-1],
+    )
 
 
 def agiqa3k(root, folder='.'):
     """Windows line ends, commas, quotes and a line break inside prompts, and dots inside names."""
     rows = [
         ['AttnGAN_normal_000.jpg', 'statue of a man', '', '', 'anime style', 1.25, 0.5, 2.5, 0.75],
-        ['sd1.5_lowsteps_0.5_001.png', 'a cat, sitting, on "the" mat', 'sharp, detailed', '', '', 3.5, 0.5, 9, 9],
+        [
+            'sd1.5_lowsteps_0.5_001.png',
+            'a cat, sitting, on "the" mat',
+            'sharp, detailed',
+            '',
+            '',
+            3.5,
+            0.5,
+            9,
+            9,
+        ],
         ['DALLE2_002.png', 'two lines\r\nof text', '', 'dark', 'baroque, old', 4.75, 0.5, 9, 9],
     ]
     pictures(root / folder, [row[0] for row in rows])
     write_csv(
         root / 'data.csv',
-        ['name', 'prompt', 'adj1', 'adj2', 'style', 'mos_quality', 'std_quality', 'mos_align', 'std_align'],
+        [
+            'name',
+            'prompt',
+            'adj1',
+            'adj2',
+            'style',
+            'mos_quality',
+            'std_quality',
+            'mos_align',
+            'std_align',
+        ],
         rows,
         newline='\r\n',
     )

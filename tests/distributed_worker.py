@@ -25,7 +25,9 @@ def main(database):
     hook = lambda module, inputs: seen.append(inputs[0].abs().amax((1, 2, 3)).tolist())  # noqa: E731
     solver.model_hyper.register_forward_pre_hook(hook)
     loss, train_srcc = solver.train_epoch(0)
-    assert len(seen) == 2 and all(patches and min(patches) > 0.1 for patches in seen), seen  # every rank, in every step
+    assert len(seen) == 2 and all(patches and min(patches) > 0.1 for patches in seen), (
+        seen
+    )  # every rank, in every step
     scores = solver.predict(solver.test_data).tolist()
     if rank() == 0:
         print(loss, train_srcc, *scores)

@@ -14,7 +14,7 @@ from multiprocessing import forkserver
 import pytest
 from helpers import PROJECT
 
-IMPORTS = ['HyerIQASolver', 'train_test_IQA', 'demo', 'util.scorer']
+IMPORTS = ['HyerIQASolver', 'train_test_IQA', 'demo', 'scoring.scorer']
 TESTS = str(PROJECT / 'tests')
 
 
@@ -24,7 +24,9 @@ def server():
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(IMPORTS)
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv('PYTHONPATH', os.pathsep.join((str(PROJECT), TESTS)))  # it gets no path of this process
+        environment.setenv(
+            'PYTHONPATH', os.pathsep.join((str(PROJECT), TESTS))
+        )  # it gets no path of this process
         forkserver.ensure_running()
     return context
 
@@ -83,7 +85,9 @@ def act(ends, folder, limits, environment, function, arguments):
         os.dup2(end.fileno(), number)
         end.close()
     sys.stdout, sys.stderr = (open(number, 'w', buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the suite was started with SIGINT ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # also where the suite was started with SIGINT ignored
     os.chdir(folder)
     os.environ.update(environment)
     for kind, most in limits.items():

@@ -15,7 +15,18 @@ from folders import OpenDatabase
 PROJECT = Path(__file__).parent.parent
 
 QUICK = (
-    *('--weights', 'none', '--device', 'cpu', '--epochs', 2, '--train_patch_num', 1, '--test_patch_num', 2),
+    *(
+        '--weights',
+        'none',
+        '--device',
+        'cpu',
+        '--epochs',
+        2,
+        '--train_patch_num',
+        1,
+        '--test_patch_num',
+        2,
+    ),
     *('--batch_size', 4, '--train_test_num', 1),
 )
 TINY = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_test_num', 2)
@@ -83,7 +94,10 @@ def link_run(run, copy, ignore=None):
 def assert_same_run(run, reference, rounds=(1, 2)):
     """That the `rounds` are the same to the byte, and what is said of all where they are all."""
     for round_number in rounds:
-        strip = [[{**row, 'seconds': ''} for row in history(folder, round_number)] for folder in (run, reference)]
+        strip = [
+            [{**row, 'seconds': ''} for row in history(folder, round_number)]
+            for folder in (run, reference)
+        ]
         assert strip[0] == strip[1] and len(strip[0]) == 2
         for name in ('best.pth', 'last.pth'):
             path = f'round_{round_number:02d}/{name}'

@@ -8,8 +8,8 @@ import databases
 import pytest
 from PIL import Image
 
+from experiment.check_database import check_images
 from folders import read_labels
-from util.check_database import check_images
 from util.labels import Sample
 
 TRAINED = 'Test images also in training'
@@ -17,7 +17,9 @@ TRAINED = 'Test images also in training'
 
 def database_of(samples, resize=None, exif_rotation=False):
     """What the check looks at in an open database."""
-    return SimpleNamespace(samples=samples, resize=resize, entry=SimpleNamespace(exif_rotation=exif_rotation))
+    return SimpleNamespace(
+        samples=samples, resize=resize, entry=SimpleNamespace(exif_rotation=exif_rotation)
+    )
 
 
 @pytest.fixture
@@ -97,12 +99,26 @@ def test_contents_are_counted_where_images_share_them(images, report):
 @pytest.mark.parametrize(
     'scores, first, last',
     [
-        ([3.91] + [88.39] * 400, '3.91 to    12.358       1  #', '79.942 to     88.39     400  ' + '#' * 40),
-        ([-0.02] * 9 + [0.98] * 18, '-0.02 to      0.08       9  ' + '#' * 20, '0.88 to      0.98      18  ' + '#' * 40),
-        ([1000.0, 1000.5], '1000 to   1000.05       1  ' + '#' * 40, '1000.45 to    1000.5       1  ' + '#' * 40),
+        (
+            [3.91] + [88.39] * 400,
+            '3.91 to    12.358       1  #',
+            '79.942 to     88.39     400  ' + '#' * 40,
+        ),
+        (
+            [-0.02] * 9 + [0.98] * 18,
+            '-0.02 to      0.08       9  ' + '#' * 20,
+            '0.88 to      0.98      18  ' + '#' * 40,
+        ),
+        (
+            [1000.0, 1000.5],
+            '1000 to   1000.05       1  ' + '#' * 40,
+            '1000.45 to    1000.5       1  ' + '#' * 40,
+        ),
     ],
 )
-def test_the_histograms_bars_are_in_proportion_and_its_bins_differ(images, report, scores, first, last):
+def test_the_histograms_bars_are_in_proportion_and_its_bins_differ(
+    images, report, scores, first, last
+):
     images(1)
     _, bars = after(report([sample('0.png', score) for score in scores])[1], 'Scores')
     assert len(bars) == 10 and bars[0].strip() == first and bars[-1].strip() == last
@@ -122,25 +138,37 @@ def test_every_unreadable_image_is_counted_and_five_are_named(images, report, tm
     usable, lines = report(samples, [{'train': [0, 1, 2, 3], 'test': [4, 5, 6, 7]}])
     count, named = after(lines, 'Unreadable')
     assert not usable and count == '6'
-    assert named[:10:2] == ['1.png', '2.png', '3.png', '4.png', '5.png'] and named[10:] == ['... and 1 more']
+    assert named[:10:2] == ['1.png', '2.png', '3.png', '4.png', '5.png'] and named[10:] == [
+        '... and 1 more'
+    ]
     assert 'cannot identify image file' in named[1] and 'truncated' in named[3]
     assert after(lines, 'Duplicates')[0] == 'none' and after(lines, TRAINED)[0] == 'none in 1 round'
-    assert after(lines, 'Result')[0] == 'the database cannot be trained on: 6 unreadable, 0 too small'
+    assert (
+        after(lines, 'Result')[0] == 'the database cannot be trained on: 6 unreadable, 0 too small'
+    )
 
 
 def test_nothing_can_be_read(report, tmp_path):
     (tmp_path / 'a.png').write_bytes(b'')
     usable, lines = report([sample('a.png')])
-    assert not usable and after(lines, 'Unreadable')[0] == '1' and after(lines, 'Different sizes')[0] == '0'
+    assert (
+        not usable
+        and after(lines, 'Unreadable')[0] == '1'
+        and after(lines, 'Different sizes')[0] == '0'
+    )
 
 
-@pytest.mark.parametrize('size, usable', [((224, 224), True), ((223, 300), False), ((300, 223), False)])
+@pytest.mark.parametrize(
+    'size, usable', [((224, 224), True), ((223, 300), False), ((300, 223), False)]
+)
 def test_images_too_small_for_a_patch(images, report, tmp_path, size, usable):
     samples = images(2)
     databases.picture(tmp_path / '1.png', seed=1, size=size)
     result, lines = report(samples)
     assert result == usable
-    assert after(lines, 'Below 224x224') == (('none', []) if usable else ('1', [f'  {size[0]} x {size[1]}    1.png']))
+    assert after(lines, 'Below 224x224') == (
+        ('none', []) if usable else ('1', [f'  {size[0]} x {size[1]}    1.png'])
+    )
 
 
 def test_the_size_after_the_resize_counts(images, report):
@@ -164,7 +192,10 @@ def test_the_same_picture_in_another_format_is_found(images, report, tmp_path):
     Image.open(tmp_path / '1.png').save(tmp_path / 'copy.bmp')
     usable, lines = report(samples + [sample('copy.bmp', 7.5)])
     assert usable
-    assert after(lines, 'Duplicates') == ('1', ['2 images', '    score 1           1.png', '    score 7.5         copy.bmp'])
+    assert after(lines, 'Duplicates') == (
+        '1',
+        ['2 images', '    score 1           1.png', '    score 7.5         copy.bmp'],
+    )
 
 
 def test_the_same_pixels_in_another_shape_are_another_picture(report, tmp_path):
@@ -181,7 +212,10 @@ def test_at_most_five_groups_of_five_are_named(images, report, tmp_path):
     count, named = after(report(samples + copies)[1], 'Duplicates')
     assert count == '6' and named[-1] == '... and 1 more'
     assert [text for text in named if text.endswith(' images')] == ['7 images'] + ['2 images'] * 4
-    assert named[1].endswith('0.png') and named[5:7] == ['    score 0           0.bmp', '    ... and 2 more']
+    assert named[1].endswith('0.png') and named[5:7] == [
+        '    score 0           0.bmp',
+        '    ... and 2 more',
+    ]
 
 
 def test_duplicates_on_both_sides_of_a_split_are_a_warning(images, report, tmp_path):
@@ -215,11 +249,15 @@ def test_pixels_are_not_kept(images, report, monkeypatch):
     assert peak < 8 * 240 * 250 * 3
 
 
-def test_lines_fit_a_terminal_and_stderr_is_quiet_when_it_is_none(images, tmp_path, monkeypatch, capfd):
+def test_lines_fit_a_terminal_and_stderr_is_quiet_when_it_is_none(
+    images, tmp_path, monkeypatch, capfd
+):
     monkeypatch.chdir(tmp_path)
     samples = images(7, size=(100, 120))
     (tmp_path / '0.png').write_bytes((tmp_path / '1.png').read_bytes()[:-9000])
     Image.open('1.png').save('copy.bmp')
-    check_images(database_of(samples + [sample('copy.bmp', 123456.789)]), [{'train': [1], 'test': [7]}], 224)
+    check_images(
+        database_of(samples + [sample('copy.bmp', 123456.789)]), [{'train': [1], 'test': [7]}], 224
+    )
     out, err = capfd.readouterr()
     assert err == '' and max(map(len, out.splitlines())) <= 100

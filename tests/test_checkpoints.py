@@ -11,7 +11,8 @@ import torch
 import torchvision
 
 import models
-from util import checkpoints, scorer
+from scoring import scorer
+from util import checkpoints
 from util.errors import InputError
 
 
@@ -55,7 +56,9 @@ def network(shared_network):
 
 
 def without_counters(state):
-    return {name: value for name, value in state.items() if not name.endswith('num_batches_tracked')}
+    return {
+        name: value for name, value in state.items() if not name.endswith('num_batches_tracked')
+    }
 
 
 def assert_loaded(network, state):
@@ -64,12 +67,20 @@ def assert_loaded(network, state):
 
 
 def assert_backbone_loaded(network, resnet):
-    assert_loaded(network, {f'res.{name}': value for name, value in resnet.items() if not name.startswith('fc.')})
-    assert not network.state_dict()['res.lda4_fc.weight'].any() and not network.state_dict()['conv1.0.weight'].any()
+    assert_loaded(
+        network,
+        {f'res.{name}': value for name, value in resnet.items() if not name.startswith('fc.')},
+    )
+    assert (
+        not network.state_dict()['res.lda4_fc.weight'].any()
+        and not network.state_dict()['conv1.0.weight'].any()
+    )
 
 
 @pytest.mark.parametrize('legacy', [False, True])
-def test_torchvisions_published_weights_load_without_their_classifier(tmp_path, network, published, legacy):
+def test_torchvisions_published_weights_load_without_their_classifier(
+    tmp_path, network, published, legacy
+):
     path = tmp_path / 'resnet50-19c8e357.pth'
     torch.save(published, path, _use_new_zipfile_serialization=not legacy)
     checkpoints.load_weights(network, str(path))
@@ -96,11 +107,23 @@ def prefixed(state, prefix):
 HYPERIQA_LAYOUTS = {
     'plain': lambda state: state,
     'module': lambda state: prefixed(state, 'module.'),
-    'compiled and parallel': lambda state: {'state_dict': prefixed(state, '_orig_mod.module.'), 'epoch': 3},
-    'compiled backbone': lambda state: {name.replace('res.', 'res._orig_mod.'): value for name, value in state.items()},
+    'compiled and parallel': lambda state: {
+        'state_dict': prefixed(state, '_orig_mod.module.'),
+        'epoch': 3,
+    },
+    'compiled backbone': lambda state: {
+        name.replace('res.', 'res._orig_mod.'): value for name, value in state.items()
+    },
     'nested': lambda state: {'model': {'net': state}, 'params': {'lr': 2e-5}, 'state_dict': None},
-    'model_state_dict without counters': lambda state: {'model_state_dict': without_counters(state)},
-    'last.pth': lambda state: {'model': state, 'optimizer': {'state': {}, 'param_groups': []}, 'history': [], 'best': None},
+    'model_state_dict without counters': lambda state: {
+        'model_state_dict': without_counters(state)
+    },
+    'last.pth': lambda state: {
+        'model': state,
+        'optimizer': {'state': {}, 'param_groups': []},
+        'history': [],
+        'best': None,
+    },
 }
 
 
@@ -116,7 +139,9 @@ def test_the_older_format_and_half_precision_load_as_float32(tmp_path, network, 
     halves = {name: value.half() for name, value in hyperiqa.items()}
     torch.save(halves, tmp_path / 'koniq_pretrained.pkl', _use_new_zipfile_serialization=False)
     checkpoints.load_weights(network, tmp_path / 'koniq_pretrained.pkl')
-    assert_loaded(network, {name: value.float() for name, value in without_counters(halves).items()})
+    assert_loaded(
+        network, {name: value.float() for name, value in without_counters(halves).items()}
+    )
     assert {value.dtype for value in network.parameters()} == {torch.float32}
 
 
@@ -138,12 +163,23 @@ def pyiqa_name(name):
 
 def test_pyiqas_file_is_renamed_and_its_images_prepared_as_there(tmp_path, hyperiqa, capsys):
     theirs = {pyiqa_name(name): value for name, value in hyperiqa.items()}
-    assert len(theirs) == 355 and 'lda_modules.0.0.weight' in theirs and 'fc_b_modules.4.2.bias' in theirs
+    assert (
+        len(theirs) == 355
+        and 'lda_modules.0.0.weight' in theirs
+        and 'fc_b_modules.4.2.bias' in theirs
+    )
     torch.save({'params': theirs}, tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
     network, facts = scorer.trained(tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
     assert_loaded(network, hyperiqa)
-    assert (facts['resize'], facts['score_range'], facts['label_range']) == (None, (0, 100), (0, 100))
-    assert 'c96c41b1.pth is of pyiqa: images are prepared as it does, without a resize' in capsys.readouterr().err
+    assert (facts['resize'], facts['score_range'], facts['label_range']) == (
+        None,
+        (0, 100),
+        (0, 100),
+    )
+    assert (
+        'c96c41b1.pth is of pyiqa: images are prepared as it does, without a resize'
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow
@@ -159,13 +195,38 @@ def test_the_default_command_starts_from_the_published_weights(
     checkpoints.load_weights(network, 'imagenet')
     assert_backbone_loaded(network, published)
 
-    tiny = ('--epochs', 1, '--train_patch_num', 1, '--test_patch_num', 1, '--batch_size', 4, '--train_test_num', 1)
-    options = ('--dataset', 'livec', '--data_root', 'livec', '--device', 'cpu', *tiny, '--lr', 0, '--weight_decay', 0)
+    tiny = (
+        '--epochs',
+        1,
+        '--train_patch_num',
+        1,
+        '--test_patch_num',
+        1,
+        '--batch_size',
+        4,
+        '--train_test_num',
+        1,
+    )
+    options = (
+        '--dataset',
+        'livec',
+        '--data_root',
+        'livec',
+        '--device',
+        'cpu',
+        *tiny,
+        '--lr',
+        0,
+        '--weight_decay',
+        0,
+    )
     done = program(*options, '--output', 'run')
     assert done.returncode == 0, done.stderr
     saved = checkpoints.read_checkpoint(tmp_path / 'run' / 'round_01' / 'last.pth')['model']
     weights = [name for name in published if 'running' not in name and not name.startswith('fc.')]
-    assert len(weights) == 159 and all(torch.equal(saved[f'res.{name}'], published[name]) for name in weights)
+    assert len(weights) == 159 and all(
+        torch.equal(saved[f'res.{name}'], published[name]) for name in weights
+    )
 
 
 @pytest.mark.filterwarnings('ignore:Validating sparse')
@@ -174,19 +235,33 @@ def test_the_default_command_starts_from_the_published_weights(
     [
         ({'conv1.0.weight': None}, '1 tensors are missing.*conv1.0.weight, is missing'),
         ({'head.weight': torch.zeros(3)}, '1 tensors .*head.weight, is unknown'),
-        ({'fc5b_fc.bias': torch.zeros(2)}, r'fc5b_fc.bias, is not a plain array of floating-point numbers in the shape \(1,\)'),
+        (
+            {'fc5b_fc.bias': torch.zeros(2)},
+            r'fc5b_fc.bias, is not a plain array of floating-point numbers in the shape \(1,\)',
+        ),
         ({'fc5b_fc.bias': torch.zeros(1, dtype=torch.int32)}, 'fc5b_fc.bias, is not a plain array'),
-        ({'fc5b_fc.bias': torch.zeros(1, dtype=torch.complex64)}, 'fc5b_fc.bias, is not a plain array'),
+        (
+            {'fc5b_fc.bias': torch.zeros(1, dtype=torch.complex64)},
+            'fc5b_fc.bias, is not a plain array',
+        ),
         ({'fc5b_fc.bias': torch.zeros(1).to_sparse()}, 'fc5b_fc.bias, is not a plain array'),
         ({'fc5b_fc.bias': torch.zeros(1, device='meta')}, 'fc5b_fc.bias, is not a plain array'),
         ({'fc5b_fc.bias': [0.0]}, 'fc5b_fc.bias, is not a plain array'),
-        ({'fc5b_fc.bias': torch.tensor([float('nan')])}, 'fc5b_fc.bias, holds values that are not finite'),
-        ({'fc5b_fc.bias': torch.tensor([1e300], dtype=torch.float64)}, 'holds values that are not finite'),
+        (
+            {'fc5b_fc.bias': torch.tensor([float('nan')])},
+            'fc5b_fc.bias, holds values that are not finite',
+        ),
+        (
+            {'fc5b_fc.bias': torch.tensor([1e300], dtype=torch.float64)},
+            'holds values that are not finite',
+        ),
         ({7: torch.zeros(1)}, 'does not name tensors'),
         ({'x' * 300 + '\n': torch.zeros(1)}, 'x{80}, is unknown$'),
     ],
 )
-def test_a_state_dict_that_fits_by_half_is_refused_and_changes_nothing(tmp_path, network, hyperiqa, change, reason):
+def test_a_state_dict_that_fits_by_half_is_refused_and_changes_nothing(
+    tmp_path, network, hyperiqa, change, reason
+):
     """Read from a real file; what surrounds the change is shared, since only the change matters to the reader."""
     torch.save(change, tmp_path / 'change.pth')
     changed = {**hyperiqa, **checkpoints.read_checkpoint(tmp_path / 'change.pth')}
@@ -238,8 +313,14 @@ def no_checkpoints(folder):
     (folder / 'folder.pth').mkdir()
     os.mkfifo(folder / 'fifo.pth')
     made = {
-        'page.pth': (b'\n<!DOCTYPE html><title>Virus scan warning</title>', 'is a web page and not the file itself; download'),
-        'pointer.pth': (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 109\n', 'is a Git LFS pointer'),
+        'page.pth': (
+            b'\n<!DOCTYPE html><title>Virus scan warning</title>',
+            'is a web page and not the file itself; download',
+        ),
+        'pointer.pth': (
+            b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 109\n',
+            'is a Git LFS pointer',
+        ),
         'empty.pth': (b'', NO_CHECKPOINT),
         'byte.pth': (b'x', NO_CHECKPOINT),
         'text.pth': (b'hello', NO_CHECKPOINT),
@@ -280,7 +361,9 @@ def test_a_flipped_bit_in_a_tensor_is_found(tmp_path):
         damaged = bytearray(whole)
         damaged[start + place] ^= 8
         (tmp_path / 'damaged.pth').write_bytes(damaged)
-        with pytest.raises(InputError, match=f'it is damaged .the checksum of {entry.filename} in it is another'):
+        with pytest.raises(
+            InputError, match=f'it is damaged .the checksum of {entry.filename} in it is another'
+        ):
             checkpoints.read_checkpoint(tmp_path / 'damaged.pth')
 
 

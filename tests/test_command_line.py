@@ -8,34 +8,57 @@ from helpers import QUICK, assert_same_run, command, history, link_run, read_tab
 
 import compare
 import folders
-from util.options import parse_options
+from experiment.options import parse_options
 
 
 @pytest.mark.parametrize(
     'options, line',
     [
         (('--ler', 1e-4), 'unrecognized arguments: --ler 0.0001; did you mean --lr?'),
-        (('--train-test-nun=3',), 'unrecognized arguments: --train-test-nun=3; did you mean --train_test_num?'),
-        (('--epoch', 3), 'unrecognized arguments: --epoch 3; did you mean --epochs?'),  # no silent abbreviations
+        (
+            ('--train-test-nun=3',),
+            'unrecognized arguments: --train-test-nun=3; did you mean --train_test_num?',
+        ),
+        (
+            ('--epoch', 3),
+            'unrecognized arguments: --epoch 3; did you mean --epochs?',
+        ),  # no silent abbreviations
         (('xyz',), 'unrecognized arguments: xyz; '),
         (('--batch-size', 0), 'argument --batch_size: 0 is not in 1 ... 1000000'),
-        (('--dataset', 'konik'), "argument --dataset: there is no database 'konik'; did you mean koniq?"),
+        (
+            ('--dataset', 'konik'),
+            "argument --dataset: there is no database 'konik'; did you mean koniq?",
+        ),
         (('--split_by', 'scene'), "argument --split_by: invalid choice: 'scene' (choose from "),
         (('--device', 'gpu', '--dataset', 'demo'), '; use cpu, cuda, cuda:1 or mps'),
-        ((), 'unpack it so that the folder holds Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/; '),
+        (
+            (),
+            'unpack it so that the folder holds Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/; ',
+        ),
     ],
 )
 def test_a_typo_is_one_line(program, options, line):
     done = program('--weights', 'none', *options)
     error = done.stderr.splitlines()[-1]
-    assert done.returncode == 2 and error.startswith('error: ') and line in error and 'usage' not in done.stderr
+    assert (
+        done.returncode == 2
+        and error.startswith('error: ')
+        and line in error
+        and 'usage' not in done.stderr
+    )
     assert options or error.endswith('; --dataset demo needs no data.')
 
 
 @pytest.mark.parametrize(
     'name, key',
     [
-        *(('koniq10k', 'koniq'), ('KonIQ-10k', 'koniq'), ('live-c', 'livec'), ('CLIVE', 'livec'), ('kadid-10k', 'kadid10k')),
+        *(
+            ('koniq10k', 'koniq'),
+            ('KonIQ-10k', 'koniq'),
+            ('live-c', 'livec'),
+            ('CLIVE', 'livec'),
+            ('kadid-10k', 'kadid10k'),
+        ),
         *(('tid', 'tid2013'), ('agiqa_3k', 'agiqa3k'), ('bid', 'bid')),
     ],
 )
@@ -44,8 +67,15 @@ def test_other_names_of_the_databases(name, key):
 
 
 def test_dashes_and_a_table_alone_are_understood(tmp_path):
-    config = parse_options(['--batch-size=5', '--no-amp', '--test-patch-num', '7', '--csv', 'a-b.csv'])
-    assert (config.batch_size, config.amp, config.test_patch_num, config.dataset) == (5, False, 7, 'csv')
+    config = parse_options(
+        ['--batch-size=5', '--no-amp', '--test-patch-num', '7', '--csv', 'a-b.csv']
+    )
+    assert (config.batch_size, config.amp, config.test_patch_num, config.dataset) == (
+        5,
+        False,
+        7,
+        'csv',
+    )
     assert config.data_root == 'a-b.csv' and parse_options([]).dataset == 'livec'
 
 
@@ -53,7 +83,9 @@ def test_all_that_is_known_of_a_database(program):
     lines = program('--list_datasets', 'koniq10k').stdout.splitlines()
     assert lines[0] == 'KonIQ-10k' and '  also called  koniq10k' in lines
     assert any('512 high, 384 wide' in line for line in lines)
-    assert any('database.mmsp-kn.de' in line for line in lines) and any('1024x768/' in line for line in lines)
+    assert any('database.mmsp-kn.de' in line for line in lines) and any(
+        '1024x768/' in line for line in lines
+    )
 
 
 def test_help_ends_with_two_commands(script):
@@ -68,7 +100,10 @@ def test_a_killed_run_continues_with_its_name_alone(killed_run, finished_run, tm
     link_run(killed_run, tmp_path / 'renamed')
     link_run(finished_run / 'run' / 'round_02', tmp_path / 'renamed' / 'round_02')
     done = subprocess.run(
-        command('train_test_IQA.py', '--resume', 'renamed'), cwd=tmp_path, capture_output=True, text=True
+        command('train_test_IQA.py', '--resume', 'renamed'),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )  # the device is the recorded one
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / 'renamed', finished_run / 'run')
@@ -90,7 +125,12 @@ def test_what_is_given_beside_resume_must_agree_or_may_change(run_of_two, progra
         done = program('--resume', 'run', *options)
         assert done.returncode == 2 and reason in done.stderr.splitlines()[-1]
     config = parse_options(['--resume', 'run', '--num_workers', '0', '--compile', '--rounds', '2'])
-    assert (config.batch_size, config.device, config.output, config.rounds) == (4, 'cpu', 'run', [2])
+    assert (config.batch_size, config.device, config.output, config.rounds) == (
+        4,
+        'cpu',
+        'run',
+        [2],
+    )
     done = program('--resume', 'run', '--num_workers', 0, '--data_root', 'livec')
     assert done.returncode == 0, done.stderr
     assert program('--resume', 'nowhere').stderr.endswith('there is no file nowhere/config.json\n')
@@ -98,14 +138,22 @@ def test_what_is_given_beside_resume_must_agree_or_may_change(run_of_two, progra
 
 def test_a_gpus_number_in_an_older_record_is_not_taken(run_of_two):
     record = json.loads((run_of_two / 'config.json').read_text())
-    for device, without, taken in (('cuda:3', ('fit_scale',), 'cuda'), ('cuda:3', (), 'cuda:3'), (None, (), None)):
+    for device, without, taken in (
+        ('cuda:3', ('fit_scale',), 'cuda'),
+        ('cuda:3', (), 'cuda:3'),
+        (None, (), None),
+    ):
         options = {name: value for name, value in record['options'].items() if name not in without}
-        (run_of_two / 'config.json').write_text(json.dumps({**record, 'options': {**options, 'device': device}}))
+        (run_of_two / 'config.json').write_text(
+            json.dumps({**record, 'options': {**options, 'device': device}})
+        )
         assert parse_options(['--resume', str(run_of_two)]).device == taken
 
 
 @pytest.mark.slow
-def test_more_rounds_may_follow_and_another_seed_may_take_the_splits(run_of_two, program, in_process, tmp_path):
+def test_more_rounds_may_follow_and_another_seed_may_take_the_splits(
+    run_of_two, program, in_process, tmp_path
+):
     done = program('--resume', 'run', '--train_test_num', 3, '--rounds', 3)
     assert done.returncode == 0, done.stderr
     options = json.loads((run_of_two / 'config.json').read_text())['options']
@@ -113,7 +161,9 @@ def test_more_rounds_may_follow_and_another_seed_may_take_the_splits(run_of_two,
     livec = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--split', 'run')
     other = program(*livec, '--epochs', 1, '--seed', 1, '--output', 'other')
     assert other.returncode == 0, other.stderr
-    tables = [read_table(tmp_path / name / 'round_01' / 'predictions.csv') for name in ('run', 'other')]
+    tables = [
+        read_table(tmp_path / name / 'round_01' / 'predictions.csv') for name in ('run', 'other')
+    ]
     assert {row['image'] for row in tables[0]} == {row['image'] for row in tables[1]}
     losses = [history(tmp_path / name)[0]['train_loss'] for name in ('run', 'other')]
     assert losses[0] != losses[1]  # another seed is another training

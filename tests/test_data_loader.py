@@ -13,7 +13,9 @@ from data_loader import BATCHES_AHEAD, DataLoader, draw_patches
 from util.errors import InputError
 
 
-def batches(root, name='livec', index=(0, 1, 2, 3), patch_num=2, batch_size=3, epoch=None, **options):
+def batches(
+    root, name='livec', index=(0, 1, 2, 3), patch_num=2, batch_size=3, epoch=None, **options
+):
     loader = DataLoader(name, root, index, 224, patch_num, batch_size, **options).get_data()
     if epoch is not None:
         loader.set_epoch(epoch)
@@ -21,7 +23,9 @@ def batches(root, name='livec', index=(0, 1, 2, 3), patch_num=2, batch_size=3, e
 
 
 def same(first, second):
-    return len(first) == len(second) and all(torch.equal(a, b) for one, two in zip(first, second) for a, b in zip(one, two))
+    return len(first) == len(second) and all(
+        torch.equal(a, b) for one, two in zip(first, second) for a, b in zip(one, two)
+    )
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -29,19 +33,29 @@ def same(first, second):
 def test_a_batch_is_the_original_transform_of_the_drawn_crops(make_database, cache, workers):
     root = make_database('koniq', images=3)
     opened = open_database('koniq', root, cache)
-    loader = DataLoader('koniq', root, [2, 0, 1], 224, 3, 4, seed=1, num_workers=workers, opened=opened).get_data()
+    loader = DataLoader(
+        'koniq', root, [2, 0, 1], 224, 3, 4, seed=1, num_workers=workers, opened=opened
+    ).get_data()
     samples = folders.read_labels('koniq', root).samples
     resize = transforms.Resize((512, 384))
-    finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+    finish = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    )
     expected = []
     for image, top, left, flip in zip(*loader.patches):
-        patch = transforms.functional.crop(resize(Image.open(samples[(2, 0, 1)[image]].path)), top, left, 224, 224)
+        patch = transforms.functional.crop(
+            resize(Image.open(samples[(2, 0, 1)[image]].path)), top, left, 224, 224
+        )
         expected.append(finish(transforms.functional.hflip(patch) if flip else patch))
     got = list(loader)
     assert [len(scores) for _, scores in got] == [4, 4, 1] and len(loader) == 3
-    torch.testing.assert_close(torch.cat([patches for patches, _ in got]), torch.stack(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        torch.cat([patches for patches, _ in got]), torch.stack(expected), rtol=0, atol=1e-6
+    )
     assert got[0][0].is_contiguous(memory_format=torch.channels_last)
-    assert torch.cat([scores for _, scores in got]).tolist() == [samples[(2, 0, 1)[k]].score for k in loader.patches.image]
+    assert torch.cat([scores for _, scores in got]).tolist() == [
+        samples[(2, 0, 1)[k]].score for k in loader.patches.image
+    ]
     assert loader.patches.flip.any() and not loader.patches.flip.all()
 
 
@@ -61,7 +75,9 @@ def test_test_patches_come_image_by_image_unflipped_and_are_the_same_in_every_ep
     assert loader.patches.image.tolist() == [0] * 5 + [1] * 5
     assert not loader.patches.flip.any()
     assert loader.scores.tolist() == [120, 100]
-    assert same(list(loader), batches(root, index=(3, 1), patch_num=5, batch_size=4, istrain=False, epoch=9))
+    assert same(
+        list(loader), batches(root, index=(3, 1), patch_num=5, batch_size=4, istrain=False, epoch=9)
+    )
 
 
 def test_every_image_gives_its_patches_and_crops_cover_all_positions():
@@ -103,7 +119,9 @@ def test_an_unreadable_image_ends_the_epoch_with_its_name(make_database, workers
 
 
 def test_leaving_an_epoch_early_gathers_no_further_batches(make_database):
-    loader = DataLoader('livec', make_database('livec'), [0, 1, 2], 224, 20, 1, num_workers=1).get_data()
+    loader = DataLoader(
+        'livec', make_database('livec'), [0, 1, 2], 224, 20, 1, num_workers=1
+    ).get_data()
     gathered = []
     gather = loader.gather
     loader.gather = lambda rows: gathered.append(rows) or gather(rows)

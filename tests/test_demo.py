@@ -17,8 +17,8 @@ from PIL import Image
 
 import demo
 import models
+from scoring import scorer as scoring
 from util import frames
-from util import scorer as scoring
 from util.errors import InputError
 from util.files import read_json
 
@@ -36,10 +36,24 @@ def scores(done):
 
 
 def test_files_and_folders_score_the_same_at_every_call(tmp_path, script, in_process, checkpoint):
-    for name, size in (('a.jpg', (600, 500)), ('folder/b.PNG', (520, 400)), ('folder/deeper/c.bmp', (512, 384))):
+    for name, size in (
+        ('a.jpg', (600, 500)),
+        ('folder/b.PNG', (520, 400)),
+        ('folder/deeper/c.bmp', (512, 384)),
+    ):
         databases.picture(tmp_path / name, seed=len(name), size=size)
     (tmp_path / 'folder' / 'notes.txt').write_text('no image')
-    first = script('demo.py', '--checkpoint', checkpoint, '--patches', 3, '--csv', 'scores.csv', 'a.jpg', 'folder')
+    first = script(
+        'demo.py',
+        '--checkpoint',
+        checkpoint,
+        '--patches',
+        3,
+        '--csv',
+        'scores.csv',
+        'a.jpg',
+        'folder',
+    )
     assert first.returncode == 0, first.stderr
     assert [path for path, _ in scores(first)] == ['a.jpg', 'folder/b.PNG', 'folder/deeper/c.bmp']
     with open(tmp_path / 'scores.csv', newline='') as file:
@@ -49,7 +63,9 @@ def test_files_and_folders_score_the_same_at_every_call(tmp_path, script, in_pro
     ]
 
     (tmp_path / 'a.jpg').rename(tmp_path / 'renamed.jpg')
-    again = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 3, 'folder', 'renamed.jpg')
+    again = in_process(
+        demo.main, '--checkpoint', checkpoint, '--patches', 3, 'folder', 'renamed.jpg'
+    )
     assert dict(scores(again))['renamed.jpg'] == dict(scores(first))['a.jpg']
     assert dict(scores(again))['folder/b.PNG'] == dict(scores(first))['folder/b.PNG']
 
@@ -57,7 +73,9 @@ def test_files_and_folders_score_the_same_at_every_call(tmp_path, script, in_pro
 def test_unreadable_files_are_skipped_with_exit_code_2(tmp_path, in_process, checkpoint):
     databases.picture(tmp_path / 'good.png')
     (tmp_path / 'bad.png').write_bytes(b'no image')
-    done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, 'bad.png', 'good.png', 'absent.png')
+    done = in_process(
+        demo.main, '--checkpoint', checkpoint, '--patches', 1, 'bad.png', 'good.png', 'absent.png'
+    )
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     assert [path for path, _ in scores(done)] == ['good.png']
     skipped = [line for line in done.stderr.splitlines() if line.startswith('skipped: ')]
@@ -68,13 +86,22 @@ def test_unreadable_files_are_skipped_with_exit_code_2(tmp_path, in_process, che
 def test_the_resize_is_that_of_the_training(tmp_path, in_process, checkpoint, finished_run):
     """livec has none, so a small image is enlarged; a checkpoint outside a run folder is taken for a KonIQ model."""
     databases.picture(tmp_path / 'small.png', size=(100, 300))
-    done = in_process(demo.main, '--checkpoint', finished_run / 'run' / 'round_01' / 'best.pth', '--patches', 1, 'small.png')
+    done = in_process(
+        demo.main,
+        '--checkpoint',
+        finished_run / 'run' / 'round_01' / 'best.pth',
+        '--patches',
+        1,
+        'small.png',
+    )
     assert 'small.png is 300x100: enlarged to 672x224' in done.stderr and len(scores(done)) == 1
     done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, 'small.png')
     assert 'resized to 512 high, 384 wide' in done.stderr and 'enlarged' not in done.stderr
 
 
-def test_a_checkpoint_finds_its_run_from_inside_the_folder_and_through_a_link(tmp_path, finished_run, monkeypatch):
+def test_a_checkpoint_finds_its_run_from_inside_the_folder_and_through_a_link(
+    tmp_path, finished_run, monkeypatch
+):
     round_folder = finished_run / 'run' / 'round_01'
     expected = read_json(finished_run / 'run' / 'config.json')['model']
     (tmp_path / 'latest.pth').symlink_to(round_folder / 'best.pth')
@@ -102,9 +129,13 @@ def scorer(checkpoint):
     return demo.Scorer(checkpoint, 'cpu', patches=2)
 
 
-def test_from_python_a_path_an_image_and_an_array_score_alike(tmp_path, in_process, checkpoint, scorer):
+def test_from_python_a_path_an_image_and_an_array_score_alike(
+    tmp_path, in_process, checkpoint, scorer
+):
     path = databases.picture(tmp_path / 'photo.png', size=(500, 400))
-    done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 2, '--device', 'cpu', '--spread', path)
+    done = in_process(
+        demo.main, '--checkpoint', checkpoint, '--patches', 2, '--device', 'cpu', '--spread', path
+    )
     score, spread = scorer(path, spread=True)
     assert scores(done) == [[str(path), f'{score:.4f}', f'{spread:.4f}']] and spread > 0
     assert isinstance(score, float) and scorer(str(path)) == score
@@ -112,7 +143,9 @@ def test_from_python_a_path_an_image_and_an_array_score_alike(tmp_path, in_proce
     image = Image.open(path)
     array = np.asarray(image)
     assert scorer(array) == scorer(image) == score  # the same crops, for ever
-    assert scorer([image, array[::-1], path]) == pytest.approx([score, scorer(array[::-1].copy()), score], abs=1e-5)
+    assert scorer([image, array[::-1], path]) == pytest.approx(
+        [score, scorer(array[::-1].copy()), score], abs=1e-5
+    )
     assert scorer([]) == []
 
 
@@ -125,7 +158,9 @@ def test_an_image_from_python_is_shown_and_turned_as_its_file_is(tmp_path, score
             Image.open(path).convert('LA').save(path)
         shown = frames.load_image(path, exif_rotation=True)
         assert np.array_equal(np.asarray(shown), np.asarray(scoring.rgb_of(Image.open(path))))
-        assert scorer(path) == scorer(Image.open(path)) == scorer(np.asarray(shown))  # upright with every checkpoint
+        assert (
+            scorer(path) == scorer(Image.open(path)) == scorer(np.asarray(shown))
+        )  # upright with every checkpoint
 
 
 def test_names_with_odd_spaces_and_folders_that_are_links(tmp_path, in_process, checkpoint):
@@ -135,11 +170,15 @@ def test_names_with_odd_spaces_and_folders_that_are_links(tmp_path, in_process, 
     (tmp_path / 'more').mkdir()
     (tmp_path / 'more' / 'link').symlink_to(tmp_path / 'photos')
     (tmp_path / 'more' / 'again').symlink_to(tmp_path / 'more')
-    done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, '--csv', 'scores.csv', 'more')
+    done = in_process(
+        demo.main, '--checkpoint', checkpoint, '--patches', 1, '--csv', 'scores.csv', 'more'
+    )
     assert done.returncode == 0, done.stderr
     with open(tmp_path / 'scores.csv', newline='', encoding='utf-8') as file:
         assert [row['image'] for row in csv.DictReader(file)] == [f'more/link/{name}']
-    assert 'scores on the scale of the labels of KonIQ-10k: 0 to 100, higher is better' in done.stderr
+    assert (
+        'scores on the scale of the labels of KonIQ-10k: 0 to 100, higher is better' in done.stderr
+    )
 
 
 def test_a_score_that_is_not_finite_is_an_error(tmp_path, in_process):
@@ -150,10 +189,15 @@ def test_a_score_that_is_not_finite_is_an_error(tmp_path, in_process):
     torch.save(model.state_dict(), tmp_path / 'huge.pth')
     databases.picture(tmp_path / 'a.png', size=(500, 400))
     done = in_process(demo.main, '--checkpoint', 'huge.pth', '--patches', 1, 'a.png')
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('error: huge.pth gives a score that is not finite')
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
+        'error: huge.pth gives a score that is not finite'
+    )
 
 
-@pytest.mark.parametrize('image', [np.zeros((300, 300, 3)), np.zeros((300, 300), np.uint8), np.zeros((0, 9, 3), np.uint8), 7])
+@pytest.mark.parametrize(
+    'image',
+    [np.zeros((300, 300, 3)), np.zeros((300, 300), np.uint8), np.zeros((0, 9, 3), np.uint8), 7],
+)
 def test_what_is_no_image_is_refused_from_python(scorer, image):
     with pytest.raises(InputError, match='an image is a path, a PIL image or an'):
         scorer([image])
@@ -162,21 +206,41 @@ def test_what_is_no_image_is_refused_from_python(scorer, image):
 def test_a_cut_picture_is_refused_from_python(scorer, tmp_path):
     path = databases.picture(tmp_path / 'cut.png', size=(500, 400))
     path.write_bytes(path.read_bytes()[:2000])
-    with Image.open(path) as image, pytest.raises(InputError, match='the image cannot be read as an image: .*replace the file'):
+    with (
+        Image.open(path) as image,
+        pytest.raises(InputError, match='the image cannot be read as an image: .*replace the file'),
+    ):
         scorer(image)
 
 
-def test_folders_give_their_pictures_and_name_the_photos_that_cannot_be_read(tmp_path, in_process, checkpoint):
+def test_folders_give_their_pictures_and_name_the_photos_that_cannot_be_read(
+    tmp_path, in_process, checkpoint
+):
     folder = tmp_path / 'folder'
     odd = os.fsdecode(b'caf\xe9.png')
     for name in ('a.png', 'new\nline\t.png', odd, '.hidden.png', '.thumbnails/b.png'):
         databases.picture(folder / name)
     for name in ('._a.png', 'IMG_1.HEIC', 'paper.pdf', 'clip.mpg', 'weights.h5'):
         (folder / name).write_bytes(b'\0\5\26\7')
-    done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, '--csv', 'scores.csv', 'folder', 'folder/a.png')
+    done = in_process(
+        demo.main,
+        '--checkpoint',
+        checkpoint,
+        '--patches',
+        1,
+        '--csv',
+        'scores.csv',
+        'folder',
+        'folder/a.png',
+    )
     names = ['folder/a.png', 'folder/caf\\udce9.png', 'folder/new\\nline\\t.png']
-    assert done.returncode == 2 and sorted(name for name, _ in scores(done)) == sorted([*names, 'folder/a.png'])
-    assert 'skipped: folder/IMG_1.HEIC cannot be read as an image' in done.stderr and done.stderr.count('skipped: ') == 1
+    assert done.returncode == 2 and sorted(name for name, _ in scores(done)) == sorted(
+        [*names, 'folder/a.png']
+    )
+    assert (
+        'skipped: folder/IMG_1.HEIC cannot be read as an image' in done.stderr
+        and done.stderr.count('skipped: ') == 1
+    )
     with open(tmp_path / 'scores.csv', newline='', errors='surrogateescape') as file:
         found = [row['image'] for row in csv.DictReader(file)]
     assert found == ['folder/a.png', f'folder/{odd}', 'folder/new\nline\t.png', 'folder/a.png']
@@ -197,15 +261,29 @@ def test_a_list_that_was_stopped_is_resumed_to_the_table_of_an_uninterrupted_cal
     for k, name in enumerate(names):
         databases.picture(tmp_path / name, seed=k, size=(500, 400))
     (tmp_path / 'list.txt').write_text('\n'.join(['absent.png', *names[1:]]))
-    options = ('--checkpoint', checkpoint, '--patches', 2, '--device', 'cpu', '--list', 'list.txt', '--csv')
+    options = (
+        '--checkpoint',
+        checkpoint,
+        '--patches',
+        2,
+        '--device',
+        'cpu',
+        '--list',
+        'list.txt',
+        '--csv',
+    )
     monkeypatch.setattr(scoring, 'BATCH_SIZE', 2)
     whole = in_process(demo.main, *options, 'whole.csv', names[0])
     assert whole.returncode == 2 and [name for name, _ in scores(whole)] == names
-    assert [line for line in whole.stderr.splitlines() if 'could not' in line] == ['1 of 21 images could not be read']
+    assert [line for line in whole.stderr.splitlines() if 'could not' in line] == [
+        '1 of 21 images could not be read'
+    ]
 
     table, printed = tmp_path / 'scores.csv', []
     for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (None, 141)):
-        process = forked.program(demo_in_pairs, *options, 'scores.csv', '--resume', names[0], folder=tmp_path)
+        process = forked.program(
+            demo_in_pairs, *options, 'scores.csv', '--resume', names[0], folder=tmp_path
+        )
         printed.append(process.stdout.readline())
         if number:
             process.send_signal(number)
@@ -219,30 +297,45 @@ def test_a_list_that_was_stopped_is_resumed_to_the_table_of_an_uninterrupted_cal
         )
         held = [row['image'] for row in read_table(table)]
         assert held == names[: len(held)] and len(printed) <= len(held) < len(names)
-        table.write_bytes(table.read_bytes() + b'photos/a 19.png,0.5')  # as a kill in a write leaves it
+        table.write_bytes(
+            table.read_bytes() + b'photos/a 19.png,0.5'
+        )  # as a kill in a write leaves it
 
     rest = in_process(demo.main, *options, 'scores.csv', '--resume', names[0])
-    assert f'scores.csv holds the scores of {len(held)} of 21 images, which are skipped' in rest.stderr
+    assert (
+        f'scores.csv holds the scores of {len(held)} of 21 images, which are skipped' in rest.stderr
+    )
     assert [name for name, _ in scores(rest)] == names[len(held) :]
     assert table.read_bytes() == (tmp_path / 'whole.csv').read_bytes()
     images = [line.partition('\t')[0] for line in printed]
     assert len({*images}) == len(images) and {*images} <= {*held}
 
 
-def test_what_cannot_be_resumed_or_has_nothing_to_score_is_one_line(tmp_path, in_process, checkpoint):
+def test_what_cannot_be_resumed_or_has_nothing_to_score_is_one_line(
+    tmp_path, in_process, checkpoint
+):
     (tmp_path / 'scores.csv').write_text('image,score\na.png,1\n')
     for options, reason in (
-        (('--csv', 'scores.csv', '--resume', '--spread', 'a.png'), 'scores.csv exists and is of another kind than this output'),
+        (
+            ('--csv', 'scores.csv', '--resume', '--spread', 'a.png'),
+            'scores.csv exists and is of another kind than this output',
+        ),
         (('--resume', 'a.png'), '--resume goes with --csv FILE'),
         (('--csv', 'scores.csv'), 'there is nothing to score'),
         (('--list', 'absent.txt'), 'there is no file absent.txt'),
     ):
         done = in_process(demo.main, '--checkpoint', checkpoint, *options)
-        assert done.returncode == 2 and done.stderr.startswith(f'error: {reason}') and done.stderr.count('\n') == 1
+        assert (
+            done.returncode == 2
+            and done.stderr.startswith(f'error: {reason}')
+            and done.stderr.count('\n') == 1
+        )
     assert (tmp_path / 'scores.csv').read_text() == 'image,score\na.png,1\n'
 
 
-def test_names_that_are_not_utf8_or_hold_a_line_break_are_resumed_as_well(tmp_path, in_process, checkpoint):
+def test_names_that_are_not_utf8_or_hold_a_line_break_are_resumed_as_well(
+    tmp_path, in_process, checkpoint
+):
     names = ['a.png', 'new\nline.png', os.fsdecode(b'caf\xe9.png'), 'b.png']
     for name in names:
         databases.picture(tmp_path / name)
@@ -274,7 +367,9 @@ def test_a_list_is_a_table_or_lines_from_its_folder_on_or_stdin(tmp_path, monkey
 
 def test_bfloat16_gives_nearly_the_same_scores(tmp_path, in_process, checkpoint, scorer):
     path = databases.picture(tmp_path / 'photo.png', size=(500, 400))
-    done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 2, '--device', 'cpu', '--amp', path)
+    done = in_process(
+        demo.main, '--checkpoint', checkpoint, '--patches', 2, '--device', 'cpu', '--amp', path
+    )
     [[_, printed]] = scores(done)
     score, spread = scorer(path, spread=True)
     assert printed != f'{score:.4f}' and float(printed) == pytest.approx(score, abs=spread / 5)
@@ -283,7 +378,9 @@ def test_bfloat16_gives_nearly_the_same_scores(tmp_path, in_process, checkpoint,
 def test_images_that_are_decoded_ahead_keep_their_order(tmp_path, scorer, monkeypatch):
     """The first takes longest to decode. An opened picture, which Pillow loads at its first use, can be listed twice."""
     sizes = [(3000, 2000), (250, 230), (260, 230), (270, 230)]
-    paths = [databases.picture(tmp_path / f'{k}.png', seed=k, size=size) for k, size in enumerate(sizes)]
+    paths = [
+        databases.picture(tmp_path / f'{k}.png', seed=k, size=size) for k, size in enumerate(sizes)
+    ]
     expected = [scorer(path) for path in paths]
     assert len({*expected}) == len(paths)
     monkeypatch.setattr(scoring, 'BATCH_SIZE', 4)
@@ -291,7 +388,10 @@ def test_images_that_are_decoded_ahead_keep_their_order(tmp_path, scorer, monkey
     opened = Image.open(paths[0])
     assert scorer([opened, opened]) == pytest.approx([expected[0]] * 2, abs=1e-5)
     results = list(scorer.results([paths[1], 'absent.png', 'none.png', paths[2]]))
-    assert [str(result) for result in results[1:3]] == ['there is no file absent.png', 'there is no file none.png']
+    assert [str(result) for result in results[1:3]] == [
+        'there is no file absent.png',
+        'there is no file none.png',
+    ]
     assert [results[0][0], results[3][0]] == pytest.approx(expected[1:3], abs=1e-5)
     with pytest.raises(InputError, match='there is no file absent.png'):
         scorer([paths[1], 'absent.png'])

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 import folders
+from experiment.options import make_parser
 from HyerIQASolver import learning_rates
 from util import demo_database
-from util.options import make_parser
 
 
 def test_it_is_generated_once_the_same_every_time_and_whole(tmp_path):
@@ -28,17 +28,26 @@ def test_it_is_generated_once_the_same_every_time_and_whole(tmp_path):
     assert (first / 'labels.csv').stat().st_mtime_ns == changed
 
 
-def test_scores_fall_with_strength_and_every_scene_has_every_kind_each_in_another_strength(tmp_path):
+def test_scores_fall_with_strength_and_every_scene_has_every_kind_each_in_another_strength(
+    tmp_path,
+):
     samples = folders.read_labels('demo', tmp_path / 'demo').samples
     kinds = len(demo_database.DISTORTIONS)
     scores = np.array([sample.score for sample in samples]).reshape(demo_database.SCENES, kinds)
-    names = np.array([Path(sample.path).stem.split('_') for sample in samples]).reshape(demo_database.SCENES, kinds, 3)
+    names = np.array([Path(sample.path).stem.split('_') for sample in samples]).reshape(
+        demo_database.SCENES, kinds, 3
+    )
     assert all(set(row) == set(demo_database.DISTORTIONS) for row in names[:, :, 1])
     levels = names[:, :, 2].astype(int) - 1
     assert all(len(set(row)) == kinds >= 3 for row in levels)
     for kind in range(kinds):  # neither the scene nor the kind tells the score
-        assert set(np.bincount(levels[:, kind])) == {demo_database.SCENES // len(demo_database.STRENGTHS)}
-    assert (np.diff([scores[levels == level].mean() for level in range(len(demo_database.STRENGTHS))]) < 0).all()
+        assert set(np.bincount(levels[:, kind])) == {
+            demo_database.SCENES // len(demo_database.STRENGTHS)
+        }
+    assert (
+        np.diff([scores[levels == level].mean() for level in range(len(demo_database.STRENGTHS))])
+        < 0
+    ).all()
     residual = scores - (4.8 - 3.6 * np.array(demo_database.STRENGTHS)[levels])
     assert 0.08 < residual.std() < 0.16
     contents = np.array([sample.content for sample in samples]).reshape(demo_database.SCENES, -1)
@@ -47,5 +56,7 @@ def test_scores_fall_with_strength_and_every_scene_has_every_kind_each_in_anothe
 
 def test_the_demo_trains_through_the_whole_schedule():
     epochs = range(make_parser().get_default('epochs'))
-    rates = {learning_rates(epoch - 1, demo_database.DEFAULTS['lr'], 10) for epoch in epochs if epoch}
+    rates = {
+        learning_rates(epoch - 1, demo_database.DEFAULTS['lr'], 10) for epoch in epochs if epoch
+    }
     assert len(rates) == 4

@@ -55,7 +55,10 @@ def test_three_processes_train_as_one(make_database, tmp_path):
     ranks = forked_ranks(distributed_worker.main, root, folders=[tmp_path] * 3)
     several = [process.communicate() for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0, 0], several
-    expected, found = (np.array([line.split() for line in text.splitlines()], float) for text in (printed, several[0][0]))
+    expected, found = (
+        np.array([line.split() for line in text.splitlines()], float)
+        for text in (printed, several[0][0])
+    )
     assert expected.shape == (1, 4) and found == pytest.approx(expected, rel=1e-4)
 
 
@@ -69,7 +72,9 @@ def test_the_shares_of_a_batch_are_the_whole_batch(monkeypatch, ranks):
             share = distributed.rank_slice(start, stop)
             assert start <= share.start < stop  # an empty one names a patch to take part with
             rows += range(share.start, share.stop)
-            assert (stop - start) // ranks <= share.stop - share.start <= -(-(stop - start) // ranks)
+            assert (
+                (stop - start) // ranks <= share.stop - share.start <= -(-(stop - start) // ranks)
+            )
         assert rows == list(range(start, stop))
 
 
@@ -78,8 +83,14 @@ def workers(launcher):
     found = {}
     for folder in Path('/proc').iterdir():
         try:
-            if folder.name.isdigit() and f'\nPPid:\t{launcher.pid}\n' in (folder / 'status').read_text():
-                environment = dict(entry.partition('=')[::2] for entry in (folder / 'environ').read_text().split('\0'))
+            if (
+                folder.name.isdigit()
+                and f'\nPPid:\t{launcher.pid}\n' in (folder / 'status').read_text()
+            ):
+                environment = dict(
+                    entry.partition('=')[::2]
+                    for entry in (folder / 'environ').read_text().split('\0')
+                )
                 found[environment.get('RANK')] = int(folder.name)
         except OSError:  # it has ended meanwhile
             continue
@@ -88,7 +99,9 @@ def workers(launcher):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='needs the /proc of Linux')
-def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(tmp_path, finished_run):
+def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(
+    tmp_path, finished_run
+):
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
     options = (*TINY, '--train_test_num', 1, '--output', 'run')
     launcher = subprocess.Popen(
@@ -107,13 +120,24 @@ def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(tmp
     assert not any(Path(f'/proc/{worker}').exists() for worker in before.values())
     rows = read_table(history)
 
-    ranks = forked_ranks(train_test_IQA.main, [*map(str, options), '--resume'], folders=[tmp_path] * 3)
+    ranks = forked_ranks(
+        train_test_IQA.main, [*map(str, options), '--resume'], folders=[tmp_path] * 3
+    )
     printed, errors = zip(*(process.communicate() for process in ranks))
     assert [process.returncode for process in ranks] == [0, 0, 0], errors
     resumed = read_table(history)
     assert resumed[: len(rows)] == rows and [row['epoch'] for row in resumed] == ['1', '2']
     lines = ''.join(printed).splitlines()
-    assert [line.split()[0] for line in lines] == ['Round', 'Epoch', '1', '2', 'Best', 'Last', 'Testing', 'Last']
+    assert [line.split()[0] for line in lines] == [
+        'Round',
+        'Epoch',
+        '1',
+        '2',
+        'Best',
+        'Last',
+        'Testing',
+        'Last',
+    ]
     assert ''.join(errors).count('3 processes on cpu, 1 thread each') == 1
     assert (tmp_path / 'run' / 'round_01' / 'split.json').read_bytes() == (
         finished_run / 'run' / 'round_01' / 'split.json'
@@ -128,7 +152,9 @@ def test_a_rank_that_hangs_ends_the_others_at_every_place(place, tmp_path):
         errors = ranks[0].communicate(timeout=60)[1]
         assert ranks[0].returncode == 2, errors
         assert errors.count('does not answer') == 1 and 'Traceback' not in errors
-        assert Path(f'/proc/{ranks[1].pid}/stat').read_text().split()[2] == 'T'  # it did not end by itself
+        assert (
+            Path(f'/proc/{ranks[1].pid}/stat').read_text().split()[2] == 'T'
+        )  # it did not end by itself
     finally:
         for process in ranks:
             process.send_signal(signal.SIGKILL)
@@ -136,13 +162,22 @@ def test_a_rank_that_hangs_ends_the_others_at_every_place(place, tmp_path):
 
 
 def test_the_memory_format_is_that_of_the_device():
-    assert distributed.memory_format('mps') == torch.contiguous_format  # batch norm's backward is wrong there otherwise
-    assert distributed.memory_format('cpu') == distributed.memory_format(torch.device('cuda:1')) == torch.channels_last
+    assert (
+        distributed.memory_format('mps') == torch.contiguous_format
+    )  # batch norm's backward is wrong there otherwise
+    assert (
+        distributed.memory_format('cpu')
+        == distributed.memory_format(torch.device('cuda:1'))
+        == torch.channels_last
+    )
 
 
 @pytest.mark.parametrize(
     'device, remedy',
-    [('cuda:1', 'give --device cuda, and each process takes a GPU of its own'), ('mps', 'start without torchrun')],
+    [
+        ('cuda:1', 'give --device cuda, and each process takes a GPU of its own'),
+        ('mps', 'start without torchrun'),
+    ],
 )
 def test_a_device_for_one_process_is_refused_under_torchrun(monkeypatch, device, remedy):
     for name, value in (('RANK', '0'), ('WORLD_SIZE', '2'), ('LOCAL_RANK', '0')):
@@ -162,7 +197,10 @@ def test_machines_without_a_common_disk_train_nothing(tmp_path, finished_run):
     ranks = forked_ranks(train_test_IQA.main, options, folders=[tmp_path / '0', tmp_path / '1'])
     errors = [process.communicate()[1] for process in ranks]
     assert [process.returncode for process in ranks] == [2, 2], errors
-    assert 'error: the processes do not start from the same state (rank 0: 2 epochs, weights' in errors[0]
+    assert (
+        'error: the processes do not start from the same state (rank 0: 2 epochs, weights'
+        in errors[0]
+    )
     assert 'rank 1: 0 epochs' in errors[0] and 'on a disk that all machines share' in errors[0]
     assert len(read_table(tmp_path / '0' / 'run' / 'round_01' / 'history.csv')) == 2
 
@@ -177,7 +215,10 @@ def test_one_of_the_variables_of_torchrun_alone_starts_no_ranks(monkeypatch):
 def test_rounds_side_by_side_give_the_run_of_one_process(tmp_path, finished_run, program):
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
     jobs = [
-        forked.program(train_test_IQA.main, *TINY, '--output', 'run', '--rounds', number, folder=tmp_path) for number in (2, 1)
+        forked.program(
+            train_test_IQA.main, *TINY, '--output', 'run', '--rounds', number, folder=tmp_path
+        )
+        for number in (2, 1)
     ]
     errors = [job.communicate()[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], errors
@@ -194,7 +235,9 @@ def test_a_round_belongs_to_one_process(tmp_path, finished_run, program):
     (tmp_path / 'run' / 'round_02' / 'result.json').unlink()
     with files.locked(tmp_path / 'run' / 'round_02' / '.lock'):
         done = program(*TINY, '--output', 'run', '--resume', '--rounds', 2)
-    assert done.returncode == 2 and 'run/round_02 is being trained by another process' in done.stderr
+    assert (
+        done.returncode == 2 and 'run/round_02 is being trained by another process' in done.stderr
+    )
 
 
 def test_summarising_what_is_no_run_folder(program):

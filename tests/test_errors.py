@@ -46,7 +46,13 @@ PRINT_MUCH = 'for k in range(100000): print(k, flush=True)'
         ('print(1)', 'exec "$@"', 0, '1\n', ''),
         ('raise InputError("no")', 'exec "$@"', 2, '', 'error: no\n'),
         ('open("absent")', 'exec "$@"', 2, '', 'error: absent: No such file or directory\n'),
-        ('raise OSError(24, "Too many open files")', 'exec "$@"', 2, '', 'error: Too many open files\n'),
+        (
+            'raise OSError(24, "Too many open files")',
+            'exec "$@"',
+            2,
+            '',
+            'error: Too many open files\n',
+        ),
         ('bytearray(1 << 60)', 'exec "$@"', 2, '', f'error: out of memory: MemoryError{SMALLER}\n'),
         (PRINT_MUCH, '"$@" | head -1; exit ${PIPESTATUS[0]}', 141, '0\n', ''),
         (PRINT_MUCH, 'exec "$@" > /dev/full', 2, '', 'error: No space left on device\n'),
@@ -58,14 +64,20 @@ PRINT_MUCH = 'for k in range(100000): print(k, flush=True)'
         ('os.kill(os.getpid(), signal.SIGINT); print(1)', 'trap \'\' INT; exec "$@"', 0, '1\n', ''),
     ],
 )
-def test_every_end_has_its_exit_code_and_at_most_one_line(small_program, body, shell, code, out, err):
+def test_every_end_has_its_exit_code_and_at_most_one_line(
+    small_program, body, shell, code, out, err
+):
     done = small_program(body, shell)
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
 
 def test_tracebacks_are_for_programming_errors_and_for_those_who_ask(small_program):
     asked = small_program('raise InputError("no")', HYPERIQA_DEBUG='1')
-    assert asked.returncode == 2 and 'Traceback' in asked.stderr and asked.stderr.endswith('error: no\n')
+    assert (
+        asked.returncode == 2
+        and 'Traceback' in asked.stderr
+        and asked.stderr.endswith('error: no\n')
+    )
     wrong = small_program('[][0]')
     assert wrong.returncode == 1 and 'Traceback' in wrong.stderr and 'IndexError' in wrong.stderr
 
@@ -73,27 +85,75 @@ def test_tracebacks_are_for_programming_errors_and_for_those_who_ask(small_progr
 @pytest.mark.parametrize(
     'error, meaning',
     [
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"), MEMORY),
-        (RuntimeError('[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.'), MEMORY),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"
+            ),
+            MEMORY,
+        ),
+        (
+            RuntimeError(
+                '[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.'
+            ),
+            MEMORY,
+        ),
         (RuntimeError('could not create a memory object'), MEMORY),
         (RuntimeError('could not create a primitive'), MEMORY),
-        (RuntimeError('CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported'), MEMORY),
+        (
+            RuntimeError(
+                'CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported'
+            ),
+            MEMORY,
+        ),
         (RuntimeError('MPS backend out of memory (MPS allocated: 9.07 GB)'), MEMORY),
-        (RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'), MEMORY),
+        (
+            RuntimeError(
+                'CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'
+            ),
+            MEMORY,
+        ),
         (RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED'), MEMORY),
         (RuntimeError('cuDNN error: CUDNN_STATUS_NOT_INITIALIZED'), PERHAPS_MEMORY),
-        (RuntimeError('CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`'), PERHAPS_MEMORY),
-        (RuntimeError('GET was unable to find an engine to execute this computation'), PERHAPS_MEMORY),
+        (
+            RuntimeError(
+                'CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`'
+            ),
+            PERHAPS_MEMORY,
+        ),
+        (
+            RuntimeError('GET was unable to find an engine to execute this computation'),
+            PERHAPS_MEMORY,
+        ),
         (RuntimeError('Unable to find a valid cuDNN algorithm to run convolution'), PERHAPS_MEMORY),
-        (RuntimeError('[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:22251. This is'), LOST),
+        (
+            RuntimeError(
+                '[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:22251. This is'
+            ),
+            LOST,
+        ),
         (RuntimeError('Read error [127.0.0.1]:5: Connection reset by peer'), LOST),
         (RuntimeError('Application timeout caused pair closure'), LOST),
-        (RuntimeError('[unbound_buffer.cc:78] Timed out waiting 120000ms for recv operation to complete'), LOST),
-        (RuntimeError('[unbound_buffer.cc:129] Timed out waiting 120000ms for send operation to complete'), LOST),
+        (
+            RuntimeError(
+                '[unbound_buffer.cc:78] Timed out waiting 120000ms for recv operation to complete'
+            ),
+            LOST,
+        ),
+        (
+            RuntimeError(
+                '[unbound_buffer.cc:129] Timed out waiting 120000ms for send operation to complete'
+            ),
+            LOST,
+        ),
         (RuntimeError("can't start new thread"), THREADS),
         (RuntimeError('Resource temporarily unavailable'), THREADS),
         (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB'), MEMORY),
-        (torch.distributed.DistBackendError('NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited'), LOST),
+        (
+            torch.distributed.DistBackendError(
+                'NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited'
+            ),
+            LOST,
+        ),
         (MemoryError(), MEMORY),
         (RuntimeError('CUDA error: an illegal memory access was encountered'), None),
         (RuntimeError('unsupported memory format option Preserve'), None),
@@ -121,7 +181,9 @@ def test_nccl_keeps_its_reason(small_program):
         'Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000")'
     )
     assert done.returncode == 2 and done.stderr.count('\n') == 1
-    assert done.stderr.endswith('Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000\n')
+    assert done.stderr.endswith(
+        'Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000\n'
+    )
 
 
 ANSWERS = {
@@ -135,9 +197,15 @@ ANSWERS = {
         (('--evaluate', 'run/round_01/best.pth'), 2, 'in no run folder'),
         (('--summarize', 'absent'), 2, 'there is no file absent/config.json'),
     ),
-    'demo.py': ((('--help',), 0, 'usage: '), (('--checkpoint', 'absent.pth', 'a.jpg'), 2, 'there is no file absent.pth')),
+    'demo.py': (
+        (('--help',), 0, 'usage: '),
+        (('--checkpoint', 'absent.pth', 'a.jpg'), 2, 'there is no file absent.pth'),
+    ),
     'compare.py': ((('--help',), 0, 'usage: '), (('a', 'b'), 2, 'there is no file')),
-    'export.py': ((('--help',), 0, 'usage: '), (('absent.pth', 'x.pt2'), 2, 'there is no file absent.pth')),
+    'export.py': (
+        (('--help',), 0, 'usage: '),
+        (('absent.pth', 'x.pt2'), 2, 'there is no file absent.pth'),
+    ),
 }
 
 
@@ -147,7 +215,9 @@ def test_help_typos_and_missing_files_answer_without_torch(tmp_path, name):
     (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
     for options, code, text in ANSWERS[name]:
         environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
-        done = subprocess.run(command(name, *options), cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command(name, *options), cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == code and text in done.stdout + done.stderr, done.stderr
         assert 'torch was imported' not in done.stderr and 'Traceback' not in done.stderr
 
@@ -166,12 +236,20 @@ def test_help_typos_and_missing_files_answer_without_torch(tmp_path, name):
 )
 def test_an_empty_value_is_a_variable_that_is_not_set(in_process, main, options, name):
     done = in_process(main, *options)
-    assert (done.returncode, done.stderr) == (2, f'error: {name} is empty; give it a value or leave it out\n')
+    assert (done.returncode, done.stderr) == (
+        2,
+        f'error: {name} is empty; give it a value or leave it out\n',
+    )
 
 
-@pytest.mark.parametrize('backend', ['module://matplotlib_inline.backend_inline', 'module://of_the_notebook_alone', 'odd'])
+@pytest.mark.parametrize(
+    'backend',
+    ['module://matplotlib_inline.backend_inline', 'module://of_the_notebook_alone', 'odd'],
+)
 def test_a_notebooks_backend_does_not_keep_pictures_from_being_drawn(backend):
     code = 'from util import plots; print(len(plots.scatter([1, 2, 3], [1, 2, 3], "")))'
     environment = {**os.environ, 'MPLBACKEND': backend}
-    done = subprocess.run([sys.executable, '-c', code], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=PROJECT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr

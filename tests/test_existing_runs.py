@@ -12,11 +12,11 @@ from parity import fill
 
 import folders
 import models
+from experiment.options import parse_options
+from experiment.round_folder import RoundFolder
+from experiment.splits import asked_splits, split_record
 from util import checkpoints
 from util.labels import Settings
-from util.options import parse_options
-from util.round_folder import RoundFolder
-from util.splits import asked_splits, split_record
 
 OLD = Path(__file__).parent / 'runs' / '81d2473'
 PINNED = json.loads((OLD / 'pinned.json').read_text())
@@ -27,7 +27,9 @@ FEW_CONTENTS = ('csiq', 'csiq_sheet', 'csiq_folders', 'tid2013')  # which are sp
 def open_form(form, make_database, tmp_path, split_by):
     """The key and the path of a small database in one of its forms."""
     if form == 'own':
-        root = make_database('own', text=OWN, images=('a.png', 'b.png', 'deep/c.png', 'd.png', 'e.png'))
+        root = make_database(
+            'own', text=OWN, images=('a.png', 'b.png', 'deep/c.png', 'd.png', 'e.png')
+        )
         return folders.OpenDatabase('csv', root / 'mine.csv')
     path = tmp_path / 'demo' if form == 'demo' else make_database(form)
     return folders.OpenDatabase(form.split('_')[0], path, settings=Settings(split_by=split_by))
@@ -62,7 +64,10 @@ def test_digests_splits_and_owners_stay(form, make_database, tmp_path):
     folder.close()
     assert folder.owner == {name: pinned['owner'][name] for name in ('round', 'split')}
     assert folder.title == f'{database.entry.title}, seed 3, round 2'
-    assert hashlib.sha256((folder.path / 'split.json').read_bytes()).hexdigest() == pinned['split.json']
+    assert (
+        hashlib.sha256((folder.path / 'split.json').read_bytes()).hexdigest()
+        == pinned['split.json']
+    )
 
 
 def last_checkpoint():
@@ -73,7 +78,11 @@ def last_checkpoint():
     hypernet = [p for name, p in model.named_parameters() if not name.startswith('res.')]
     parameters = [*hypernet, *model.res.parameters()]
     state = {
-        k: {'step': torch.tensor(2.0), 'exp_avg': torch.zeros_like(p), 'exp_avg_sq': torch.zeros_like(p)}
+        k: {
+            'step': torch.tensor(2.0),
+            'exp_avg': torch.zeros_like(p),
+            'exp_avg_sq': torch.zeros_like(p),
+        }
         for k, p in enumerate(parameters)
     }
     weights = fill.fill(model.state_dict())
@@ -98,11 +107,27 @@ def test_an_unfinished_run_of_that_version_is_continued(finished_run, tmp_path, 
     shutil.copytree(OLD, run, ignore=shutil.ignore_patterns('pinned.json', 'last.json'))
     torch.save(last_checkpoint(), run / 'round_01' / 'last.pth')
     before = {name: (run / name).read_bytes() for name in ('config.json', 'round_01/split.json')}
-    options = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_test_num', 2, '--rounds', 1, '--output', 'run')
+    options = (
+        '--dataset',
+        'livec',
+        '--data_root',
+        'livec',
+        *QUICK,
+        '--train_test_num',
+        2,
+        '--rounds',
+        1,
+        '--output',
+        'run',
+    )
     done = program(*options, '--resume')
     assert done.returncode == 0, done.stderr
     assert all((run / name).read_bytes() == content for name, content in before.items())
     first, second = history(run)
-    old = read_table(OLD / 'round_01' / 'history.csv')[0]  # digit by digit; a younger column is empty
+    old = read_table(OLD / 'round_01' / 'history.csv')[
+        0
+    ]  # digit by digit; a younger column is empty
     assert first == {**old, 'test_mae': ''} and float(second['test_mae']) > 0
-    assert (first['epoch'], second['epoch']) == ('1', '2') and (run / 'round_01' / 'result.json').exists()
+    assert (first['epoch'], second['epoch']) == ('1', '2') and (
+        run / 'round_01' / 'result.json'
+    ).exists()

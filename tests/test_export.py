@@ -14,11 +14,18 @@ import torch
 import demo
 import models
 from export import main as export_main
-from util import checkpoints, exporter, scorer
+from scoring import exporter, scorer
+from scoring.exporter import export
+from util import checkpoints
 from util.errors import InputError
-from util.exporter import export
 
-FACTS = {'label_range': [1, 5], 'higher_is_better': True, 'resize': [300, 400], 'exif_rotation': True, 'score_range': [1, 5]}
+FACTS = {
+    'label_range': [1, 5],
+    'higher_is_better': True,
+    'resize': [300, 400],
+    'exif_rotation': True,
+    'score_range': [1, 5],
+}
 
 
 @pytest.fixture(scope='module')
@@ -48,19 +55,29 @@ def facts_of(metadata):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.__version__.startswith('2.6.'), reason='PyTorch 2.6 cannot write this network as .onnx')
+@pytest.mark.skipif(
+    torch.__version__.startswith('2.6.'), reason='PyTorch 2.6 cannot write this network as .onnx'
+)
 def test_onnx_runs_in_onnxruntime_on_any_number_of_patches(tmp_path, run, patches, expected):
     export(run / 'best.pth', tmp_path / 'network.onnx')
     session = onnxruntime.InferenceSession(tmp_path / 'network.onnx')
     assert session.run(None, {'patches': patches})[0].tolist() == pytest.approx(expected, abs=8e-4)
-    assert session.run(['scores'], {'patches': patches[:1]})[0].tolist() == pytest.approx(expected[:1], abs=8e-4)
+    assert session.run(['scores'], {'patches': patches[:1]})[0].tolist() == pytest.approx(
+        expected[:1], abs=8e-4
+    )
     written = onnx.load(tmp_path / 'network.onnx')
     [metadata] = [entry.value for entry in written.metadata_props if entry.key == 'hyperiqa']
     assert facts_of(metadata) == FACTS
     # TensorRT and Core ML refuse to transpose uint8
-    assert {node.op_type for node in written.graph.node if 'patches' in node.input} <= {'Shape', 'Cast'}
+    assert {node.op_type for node in written.graph.node if 'patches' in node.input} <= {
+        'Shape',
+        'Cast',
+    }
     ends = (*written.graph.input, *written.graph.output)
-    assert [[size.dim_param or size.dim_value for size in end.type.tensor_type.shape.dim] for end in ends] == [
+    assert [
+        [size.dim_param or size.dim_value for size in end.type.tensor_type.shape.dim]
+        for end in ends
+    ] == [
         ['N', 224, 224, 3],
         ['N'],
     ]
@@ -78,7 +95,9 @@ def test_pt2_runs_where_nothing_of_the_project_is(tmp_path, run, patches, expect
         'assert not {"models", "demo", "util", "data_loader"} & set(sys.modules)\n'
         'print(json.dumps([scores, extra["hyperiqa"]]))'
     )
-    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     scores, metadata = json.loads(done.stdout.splitlines()[-1])
     assert scores == pytest.approx(expected, abs=8e-4) and facts_of(metadata) == FACTS
@@ -90,7 +109,10 @@ def test_safetensors_is_exact_and_scores_as_the_checkpoint_does(tmp_path, run, p
     written = checkpoints.read_checkpoint(tmp_path / 'network.safetensors')['state_dict']
     own = checkpoints.read_checkpoint(run / 'best.pth')
     assert all(torch.equal(written[name], own[name]) for name in own)
-    here, there = (demo.Scorer(path, 'cpu', patches=2) for path in (run / 'best.pth', tmp_path / 'network.safetensors'))
+    here, there = (
+        demo.Scorer(path, 'cpu', patches=2)
+        for path in (run / 'best.pth', tmp_path / 'network.safetensors')
+    )
     assert {name: there.facts[name] for name in FACTS} == FACTS
     assert here(patches[0]) == there(patches[0])
 
@@ -110,7 +132,9 @@ def test_every_kind_of_checkpoint_has_the_range_and_direction_of_its_labels(tmp_
         assert (facts['label_range'], facts['higher_is_better']) == expected
 
 
-def test_a_network_that_this_pytorch_cannot_write_as_onnx_is_one_line(tmp_path, run, in_process, monkeypatch):
+def test_a_network_that_this_pytorch_cannot_write_as_onnx_is_one_line(
+    tmp_path, run, in_process, monkeypatch
+):
     """With an operator that no version of ONNX has; torch 2.6 has none for the generated weights."""
 
     class Odd(exporter.PatchScorer):
@@ -126,7 +150,9 @@ def test_a_network_that_this_pytorch_cannot_write_as_onnx_is_one_line(tmp_path, 
 def test_an_export_that_answers_otherwise_leaves_no_file(tmp_path, run, monkeypatch):
     """The written weights are those of another network."""
     write, other = exporter.write, exporter.PatchScorer(models.hyperiqa(), None)
-    monkeypatch.setattr(exporter, 'write', lambda scorer, path, metadata: write(other, path, metadata))
+    monkeypatch.setattr(
+        exporter, 'write', lambda scorer, path, metadata: write(other, path, metadata)
+    )
     with pytest.raises(InputError, match='the exported network differs by .*; nothing was written'):
         export(run / 'best.pth', tmp_path / 'network.safetensors')
     assert not list(tmp_path.iterdir())
@@ -136,7 +162,10 @@ def test_bad_options_give_one_line(tmp_path, run, in_process, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)  # as one that is not installed
     for out, reason in (
         ('network.bin', 'network.bin must end in .pt2, .onnx, .safetensors'),
-        ('network.onnx', 'network.onnx needs a package that is missing here: pip install onnx onnxscript onnxruntime'),
+        (
+            'network.onnx',
+            'network.onnx needs a package that is missing here: pip install onnx onnxscript onnxruntime',
+        ),
         ('absent/network.pt2', 'absent/network.pt2 cannot be written: the folder is missing'),
     ):
         done = in_process(export_main, run / 'best.pth', out)

@@ -25,7 +25,11 @@ int flock(int fd, int operation) { errno = atoi(getenv("NOFLOCK")); return -1; }
 def python(code, **settings):
     environment = {**os.environ, 'PYTHONPATH': str(PROJECT), **settings.pop('environment', {})}
     return subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(code)], env=environment, capture_output=True, text=True, **settings
+        [sys.executable, '-c', textwrap.dedent(code)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        **settings,
     )
 
 
@@ -34,12 +38,16 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     (tmp_path / 'link').symlink_to('deep/target')
     for content in (b'first', b'second'):
         files.write_whole(tmp_path / 'link', content)
-        assert (tmp_path / 'link').is_symlink() and (tmp_path / 'deep' / 'target').read_bytes() == content
+        assert (tmp_path / 'link').is_symlink() and (
+            tmp_path / 'deep' / 'target'
+        ).read_bytes() == content
     umask = os.umask(0o027)
     files.write_whole(tmp_path / 'new', b'')
     os.umask(umask)
     assert stat.S_IMODE((tmp_path / 'new').stat().st_mode) == 0o640
-    assert sorted(os.listdir(tmp_path)) == ['deep', 'link', 'new'] and os.listdir(tmp_path / 'deep') == ['target']
+    assert sorted(os.listdir(tmp_path)) == ['deep', 'link', 'new'] and os.listdir(
+        tmp_path / 'deep'
+    ) == ['target']
 
 
 def test_an_output_is_checked_first_and_replaces_only_its_own_kind(tmp_path):
@@ -66,17 +74,30 @@ def test_an_output_is_checked_first_and_replaces_only_its_own_kind(tmp_path):
     ):
         with pytest.raises(InputError, match=reason):
             files.check_output(path, ['.csv'], header)
-    for path in (tmp_path / 'scores.csv', tmp_path / 'link.csv', run / 'new.csv', tmp_path / ('x' * 251 + '.csv')):
+    for path in (
+        tmp_path / 'scores.csv',
+        tmp_path / 'link.csv',
+        run / 'new.csv',
+        tmp_path / ('x' * 251 + '.csv'),
+    ):
         files.check_output(path, ['.csv'], header=header)
     long = tmp_path / ('x' * 251 + '.csv')
     files.write_whole(long, b'content')
-    assert long.read_bytes() == b'content' and (tmp_path / 'scores.csv').read_text() == 'image,score\na.png,1\n'
+    assert (
+        long.read_bytes() == b'content'
+        and (tmp_path / 'scores.csv').read_text() == 'image,score\na.png,1\n'
+    )
     assert len(os.listdir(tmp_path)) == 8 and os.listdir(run) == ['predictions.csv']
 
 
 @pytest.mark.parametrize(
     'name, whole',
-    [('a.png', b'\x89PNG\r\n'), ('a.PT2', b'PK\3\4'), ('a.onnx', b'\x08\x0a'), ('a.safetensors', b'\x90' + bytes(7) + b'{"a"')],
+    [
+        ('a.png', b'\x89PNG\r\n'),
+        ('a.PT2', b'PK\3\4'),
+        ('a.onnx', b'\x08\x0a'),
+        ('a.safetensors', b'\x90' + bytes(7) + b'{"a"'),
+    ],
 )
 def test_pictures_and_exports_are_replaced_by_their_own_kind_alone(tmp_path, name, whole):
     endings = ['.png', '.pt2', '.onnx', '.safetensors']
@@ -130,7 +151,10 @@ def test_reading_names_the_file_once_and_lets_through_what_the_system_refuses(tm
             raise error
         assert caught.value is error
     path.unlink()
-    for make, reason in ((lambda: None, f'there is no file {path}'), (path.mkdir, f'{path} is not a regular file')):
+    for make, reason in (
+        (lambda: None, f'there is no file {path}'),
+        (path.mkdir, f'{path} is not a regular file'),
+    ):
         make()
         with pytest.raises(InputError) as caught:
             files.read_json(path)
@@ -140,7 +164,9 @@ def test_reading_names_the_file_once_and_lets_through_what_the_system_refuses(tm
 def test_a_lock_is_one_processs_and_free_when_that_is_killed(tmp_path):
     lock = tmp_path / '.lock'
     hold = f'from util import files\nwith files.locked({str(lock)!r}):\n    print(1, flush=True); input()'
-    holder = subprocess.Popen([sys.executable, '-c', hold], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, '-c', hold], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert holder.stdout.readline() == b'1\n' and files.is_locked(lock)
     with pytest.raises(InputError, match='taken'), files.locked(lock, busy='taken'):
         pass
@@ -157,7 +183,11 @@ def test_who_waits_for_a_lock_logs_it(tmp_path):
     wait = f'from util import files\nwith files.locked({str(lock)!r}) as held:\n    print(held)'
     with files.locked(lock):
         waiter = subprocess.Popen(
-            [sys.executable, '-c', wait], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, '-c', wait],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert waiter.stderr.readline() == f'waiting for another process, which holds {lock}\n'
     assert waiter.communicate() == ('True\n', '') and waiter.returncode == 0
@@ -167,9 +197,13 @@ def test_who_waits_for_a_lock_logs_it(tmp_path):
 @pytest.mark.parametrize('code', ['ENOLCK', 'ENOSYS', 'EOPNOTSUPP'])
 def test_without_locks_of_the_file_system_it_warns_once(tmp_path, code):
     (tmp_path / 'noflock.c').write_text(NO_FLOCK)
-    subprocess.run(['cc', '-shared', '-fPIC', '-o', 'noflock.so', 'noflock.c'], cwd=tmp_path, check=True)
+    subprocess.run(
+        ['cc', '-shared', '-fPIC', '-o', 'noflock.so', 'noflock.c'], cwd=tmp_path, check=True
+    )
     (tmp_path / 'run').mkdir()
-    (tmp_path / 'run' / '.lock').touch()  # as a process on another machine leaves it: nobody may wait for it to vanish
+    (
+        tmp_path / 'run' / '.lock'
+    ).touch()  # as a process on another machine leaves it: nobody may wait for it to vanish
     done = python(
         """
         from util import files
@@ -178,7 +212,10 @@ def test_without_locks_of_the_file_system_it_warns_once(tmp_path, code):
                 assert held is False and not files.is_locked(name)
         """,
         cwd=tmp_path,
-        environment={'LD_PRELOAD': str(tmp_path / 'noflock.so'), 'NOFLOCK': str(getattr(__import__('errno'), code))},
+        environment={
+            'LD_PRELOAD': str(tmp_path / 'noflock.so'),
+            'NOFLOCK': str(getattr(__import__('errno'), code)),
+        },
     )
     assert done.returncode == 0 and done.stderr.count('\n') == 1
     assert done.stderr.startswith('warning: files in run cannot be locked (')
@@ -193,7 +230,9 @@ def test_another_users_files(as_nobody):
     def act():
         assert not files.is_locked('.lock')
         files.write_whole('own', b'content')
-        with pytest.raises(InputError, match='result.json cannot be written: it is write-protected'):
+        with pytest.raises(
+            InputError, match='result.json cannot be written: it is write-protected'
+        ):
             files.write_whole('result.json', b'content')
 
     printed = run(act)

@@ -11,16 +11,17 @@ import scipy.io
 from PIL import Image
 
 import folders
+from experiment.splits import official_split
 from util import frames
 from util.errors import InputError
 from util.labels import Settings
-from util.splits import official_split
 from util.tables import ROLES
 
 
 def read(name, root):
     return [
-        (os.path.relpath(sample.path, root), sample.score, sample.content) for sample in folders.read_labels(name, root).samples
+        (os.path.relpath(sample.path, root), sample.score, sample.content)
+        for sample in folders.read_labels(name, root).samples
     ]
 
 
@@ -34,7 +35,9 @@ def test_live_leaves_the_pristine_copies_out(make_database):
     assert len(samples) == folders.DATABASES['live'].images == 779
     assert samples[0] == ('jp2k/img1.bmp', -2.6, 'ref00.bmp')
     assert samples[227][0] == 'jpeg/img1.bmp'
-    assert samples[-1][0] == 'gblur/img145.bmp'  # this copy marks the last 203 as pristine: 174 and 29 more
+    assert (
+        samples[-1][0] == 'gblur/img145.bmp'
+    )  # this copy marks the last 203 as pristine: 174 and 29 more
     assert len({content for _, _, content in samples}) == 29
 
 
@@ -49,7 +52,11 @@ def test_live_in_nested_cells(make_database):
 def test_csiq(make_database):
     samples = read('csiq', make_database('csiq'))
     assert samples[0] == ('dst_imgs_all/1600.AWGN.1.png', 0.0, '1600')
-    assert samples[-1] == ('dst_imgs_all/snow_leaves.jpeg2000.5.png', round(11 / 13, 6), 'snow_leaves')
+    assert samples[-1] == (
+        'dst_imgs_all/snow_leaves.jpeg2000.5.png',
+        round(11 / 13, 6),
+        'snow_leaves',
+    )
 
 
 def test_csiq_in_the_authors_folders(make_database):
@@ -117,9 +124,13 @@ def test_koniqs_official_sets(make_database):
 
     names = [f'{826373 + k}.jpg' for k in range(5, -1, -1)]
     databases.write_csv(
-        root / 'koniq10k_scores_and_distributions.csv', ['image_name', 'MOS', 'MOS_zscore'], [[name, 3, 50] for name in names]
+        root / 'koniq10k_scores_and_distributions.csv',
+        ['image_name', 'MOS', 'MOS_zscore'],
+        [[name, 3, 50] for name in names],
     )
-    assert parts('koniq', root) == official[::-1]  # the file with the scores has no sets: they come from the other
+    assert (
+        parts('koniq', root) == official[::-1]
+    )  # the file with the scores has no sets: they come from the other
     assert {score for _, score, _ in read('koniq', root)} == {50}
 
 
@@ -127,19 +138,27 @@ def test_an_unknown_set_is_named_by_line(make_database):
     root = make_database('koniq_sets')
     file = root / 'koniq10k_distributions_sets.csv'
     file.write_text(file.read_text().replace('validation', 'later'))
-    with pytest.raises(InputError, match=r"koniq10k_distributions_sets.csv, line 5: the set 'later' is none of train"):
+    with pytest.raises(
+        InputError,
+        match=r"koniq10k_distributions_sets.csv, line 5: the set 'later' is none of train",
+    ):
         official_split(folders.OpenDatabase('koniq', root))
     root = make_database('flive')
     file = root / 'labels=640_padded.csv'
     file.write_text(file.read_text().replace('False', 'maybe'))
-    assert "labels=640_padded.csv, line 4: the set 'maybe' is none of true" in refusal('flive', root)
+    assert "labels=640_padded.csv, line 4: the set 'maybe' is none of true" in refusal(
+        'flive', root
+    )
 
 
-@pytest.mark.parametrize('form, folder', [('bid', 'ImageDatabase/'), ('bid_xls', 'ImageDatabase/'), ('bid_text', '')])
+@pytest.mark.parametrize(
+    'form, folder', [('bid', 'ImageDatabase/'), ('bid_xls', 'ImageDatabase/'), ('bid_text', '')]
+)
 def test_bid_in_each_form_of_its_sheet(make_database, form, folder):
     samples = read('bid', make_database(form))
     assert [(path, score) for path, score, _ in samples] == [
-        (f'{folder}DatabaseImage{number}.JPG', 0.25 + k) for k, number in enumerate(('0001', '0002', '0004', '0012', '0590'))
+        (f'{folder}DatabaseImage{number}.JPG', 0.25 + k)
+        for k, number in enumerate(('0001', '0002', '0004', '0012', '0590'))
     ]
 
 
@@ -167,7 +186,9 @@ def test_spaqs_photos_are_turned_upright(make_database):
     assert np.array_equal(photos[2][0], np.rot90(lying, -1))
     assert photos[1][0].shape == (300, 400, 3)
     assert np.array_equal(frames.load_image(root / 'TestImage' / '00003.jpg'), lying)
-    resized = frames.resized(frames.load_image(root / 'TestImage' / '00003.jpg', exif_rotation=True), (512, 384))
+    resized = frames.resized(
+        frames.load_image(root / 'TestImage' / '00003.jpg', exif_rotation=True), (512, 384)
+    )
     upright = Image.fromarray(photos[2][0])
     assert np.array_equal(resized, upright.resize((384, 512), Image.Resampling.BILINEAR))
 
@@ -195,7 +216,11 @@ def test_agiqa3k_with_its_images_beside_the_labels_or_in_images(make_database, f
     samples = read('agiqa3k', make_database('agiqa3k', folder=folder))
     assert [(path, score) for path, score, _ in samples] == [
         (os.path.normpath(f'{folder}/{name}'), score)
-        for name, score in (('AttnGAN_normal_000.jpg', 1.25), ('sd1.5_lowsteps_0.5_001.png', 3.5), ('DALLE2_002.png', 4.75))
+        for name, score in (
+            ('AttnGAN_normal_000.jpg', 1.25),
+            ('sd1.5_lowsteps_0.5_001.png', 3.5),
+            ('DALLE2_002.png', 4.75),
+        )
     ]
 
 
@@ -248,7 +273,11 @@ def test_own_images_in_each_form_of_the_file(make_database, text, encoding):
     root = make_database('own', text=text, encoding=encoding)
     samples = folders.read_labels('csv', root / 'mine.csv').samples
     assert [(os.path.relpath(sample.path, root), sample.score) for sample in samples] == OWN
-    assert folders.split_units(samples, True) == [[2], [0], [1]] if './deep' in text else [[0], [1], [2]]
+    assert (
+        folders.split_units(samples, True) == [[2], [0], [1]]
+        if './deep' in text
+        else [[0], [1], [2]]
+    )
 
 
 def test_own_images_by_absolute_path_and_relative_file(make_database, tmp_path, monkeypatch):
@@ -256,14 +285,26 @@ def test_own_images_by_absolute_path_and_relative_file(make_database, tmp_path, 
     elsewhere = databases.picture(tmp_path / 'elsewhere' / 'd.png')
     (root / 'mine.csv').write_text(f'image,score\n{elsewhere},1\na.png,2\n')
     monkeypatch.chdir(root)
-    assert [sample.path for sample in folders.read_labels('csv', 'mine.csv').samples] == [str(elsewhere), 'a.png']
+    assert [sample.path for sample in folders.read_labels('csv', 'mine.csv').samples] == [
+        str(elsewhere),
+        'a.png',
+    ]
 
 
 def test_own_contents_and_sets(make_database):
-    rows = ['set,content,image,score', 'Training,z,a.png,1', 'TEST,k,b.png,2', 'valid,z,deep/c.png,3']
+    rows = [
+        'set,content,image,score',
+        'Training,z,a.png,1',
+        'TEST,k,b.png,2',
+        'valid,z,deep/c.png,3',
+    ]
     root = make_database('own', text='\n'.join(rows))
     samples = folders.read_labels('csv', root / 'mine.csv').samples
-    assert [(sample.content, sample.official_set) for sample in samples] == [('z', 'train'), ('k', 'test'), ('z', 'val')]
+    assert [(sample.content, sample.official_set) for sample in samples] == [
+        ('z', 'train'),
+        ('k', 'test'),
+        ('z', 'val'),
+    ]
     assert folders.split_units(samples, True) == [[1], [0, 2]]
 
 
@@ -289,7 +330,10 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
             "line 1: no column is the score in 'a.png,3,4'; name it score or mos or dmos or quality_mos, "
             'or give --columns score=NAME or score=NUMBER',
         ),
-        ('image,quality\na.png,3\n', "line 1: no column is the score in 'image,quality'; name it score"),
+        (
+            'image,quality\na.png,3\n',
+            "line 1: no column is the score in 'image,quality'; name it score",
+        ),
         ('a.png,3\nb.png,good\n', "line 2: the score 'good' is not a number"),
         ('image,score\na.png,1_000\n', "line 2: the score '1_000' is not a number"),
         ('image,score\na.png,1e39\n', "line 2: the score '1e39' is not a number that 32 bits hold"),
@@ -298,7 +342,10 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
             'image,mos,DMOS\na.png,3,4\n',
             'line 1: mos and DMOS can each be the column of the score; --columns score=mos settles it',
         ),
-        ('name,image,mos\na.png,a.png,4\n', 'line 1: name and image can each be the column of the image'),
+        (
+            'name,image,mos\na.png,a.png,4\n',
+            'line 1: name and image can each be the column of the image',
+        ),
         ('image,score,score\na.png,3,4\n', 'line 1: score and score can each be'),
         ('image,score\na.png,3\n\nb.png\n', 'line 4: this line has fewer cells'),
         ('image,score\na.png,3,5\n', 'line 2: this line has more cells'),
@@ -309,8 +356,14 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
         ('image,score\na.png,nan\n', "line 2: the score 'nan' is not a number"),
         ('image,score\na.png,"3,5"\n', "line 2: the score '3,5' is not a number"),
         ('image;score\na.png;1.234,5\n', "line 2: the score '1.234,5' is not a number"),
-        ('image,score\na.png,3\nb.png,4\n./a.png,3\n', './a.png is on line 2 already; remove one of the two'),
-        ('image,score\na.png,3\n"b.png,4\nc.png,5\nd.png,6\n', 'line 3: unexpected end of data; correct the quotes'),
+        (
+            'image,score\na.png,3\nb.png,4\n./a.png,3\n',
+            './a.png is on line 2 already; remove one of the two',
+        ),
+        (
+            'image,score\na.png,3\n"b.png,4\nc.png,5\nd.png,6\n',
+            'line 3: unexpected end of data; correct the quotes',
+        ),
         ('"image"x,score\na.png,3\n', 'line 1: '),
         ('image,score\n\n', 'lists no image. Each line names'),
         ('image,score\na.png,3\nx.png,4\n', 'x.png (line 3)'),
@@ -324,7 +377,10 @@ def test_faults_in_an_own_file_are_named_by_line(make_database, text, where):
 
 def test_other_encodings_of_an_own_file(make_database):
     for encoding, expected in (
-        ('windows-1252', "mine.csv cannot be read as a table: 'utf-8' codec can't decode byte 0xe4"),
+        (
+            'windows-1252',
+            "mine.csv cannot be read as a table: 'utf-8' codec can't decode byte 0xe4",
+        ),
         ('utf-16', 'save it as CSV in UTF-8'),
         ('utf-16-le', 'mine.csv cannot be read as a table'),
     ):
@@ -339,10 +395,20 @@ def test_no_own_file(tmp_path):
 
 
 def test_polarity(make_database):
-    for name, expected in (('live', False), ('csiq', False), ('kadid10k', True), ('koniq-10k', True)):
+    for name, expected in (
+        ('live', False),
+        ('csiq', False),
+        ('kadid10k', True),
+        ('koniq-10k', True),
+    ):
         root = make_database(name.removesuffix('-10k'))
         assert folders.OpenDatabase(name, root).higher_is_better is expected
-    for header, expected in (('image,DMOS', False), ('image,mos', True), ('dmos ;image', False), ('image,score', True)):
+    for header, expected in (
+        ('image,DMOS', False),
+        ('image,mos', True),
+        ('dmos ;image', False),
+        ('image,score', True),
+    ):
         row = '3;a.png' if ';' in header else 'a.png,3'
         root = make_database('own', text=f'{header}\n{row}\n')
         assert folders.OpenDatabase('csv', root / 'mine.csv').higher_is_better is expected
@@ -366,7 +432,9 @@ def test_scores_that_are_all_equal_to_the_network_are_no_labels(make_database, o
 def test_a_wrong_count_says_what_was_expected(make_database, capsys):
     database = folders.OpenDatabase('KonIQ-10k', make_database('koniq'))
     database.warn_of_count()
-    assert capsys.readouterr().err == ('warning: KonIQ-10k has 10073 images; 5 are listed in the labels of this copy\n')
+    assert capsys.readouterr().err == (
+        'warning: KonIQ-10k has 10073 images; 5 are listed in the labels of this copy\n'
+    )
     database.samples = database.samples[:1] * 10073
     database.warn_of_count()
     root = make_database('own', text='image,score\na.png,3.5\n')
@@ -378,7 +446,9 @@ def test_a_wrong_count_says_what_was_expected(make_database, capsys):
 
 def test_the_table_has_a_row_for_every_database_and_fits_a_terminal():
     header, *rows = folders.dataset_table().splitlines()
-    assert [row.split()[0] for row in rows] == list(folders.DATABASES) and header.startswith('--dataset')
+    assert [row.split()[0] for row in rows] == list(folders.DATABASES) and header.startswith(
+        '--dataset'
+    )
     assert all(len(row) <= 100 for row in (header, *rows))
     koniq = next(row for row in rows if row.startswith('koniq'))
     assert koniq.split('  ')[0] == 'koniq' and 'KonIQ-10k' in koniq and '10073' in koniq
@@ -451,7 +521,9 @@ def test_missing_images_are_counted_and_the_first_five_named(make_database):
         next((root / 'Images').glob(f'{k}.*')).unlink()
     message = refusal('livec', root)
     assert '6 of the 8 images' in message
-    assert [name in message for name in ('3.bmp', '5.bmp', '6.JPG', '7.bmp', '8.JPG', '10.JPG')] == [True] * 5 + [False]
+    assert [
+        name in message for name in ('3.bmp', '5.bmp', '6.JPG', '7.bmp', '8.JPG', '10.JPG')
+    ] == [True] * 5 + [False]
 
 
 def test_missing_image_folder(make_database):
@@ -463,15 +535,45 @@ def test_missing_image_folder(make_database):
 @pytest.mark.parametrize(
     'name, file, old, new, where',
     [
-        ('koniq', 'koniq10k_scores_and_distributions.csv', '62.000', 'good', "line 4: the score 'good' is not a number"),
-        ('koniq', 'koniq10k_scores_and_distributions.csv', '62.000', '', "line 4: the score '' is not a number"),
-        ('koniq', 'koniq10k_scores_and_distributions.csv', 'MOS_zscore', 'z', 'no column MOS_zscore'),
+        (
+            'koniq',
+            'koniq10k_scores_and_distributions.csv',
+            '62.000',
+            'good',
+            "line 4: the score 'good' is not a number",
+        ),
+        (
+            'koniq',
+            'koniq10k_scores_and_distributions.csv',
+            '62.000',
+            '',
+            "line 4: the score '' is not a number",
+        ),
+        (
+            'koniq',
+            'koniq10k_scores_and_distributions.csv',
+            'MOS_zscore',
+            'z',
+            'no column MOS_zscore',
+        ),
         ('csiq', 'csiq_label.txt', '0.153846', 'nan', "line 3: the score 'nan' is not a number"),
         ('csiq', 'csiq_label.txt', ' 0.153846', '', 'line 3: this line has fewer cells'),
-        ('tid2013', 'mos_with_names.txt', '1.51429', '1,51429', "line 2: the score '1,51429' is not a number"),
+        (
+            'tid2013',
+            'mos_with_names.txt',
+            '1.51429',
+            '1,51429',
+            "line 2: the score '1,51429' is not a number",
+        ),
         ('kadid10k', 'dmos.csv', '2.49', 'x', "line 3: the score 'x' is not a number"),
         ('kadid10k', 'dmos.csv', 'ref_img', 'reference', 'no column ref_img'),
-        ('agiqa3k', 'data.csv', '"sharp, detailed"', 'sharp, detailed', 'line 3: this line has more cells'),
+        (
+            'agiqa3k',
+            'data.csv',
+            '"sharp, detailed"',
+            'sharp, detailed',
+            'line 3: this line has more cells',
+        ),
         ('agiqa3k', 'data.csv', '4.75', '', "line 5: the score '' is not a number"),
         ('flive', 'labels_image.csv', ',71.5', '', 'line 3: this line has fewer cells'),
     ],
@@ -526,7 +628,9 @@ def test_unknown_database():
 def test_csiqs_own_sheet(make_database):
     sheet, listed = (make_database(form) for form in ('csiq_sheet', 'csiq_folders'))
     samples = read('csiq', sheet)
-    assert [(path, content) for path, _, content in samples] == [(path, content) for path, _, content in read('csiq', listed)]
+    assert [(path, content) for path, _, content in samples] == [
+        (path, content) for path, _, content in read('csiq', listed)
+    ]
     assert samples[0] == ('dst_imgs/awgn/1600.AWGN.1.png', 0.11, '1600')
     assert samples[-1] == ('dst_imgs/jpeg2000/snow_leaves.jpeg2000.2.png', 0.62, 'snow_leaves')
 
@@ -572,7 +676,9 @@ def test_a_zip_of_each_type_may_be_unpacked_into_a_folder_of_its_name(make_datab
         folder.mkdir()
         (root / 'moved').rename(folder / folder.name)
     found = read('csiq', root)
-    assert [row[1:] for row in found] == expected and found[0][0].startswith('dst_imgs/awgn/awgn/1600.AWGN')
+    assert [row[1:] for row in found] == expected and found[0][0].startswith(
+        'dst_imgs/awgn/awgn/1600.AWGN'
+    )
 
 
 def test_copies_further_down_are_not_taken_and_equally_near_ones_are_refused(make_database):
@@ -583,7 +689,10 @@ def test_copies_further_down_are_not_taken_and_equally_near_ones_are_refused(mak
     assert read('csiq', root) == expected
     databases.picture(root / 'dst_imgs' / 'other' / '1600.AWGN.1.png')
     message = refusal('csiq', root)
-    assert '1600.AWGN.1.png can be ' in message and 'equally near; remove or rename all but one' in message
+    assert (
+        '1600.AWGN.1.png can be ' in message
+        and 'equally near; remove or rename all but one' in message
+    )
 
 
 def test_hidden_folders_and_a_macs_twin_folder_are_not_entered(make_database, tmp_path):
@@ -611,8 +720,13 @@ def test_hidden_folders_and_a_macs_twin_folder_are_not_entered(make_database, tm
 def test_an_image_that_an_authors_file_lists_twice_is_refused(make_database, name, file, row):
     root = make_database(name)
     lines = (root / file).read_text().splitlines()
-    (root / file).write_text('\n'.join([*lines[: row + 1], lines[row].swapcase(), *lines[row + 1 :]]) + '\n')
-    assert f'{file}, line {row + 2}: ' in (message := refusal(name, root)) and f'is on line {row + 1} already' in message
+    (root / file).write_text(
+        '\n'.join([*lines[: row + 1], lines[row].swapcase(), *lines[row + 1 :]]) + '\n'
+    )
+    assert (
+        f'{file}, line {row + 2}: ' in (message := refusal(name, root))
+        and f'is on line {row + 1} already' in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -630,7 +744,10 @@ def test_what_lies_in_the_place_of_a_label_file_is_named(make_database, name, fi
     key, path = ('csv', root / file) if name == 'own' else (name.split('_')[0], root)
     for content, what in (
         (b'\n<!DOCTYPE html><title>Sign in</title>', f'{Path(file).name} is a web page'),
-        (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', f'{Path(file).name} is a Git LFS pointer'),
+        (
+            b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n',
+            f'{Path(file).name} is a Git LFS pointer',
+        ),
         (b'', str(file)),
         (b'\0\xff\1' * 50, str(file)),
         (b'PK\3\4' + b'\7' * 90, str(file)),
@@ -647,7 +764,9 @@ def test_what_lies_in_the_place_of_a_label_file_is_named(make_database, name, fi
 def test_names_that_no_file_system_takes(make_database):
     long = 'n' * 300
     assert f'there is no folder {long}' in refusal('koniq', long)
-    with pytest.raises(OSError, match='File name too long'):  # which the boundary of the programs makes one line
+    with pytest.raises(
+        OSError, match='File name too long'
+    ):  # which the boundary of the programs makes one line
         folders.read_labels('csv', long)
     root = make_database('own', text=f'image,score\na.png,1\n{long}.png,2\nb.png,3\n')
     assert '1 of the 3 images' in refusal('csv', root / 'mine.csv')
@@ -673,9 +792,15 @@ def test_every_name_of_a_content_and_of_a_set_column(tmp_path, content, part):
     for name in ('a.png', 'b.png'):
         (tmp_path / name).touch()
     database = layout(tmp_path, f'image,score,{content},{part}\na.png,3,x,train\nb.png,1,x,test\n')
-    assert [(sample.content, sample.official_set) for sample in database.samples] == [('x', 'train'), ('x', 'test')]
+    assert [(sample.content, sample.official_set) for sample in database.samples] == [
+        ('x', 'train'),
+        ('x', 'test'),
+    ]
     assert database.units == [[0, 1]]
-    assert layout(tmp_path, (tmp_path / 'mine.csv').read_text(), split_by='image').units == [[0], [1]]
+    assert layout(tmp_path, (tmp_path / 'mine.csv').read_text(), split_by='image').units == [
+        [0],
+        [1],
+    ]
 
 
 @pytest.mark.parametrize('text', ['my a.png{}3\nb.png{}1.5\n', 'b.png{}1.5\nmy a.png{}3\n'])
@@ -684,7 +809,10 @@ def test_a_table_without_a_header(tmp_path, capsys, text, mark):
     for name in ('my a.png', 'b.png'):
         (tmp_path / name).touch()
     samples = layout(tmp_path, text.format(mark, mark)).samples
-    assert sorted((Path(sample.path).name, sample.score) for sample in samples) == [('b.png', 1.5), ('my a.png', 3)]
+    assert sorted((Path(sample.path).name, sample.score) for sample in samples) == [
+        ('b.png', 1.5),
+        ('my a.png', 3),
+    ]
     assert (
         'mine.csv: no header, so the first line is an image too; image from column {!r}, score from column {!r}'.format(
             '1', '2'
@@ -710,7 +838,10 @@ def test_a_reference_column_that_is_not_taken_is_a_warning(make_database, capsys
     root = make_database('own', text='', images=('I01_1.png', 'I01_2.png', 'I02_1.png'))
     text = 'image,score,{}\nI01_1.png,1,refs/i01.BMP\nI01_2.png,2,I01.png\nI02_1.png,3,I02.png\n'
     layout(root, text.format('source'))
-    assert "the column 'source' of" in (err := capsys.readouterr().err) and '--columns content=source' in err
+    assert (
+        "the column 'source' of" in (err := capsys.readouterr().err)
+        and '--columns content=source' in err
+    )
     layout(root, text.format('ref_img'))
     layout(root, text.format('source'), columns={'content': 'Source'})
     layout(root, text.format('source').replace('I01.png', 'I99.png'))
@@ -745,10 +876,21 @@ def test_skip_missing_leaves_out_what_cannot_be_read_and_says_so(make_database, 
     (root / 'b.png').write_bytes((root / 'b.png').read_bytes()[:3000])
     text = 'image,score\na.png,3\ngone.png,5\nb.png,1\ndeep/c.png,2\n'
     database = layout(root, text, skip_missing=True)
-    assert database.names(range(2)) == ['a.png', 'deep/c.png'] and [sample.row for sample in database.samples] == [0, 3]
-    assert [(entry['image'], entry['row']) for entry in database.left_out] == [('gone.png', 'line 3'), ('b.png', 'line 4')]
-    assert 'there is no file' in database.left_out[0]['reason'] and 'cannot be read' in database.left_out[1]['reason']
-    assert '--skip_missing: 2 of 4 listed images are left out, the first is gone.png' in capsys.readouterr().err
+    assert database.names(range(2)) == ['a.png', 'deep/c.png'] and [
+        sample.row for sample in database.samples
+    ] == [0, 3]
+    assert [(entry['image'], entry['row']) for entry in database.left_out] == [
+        ('gone.png', 'line 3'),
+        ('b.png', 'line 4'),
+    ]
+    assert (
+        'there is no file' in database.left_out[0]['reason']
+        and 'cannot be read' in database.left_out[1]['reason']
+    )
+    assert (
+        '--skip_missing: 2 of 4 listed images are left out, the first is gone.png'
+        in capsys.readouterr().err
+    )
     with pytest.raises(InputError, match=r'gone.png \(line 3\).*--skip_missing leaves them out'):
         layout(root, text)
     with pytest.raises(InputError, match='none of the 1 images that it lists can be read'):
@@ -760,7 +902,10 @@ def test_agiqa3k_by_prompt(make_database):
     file = root / 'data.csv'
     file.write_bytes(file.read_bytes().replace(b'statue of a man', b'"two lines\r\nof text"'))
     assert folders.OpenDatabase('agiqa3k', root).units == [[0], [1], [2]]
-    assert folders.OpenDatabase('agiqa3k', root, settings=Settings(split_by='content')).units == [[1], [0, 2]]
+    assert folders.OpenDatabase('agiqa3k', root, settings=Settings(split_by='content')).units == [
+        [1],
+        [0, 2],
+    ]
 
 
 def test_folders_that_may_not_be_entered_are_passed_over(as_nobody):
@@ -771,5 +916,9 @@ def test_folders_that_may_not_be_entered_are_passed_over(as_nobody):
         getattr(databases, name)(folder / name)
         for place in (folder / name, folder / name / inner):
             (place / 'lost+found').mkdir(mode=0o700)
-        printed = run(lambda key=key, name=name: print(len(folders.read_labels(key, name).samples), file=sys.stderr))
+        printed = run(
+            lambda key=key, name=name: print(
+                len(folders.read_labels(key, name).samples), file=sys.stderr
+            )
+        )
         assert printed == {'livec': '6\n', 'csiq': '24\n'}[key]

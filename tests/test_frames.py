@@ -35,7 +35,10 @@ def cache_files(folder):
 
 def assert_cached_equals_direct(name, root):
     cached, direct = open_database(name, root), open_database(name, root, 'none')
-    assert type(cached.frames).__name__ == 'CachedFrames' and type(direct.frames).__name__ == 'DirectFrames'
+    assert (
+        type(cached.frames).__name__ == 'CachedFrames'
+        and type(direct.frames).__name__ == 'DirectFrames'
+    )
     assert np.array_equal(cached.frames.sizes, direct.frames.sizes)
     for k in range(len(cached.samples)):
         assert np.array_equal(cached.frames[k], direct.frames[k])
@@ -90,7 +93,9 @@ DAMAGES = {
     'text': lambda file, content: file.write_bytes(b'hello' * 99),
     'empty': lambda file, content: file.write_bytes(b''),
     'foreign sizes': lambda file, content: file.write_bytes(b'\xff' * 16 + content[16:]),
-    'a height of 2^62': lambda file, content: file.write_bytes((2**62).to_bytes(8, 'little') + content[8:]),
+    'a height of 2^62': lambda file, content: file.write_bytes(
+        (2**62).to_bytes(8, 'little') + content[8:]
+    ),
     'a FIFO': with_a_fifo,
 }
 
@@ -130,7 +135,9 @@ def test_older_caches_of_the_same_place_are_removed_unless_somebody_builds_them(
     databases.picture(root / 'Images' / '5.bmp', seed=78)
     open_database('livec', root)
     (last,) = cache_files(folder)
-    assert last != first and [path.name for path in folder.glob('*.lock')] == [last.with_suffix('.lock').name]
+    assert last != first and [path.name for path in folder.glob('*.lock')] == [
+        last.with_suffix('.lock').name
+    ]
 
 
 def test_a_folder_in_the_caches_place_is_left_alone(make_database, tmp_path, monkeypatch):
@@ -189,7 +196,10 @@ def test_what_killed_builds_left_is_removed_and_links_are_not_followed(make_data
     (file,) = cache_files(folder)
     file.write_bytes(b'')
     (tmp_path / 'precious').write_text('mine')
-    mine, old, young = (folder / name for name in (f'.{file.name[:50]}.1.tmp', '.other.frames.2.tmp', '.other.frames.3.tmp'))
+    mine, old, young = (
+        folder / name
+        for name in (f'.{file.name[:50]}.1.tmp', '.other.frames.2.tmp', '.other.frames.3.tmp')
+    )
     mine.symlink_to(tmp_path / 'precious')
     old.write_bytes(b'')
     os.utime(old, (1, 1))
@@ -237,7 +247,10 @@ def test_a_build_that_was_killed_is_not_used(make_database):
 def test_two_processes_that_start_together_build_it_once(make_database):
     root = make_database('koniq', images=20)
     processes = [
-        subprocess.Popen(opener('koniq', root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen(
+            opener('koniq', root), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
     ]
     printed = [process.communicate() for process in processes]
     assert [out for out, _ in printed] == ['CachedFrames\n'] * 3
@@ -249,14 +262,23 @@ def test_without_room_the_run_goes_on_without_a_cache(make_database, tmp_path, m
     root = make_database('koniq')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))
     done = subprocess.run(
-        ['bash', '-c', 'ulimit -f 1000; exec "$@"', 'bash', *opener('koniq', root)], capture_output=True, text=True
+        ['bash', '-c', 'ulimit -f 1000; exec "$@"', 'bash', *opener('koniq', root)],
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == 'DirectFrames\n'
-    assert 'home/hyperiqa: File too large, so images are decoded in every epoch; --cache DIR' in done.stderr
-    assert cache_files(root / '.hyperiqa_cache') == cache_files(tmp_path / 'home' / 'hyperiqa') == []
+    assert (
+        'home/hyperiqa: File too large, so images are decoded in every epoch; --cache DIR'
+        in done.stderr
+    )
+    assert (
+        cache_files(root / '.hyperiqa_cache') == cache_files(tmp_path / 'home' / 'hyperiqa') == []
+    )
 
 
-def test_where_the_database_cannot_be_written_the_users_cache_folder_serves(make_database, tmp_path, monkeypatch):
+def test_where_the_database_cannot_be_written_the_users_cache_folder_serves(
+    make_database, tmp_path, monkeypatch
+):
     """A file in the folder's place stands in for a read-only disk, since the superuser may write everywhere."""
     root = make_database('livec')
     (root / '.hyperiqa_cache').write_text('')
@@ -308,7 +330,11 @@ def test_private_memory_does_not_grow_with_the_database(make_database):
     cached = open_database('koniq', root).frames
 
     def private():
-        (line,) = (line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('RssAnon'))
+        (line,) = (
+            line
+            for line in Path('/proc/self/status').read_text().splitlines()
+            if line.startswith('RssAnon')
+        )
         return int(line.split()[1]) * 1024
 
     before = private()

@@ -9,7 +9,13 @@ from helpers import PROJECT
 
 @pytest.mark.slow
 def test_gpu_check_runs_on_a_cpu():
-    command = [sys.executable, PROJECT / 'benchmarks' / 'gpu_check.py', '--device', 'cpu', '--no_compile']
+    command = [
+        sys.executable,
+        PROJECT / 'benchmarks' / 'gpu_check.py',
+        '--device',
+        'cpu',
+        '--no_compile',
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines, _, table = done.stdout.partition('\n\n')

@@ -11,14 +11,16 @@ import pytest
 from PIL import Image, ImageCms, ImageOps, features
 
 import folders
+from scoring.scorer import rgb_of
 from util import frames
 from util.errors import InputError
 from util.frames import read_picture
-from util.scorer import rgb_of
 
 HEIGHT, WIDTH = 60, 70
 Y, X = np.mgrid[0:HEIGHT, 0:WIDTH]
-RGB = np.stack([40 + 180 * X / WIDTH, 60 + 150 * Y / HEIGHT, 128 + 100 * np.sin(X / 9)], 2).astype(np.uint8)
+RGB = np.stack([40 + 180 * X / WIDTH, 60 + 150 * Y / HEIGHT, 128 + 100 * np.sin(X / 9)], 2).astype(
+    np.uint8
+)
 GREY16 = (RGB.mean(2) * 257).astype(np.uint16)
 GREY = np.repeat((GREY16 >> 8).astype(np.uint8)[:, :, None], 3, 2)
 ALPHA = np.where((X - 35) ** 2 + (Y - 30) ** 2 < 400, 255, 0).astype(np.uint8)
@@ -29,7 +31,9 @@ def png16(rows, colour):
     """A PNG of 16 bits by hand, since Pillow does not write them all."""
 
     def chunk(kind, data):
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        return (
+            struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        )
 
     data = zlib.compress(b''.join(b'\0' + row.astype('>u2').tobytes() for row in rows))
     head = struct.pack('>IIBBBBB', WIDTH, HEIGHT, 16, colour, 0, 0, 0)
@@ -38,7 +42,9 @@ def png16(rows, colour):
 
 def saved(array, ending, **options):
     buffer = io.BytesIO()
-    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(buffer, ending, **options)
+    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(
+        buffer, ending, **options
+    )
     return buffer.getvalue()
 
 
@@ -46,7 +52,9 @@ def lying(ending, **options):
     """Stored on its side, with the EXIF orientation that sets it upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    return saved(Image.fromarray(RGB).transpose(Image.Transpose.ROTATE_90), ending, exif=exif, **options)
+    return saved(
+        Image.fromarray(RGB).transpose(Image.Transpose.ROTATE_90), ending, exif=exif, **options
+    )
 
 
 def palette():
@@ -57,13 +65,29 @@ HIDDEN = np.random.RandomState(0).randint(0, 256, RGB.shape, np.uint8)
 FORMS = {
     'grey of 16 bits, PNG': (lambda: png16(GREY16, 0), GREY, 0),
     'grey of 16 bits, TIFF': (lambda: saved(GREY16, 'TIFF'), GREY, 0),
-    'colour of 16 bits': (lambda: png16(RGB.astype(np.uint16).reshape(HEIGHT, -1) * 257, 2), RGB, 1),
-    'transparent': (lambda: saved(np.dstack([np.where(ALPHA[..., None] > 0, RGB, HIDDEN), ALPHA]), 'PNG'), ON_WHITE, 0),
+    'colour of 16 bits': (
+        lambda: png16(RGB.astype(np.uint16).reshape(HEIGHT, -1) * 257, 2),
+        RGB,
+        1,
+    ),
+    'transparent': (
+        lambda: saved(np.dstack([np.where(ALPHA[..., None] > 0, RGB, HIDDEN), ALPHA]), 'PNG'),
+        ON_WHITE,
+        0,
+    ),
     'opaque alpha': (lambda: saved(np.dstack([RGB, np.full_like(ALPHA, 255)]), 'PNG'), RGB, 0),
     'palette': (lambda: saved(palette(), 'PNG'), np.asarray(palette().convert('RGB')), 0),
     'CMYK': (lambda: saved(Image.fromarray(RGB).convert('CMYK'), 'TIFF'), RGB, 1),
-    'animated': (lambda: saved(RGB, 'PNG', save_all=True, append_images=[Image.fromarray(255 - RGB)]), RGB, 0),
-    'pages': (lambda: saved(RGB, 'TIFF', save_all=True, append_images=[Image.fromarray(255 - RGB)]), RGB, 0),
+    'animated': (
+        lambda: saved(RGB, 'PNG', save_all=True, append_images=[Image.fromarray(255 - RGB)]),
+        RGB,
+        0,
+    ),
+    'pages': (
+        lambda: saved(RGB, 'TIFF', save_all=True, append_images=[Image.fromarray(255 - RGB)]),
+        RGB,
+        0,
+    ),
     'lying JPEG': (lambda: lying('JPEG', quality=100, subsampling=0), RGB, 4),
     'lying PNG': (lambda: lying('PNG'), RGB, 0),
     'lying TIFF': (lambda: lying('TIFF', compression='tiff_lzw'), RGB, 0),
@@ -92,10 +116,16 @@ def test_what_cannot_be_a_picture_is_refused_in_one_line(tmp_path, monkeypatch):
     files = {
         'cut_marker.jpg': (whole[:-2], 'truncated'),
         'white_is_zero.tif': (saved(GREY16, 'TIFF', tiffinfo={262: 0}), 'in which zero is white'),
-        'float.tif': (saved((RGB.mean(2) / 255).astype(np.float32), 'TIFF'), 'whose range nobody knows'),
+        'float.tif': (
+            saved((RGB.mean(2) / 255).astype(np.float32), 'TIFF'),
+            'whose range nobody knows',
+        ),
         'int.tif': (saved(GREY16.astype(np.int32), 'TIFF'), 'whose range nobody knows'),
         'truncated.jpg': (whole[: len(whole) // 2], 'truncated'),
-        'zero_tail.jpg': (whole[: len(whole) // 2] + bytes(len(whole) // 2), 'cannot be read as an image'),
+        'zero_tail.jpg': (
+            whole[: len(whole) // 2] + bytes(len(whole) // 2),
+            'cannot be read as an image',
+        ),
         'empty.png': (b'', 'cannot be read as an image'),
         'page.jpg': (b'<!DOCTYPE html>', 'is a web page'),
     }
@@ -106,7 +136,9 @@ def test_what_cannot_be_a_picture_is_refused_in_one_line(tmp_path, monkeypatch):
     assert 'is not a regular file' in refused(tmp_path / 'fifo.png')  # and is not waited for
     (tmp_path / 'folder.png').mkdir()
     assert 'is not a regular file' in refused(tmp_path / 'folder.png')
-    with pytest.raises(OSError, match='File name too long'):  # which the boundary of the programs makes one line
+    with pytest.raises(
+        OSError, match='File name too long'
+    ):  # which the boundary of the programs makes one line
         frames.load_image(tmp_path / ('n' * 300))
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
     (tmp_path / 'giant.png').write_bytes(saved(RGB, 'PNG'))
@@ -133,8 +165,14 @@ def test_what_was_changed_to_be_shown_is_listed_by_the_check(tmp_path):
 def test_mutated_images_are_read_at_their_size_or_refused(tmp_path):
     """Each of 100 files has a few bytes changed, or lacks its end; whatever the decoder raises is one line."""
     random = np.random.RandomState(0)
-    originals = [saved(RGB, ending) for ending in ('PNG', 'JPEG', 'TIFF', 'GIF', 'BMP', 'WEBP', 'PPM')]
-    originals += [FORMS['grey of 16 bits, PNG'][0](), lying('TIFF', compression='tiff_lzw'), saved(palette(), 'PNG')]
+    originals = [
+        saved(RGB, ending) for ending in ('PNG', 'JPEG', 'TIFF', 'GIF', 'BMP', 'WEBP', 'PPM')
+    ]
+    originals += [
+        FORMS['grey of 16 bits, PNG'][0](),
+        lying('TIFF', compression='tiff_lzw'),
+        saved(palette(), 'PNG'),
+    ]
     path, outcomes = tmp_path / 'mutated', {'read': 0, 'refused': 0}
     for k in range(100):
         content = bytearray(originals[k % len(originals)])
@@ -156,7 +194,9 @@ def test_every_exif_orientation_agrees_with_pillow(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = databases.picture(tmp_path / 'photo.jpg', exif=exif)
-    assert np.array_equal(frames.load_image(path, exif_rotation=True), ImageOps.exif_transpose(Image.open(path)))
+    assert np.array_equal(
+        frames.load_image(path, exif_rotation=True), ImageOps.exif_transpose(Image.open(path))
+    )
 
 
 def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
@@ -183,7 +223,10 @@ def profile_of(primaries):
         return b''.join(struct.pack('>i', round(value * 65536)) for value in values)
 
     curve = tag(b'curv', struct.pack('>IH', 1, round(2.2 * 256)))
-    parts = {b'desc': tag(b'desc', struct.pack('>I', 5) + b'ours\0' + bytes(78)), b'cprt': tag(b'text', b'none\0')}
+    parts = {
+        b'desc': tag(b'desc', struct.pack('>I', 5) + b'ours\0' + bytes(78)),
+        b'cprt': tag(b'text', b'none\0'),
+    }
     parts |= {b'wtpt': tag(b'XYZ ', fixed(0.9642, 1, 0.8249))}
     for name, primary in zip((b'r', b'g', b'b'), primaries):
         parts |= {name + b'XYZ': tag(b'XYZ ', fixed(*primary)), name + b'TRC': curve}
@@ -196,18 +239,29 @@ def profile_of(primaries):
     return (head + fixed(0.9642, 1, 0.8249)).ljust(128, b'\0') + index + data
 
 
-DISPLAY_P3 = profile_of([(0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)])
+DISPLAY_P3 = profile_of(
+    [(0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)]
+)
 
 
 def test_a_wide_gamut_is_converted_for_photos_and_own_tables_alone(tmp_path, program):
-    pixels = np.random.RandomState(0).randint(40, 220, (10, 12, 3), np.uint8).repeat(24, 0).repeat(20, 1)
-    picture, srgb = Image.fromarray(pixels), ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB'))
+    pixels = (
+        np.random.RandomState(0).randint(40, 220, (10, 12, 3), np.uint8).repeat(24, 0).repeat(20, 1)
+    )
+    picture, srgb = (
+        Image.fromarray(pixels),
+        ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')),
+    )
     for k in range(10):
         picture.save(tmp_path / f'{k}.png', icc_profile=DISPLAY_P3 if k < 3 else srgb.tobytes())
-    truth = np.asarray(ImageCms.profileToProfile(picture, io.BytesIO(DISPLAY_P3), srgb, renderingIntent=1)).astype(int)
+    truth = np.asarray(
+        ImageCms.profileToProfile(picture, io.BytesIO(DISPLAY_P3), srgb, renderingIntent=1)
+    ).astype(int)
     converted = np.asarray(frames.load_image(tmp_path / '0.png', srgb=True)).astype(int)
     assert np.abs(converted - truth).max() <= 2 and np.abs(truth - pixels).max() > 20
-    assert np.array_equal(np.asarray(frames.load_image(tmp_path / '0.png')), pixels)  # as databases are published
+    assert np.array_equal(
+        np.asarray(frames.load_image(tmp_path / '0.png')), pixels
+    )  # as databases are published
     assert np.array_equal(np.asarray(frames.load_image(tmp_path / '5.png', srgb=True)), pixels)
     assert np.array_equal(np.asarray(rgb_of(Image.open(tmp_path / '0.png'))), converted)
     picture.save(tmp_path / 'broken.png', icc_profile=DISPLAY_P3[:300])

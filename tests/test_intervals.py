@@ -8,15 +8,18 @@ import pytest
 from helpers import link_run, read_table
 from scipy import stats
 
+from experiment.run_folder import read_predictions, summarise, with_intervals, write_predictions
 from util import metrics
 from util.metrics import TestedImages, intervals, plcc, srcc
-from util.run_folder import read_predictions, summarise, with_intervals, write_predictions
 
 
 def round_of(predicted, subjective, contents=None):
     names = [f'{k}.jpg' for k in range(len(predicted))]
     return TestedImages(
-        names, names if contents is None else contents, np.asarray(subjective, float), np.asarray(predicted, float)
+        names,
+        names if contents is None else contents,
+        np.asarray(subjective, float),
+        np.asarray(predicted, float),
     )
 
 
@@ -66,7 +69,13 @@ def test_of_200_draws_90_to_99_percent_of_the_intervals_contain_the_truth(cluste
     for _ in range(200):
         data = normal(rng, 40 if clustered else 60, 0.7)
         contents = [f'scene{k // 2}' for k in range(80)] if clustered else None
-        values = intervals([round_of(*(np.repeat(column, 2) if clustered else column for column in data), contents)])
+        values = intervals(
+            [
+                round_of(
+                    *(np.repeat(column, 2) if clustered else column for column in data), contents
+                )
+            ]
+        )
         for name, truth in truths.items():
             held[name] += values[name][0] <= truth <= values[name][1]
     assert all(180 <= count <= 198 for count in held.values()), held
@@ -82,8 +91,13 @@ def test_intervals_are_the_same_at_every_call_and_in_whatever_blocks_they_are_co
 def test_the_interval_over_rounds_counts_the_images_once_and_the_rounds_too():
     rng = np.random.RandomState(4)
     one = round_of(*normal(rng, 40, 0.7))
-    assert intervals([one] * 5) == intervals([one])  # five looks at the same images and predictions tell nothing new
-    others = [one._replace(predicted=one.predicted + spread * rng.standard_normal(40)) for spread in (0.1, 0.5, 1, 1.5, 2)]
+    assert intervals([one] * 5) == intervals(
+        [one]
+    )  # five looks at the same images and predictions tell nothing new
+    others = [
+        one._replace(predicted=one.predicted + spread * rng.standard_normal(40))
+        for spread in (0.1, 0.5, 1, 1.5, 2)
+    ]
     both = [intervals(rounds)['SRCC_interval'] for rounds in ([one] * 5, others)]
     assert both[1][1] - both[1][0] > both[0][1] - both[0][0]
 
@@ -93,7 +107,10 @@ def test_the_interval_of_grouped_contents_is_the_jackknife_of_fishers_z(per_cont
     rng = np.random.RandomState(5)
     contents = [f'scene{k % 6}' for k in range(6 * per_content + 1)]
     tested = round_of(*normal(rng, len(contents), 0.8), contents)
-    z = {name: np.arctanh(metric(tested.predicted, tested.subjective)) for name, metric in (('SRCC', srcc), ('PLCC', plcc))}
+    z = {
+        name: np.arctanh(metric(tested.predicted, tested.subjective))
+        for name, metric in (('SRCC', srcc), ('PLCC', plcc))
+    }
     found = intervals([tested])
     for name, metric in (('SRCC', srcc), ('PLCC', plcc)):
         kept = [np.array(contents) != f'scene{k}' for k in range(6)]
@@ -127,12 +144,17 @@ def test_where_there_is_no_interval_the_reason_is_given(predicted, subjective, c
 
 def test_a_resample_of_one_image_alone_is_left_out():
     values = intervals([round_of([0.1, 0.7, 0.3], [1.1, 2.3, 1.9])])
-    assert all(-1 <= end <= 1 for name in ('SRCC_interval', 'PLCC_interval') for end in values[name])
+    assert all(
+        -1 <= end <= 1 for name in ('SRCC_interval', 'PLCC_interval') for end in values[name]
+    )
 
 
 @pytest.mark.filterwarnings('error')
 def test_a_resample_without_any_image_of_a_round_is_left_out():
-    rounds = [round_of([0.1, 0.7, 0.3, 0.5], [1.1, 2.3, 1.9, 1.7], [f'{k}{n}' for n in range(4)]) for k in range(5)]
+    rounds = [
+        round_of([0.1, 0.7, 0.3, 0.5], [1.1, 2.3, 1.9, 1.7], [f'{k}{n}' for n in range(4)])
+        for k in range(5)
+    ]
     values = metrics.resampled(rounds)
     assert np.isnan(values[0, 0]).any() and np.isfinite(intervals(rounds)['SRCC_interval']).all()
 
@@ -142,16 +164,27 @@ def test_a_run_reports_its_intervals(finished_run):
     for number in (1, 2):
         folder = finished_run / 'run' / f'round_0{number}'
         tested = read_predictions(folder / 'predictions.csv')
-        assert list(tested.contents) == list(tested.images) and len(tested.images) == 2  # too few for an interval
+        assert (
+            list(tested.contents) == list(tested.images) and len(tested.images) == 2
+        )  # too few for an interval
         result = json.loads((folder / 'result.json').read_text())
         last = read_table(folder / 'history.csv')[-1]
         of_history = {name: float(last[f'test_{name.lower()}']) for name in ('SRCC', 'PLCC')}
-        assert results['rounds'][str(number)] == {**result, 'last_epoch': of_history, 'chosen_on': 'test'}
+        assert results['rounds'][str(number)] == {
+            **result,
+            'last_epoch': of_history,
+            'chosen_on': 'test',
+        }
         assert 'fewer than 3' in result['no_interval'] and 'SRCC_interval' not in result
-    assert 'fewer than 3' in results['median']['no_interval'] and 'no_interval' not in results['mean']
+    assert (
+        'fewer than 3' in results['median']['no_interval'] and 'no_interval' not in results['mean']
+    )
     assert 'nan' not in (finished_run / 'stdout.txt').read_text().splitlines()[-1]
     values = {'SRCC': 0.87971, 'SRCC_interval': [0.83061, 0.9158], 'PLCC': 0.9, 'MAE': 3.21987}
-    assert with_intervals(values, 'median ') == 'SRCC 0.8797 [0.831, 0.916], median PLCC 0.9000, median MAE 3.22'
+    assert (
+        with_intervals(values, 'median ')
+        == 'SRCC 0.8797 [0.831, 0.916], median PLCC 0.9000, median MAE 3.22'
+    )
 
 
 def test_the_intervals_of_an_earlier_version_are_computed_anew(finished_run, tmp_path):
@@ -160,11 +193,18 @@ def test_the_intervals_of_an_earlier_version_are_computed_anew(finished_run, tmp
         folder = run / f'round_0{number}'
         rng = np.random.RandomState(number)
         predicted, subjective = normal(rng, 40, 0.8)
-        tested = TestedImages([f'{k}.jpg' for k in range(40)], [f'scene{k // 4}' for k in range(40)], subjective, predicted)
+        tested = TestedImages(
+            [f'{k}.jpg' for k in range(40)],
+            [f'scene{k // 4}' for k in range(40)],
+            subjective,
+            predicted,
+        )
         write_predictions(folder / 'predictions.csv', tested)
         result = json.loads((folder / 'result.json').read_text())
         del result['no_interval']
-        (folder / 'result.json').write_text(json.dumps({**result, 'SRCC_interval': [0.1, 0.2], 'PLCC_interval': [0.1, 0.2]}))
+        (folder / 'result.json').write_text(
+            json.dumps({**result, 'SRCC_interval': [0.1, 0.2], 'PLCC_interval': [0.1, 0.2]})
+        )
         found = summarise(run)['rounds'][str(number)] if number == 2 else {}
     assert {name: found[name] for name in intervals([tested])} == intervals([tested])
     assert found['interval_method'] == 'jackknife of the contents'

@@ -13,7 +13,7 @@ from PIL import Image
 
 import demo
 import models
-from util.scorer import Scorer
+from scoring.scorer import Scorer
 
 
 @pytest.fixture
@@ -25,15 +25,21 @@ def test_a_map_has_the_score_of_each_patch_at_its_place(finished_run, picture):
     scorer = Scorer(finished_run / 'run' / 'round_01' / 'best.pth', 'cpu', patches=1)
     scores, y, x, photo = scorer.map(picture)
     top, left = [0, 112, 224, 276], [0, 112, 176]  # the last ones end with the image
-    assert y.tolist() == [start + 112 for start in top] and x.tolist() == [start + 112 for start in left]
-    expected = [[scorer(picture[row : row + 224, column : column + 224]) for column in left] for row in top]
+    assert y.tolist() == [start + 112 for start in top] and x.tolist() == [
+        start + 112 for start in left
+    ]
+    expected = [
+        [scorer(picture[row : row + 224, column : column + 224]) for column in left] for row in top
+    ]
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
     assert (np.asarray(photo) == picture).all() and np.ptp(scores) > 0
 
 
 def test_coordinates_are_pixels_of_the_photo_also_where_the_frame_is_resized(tmp_path):
     torch.manual_seed(0)
-    torch.save(models.hyperiqa().state_dict(), tmp_path / 'authors.pth')  # of KonIQ-10k: 512 high, 384 wide
+    torch.save(
+        models.hyperiqa().state_dict(), tmp_path / 'authors.pth'
+    )  # of KonIQ-10k: 512 high, 384 wide
     databases.picture(tmp_path / 'a.png', size=(768, 1024))
     scores, y, x, photo = Scorer(tmp_path / 'authors.pth', 'cpu').map(tmp_path / 'a.png')
     assert photo.size == (1024, 768) and scores.shape == (4, 3)
@@ -47,13 +53,19 @@ def test_an_image_of_one_patch_has_a_map_of_one_score(finished_run):
     image = np.zeros((224, 224, 3), np.uint8)
     scores, y, x, _ = scorer.map(image)
     assert scores.shape == (1, 1) and (y.tolist(), x.tolist()) == ([112], [112])
-    assert scores[0, 0] == pytest.approx(scorer(image), rel=1e-5) and scorer.drawn_map(image, 'a').startswith(b'\x89PNG')
+    assert scores[0, 0] == pytest.approx(scorer(image), rel=1e-5) and scorer.drawn_map(
+        image, 'a'
+    ).startswith(b'\x89PNG')
 
 
 def test_who_scores_imports_no_matplotlib_and_keeps_its_environment():
-    program = 'import os, sys, util.scorer; print("matplotlib" in sys.modules, os.environ["MPLBACKEND"])'
+    program = 'import os, sys, scoring.scorer; print("matplotlib" in sys.modules, os.environ["MPLBACKEND"])'
     done = subprocess.run(
-        [sys.executable, '-c', program], cwd=PROJECT, env={**os.environ, 'MPLBACKEND': 'svg'}, capture_output=True, text=True
+        [sys.executable, '-c', program],
+        cwd=PROJECT,
+        env={**os.environ, 'MPLBACKEND': 'svg'},
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == 'False svg\n', done.stderr
 
@@ -74,21 +86,33 @@ def test_demo_draws_a_map_beside_each_score(tmp_path, in_process, finished_run):
     )
     done = in_process(demo.main, *options, 'in')
     assert done.returncode == 2 and done.stderr.count('skipped: ') == 1
-    drawn = sorted(str(path.relative_to(tmp_path / 'maps')) for path in (tmp_path / 'maps').rglob('*.png'))
+    drawn = sorted(
+        str(path.relative_to(tmp_path / 'maps')) for path in (tmp_path / 'maps').rglob('*.png')
+    )
     assert drawn == ['$x^$.png.png', 'a.png.png', 'deep/a.png.png']
     for path in (tmp_path / 'maps').rglob('*.png'):
         with Image.open(path) as image:
             assert image.width > 500 and len(image.convert('RGB').getcolors(1 << 20)) > 100
     (tmp_path / 'maps' / 'a.png.png').unlink()
-    assert [row['image'] for row in read_table(tmp_path / 's.csv')] == ['in/$x^$.png', 'in/a.png', 'in/deep/a.png']
+    assert [row['image'] for row in read_table(tmp_path / 's.csv')] == [
+        'in/$x^$.png',
+        'in/a.png',
+        'in/deep/a.png',
+    ]
     again = in_process(demo.main, *options, '--resume', 'in')
-    assert '3 of 4 images, which are skipped' in again.stderr and not (tmp_path / 'maps' / 'a.png.png').exists()
+    assert (
+        '3 of 4 images, which are skipped' in again.stderr
+        and not (tmp_path / 'maps' / 'a.png.png').exists()
+    )
 
 
 @pytest.mark.parametrize(
     'folder, message',
     [
-        ('in/maps', 'error: --map in/maps is inside a folder of images, of which its pictures would be; name another'),
+        (
+            'in/maps',
+            'error: --map in/maps is inside a folder of images, of which its pictures would be; name another',
+        ),
         ('s.csv', 'error: s.csv: File exists'),
     ],
 )

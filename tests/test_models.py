@@ -81,7 +81,9 @@ def test_gradients_equal_the_original(network, patches):
 def test_target_fc_equals_a_grouped_convolution():
     torch.manual_seed(0)
     weight, bias, vector = torch.randn(5, 7, 11, 1, 1), torch.randn(5, 7), torch.randn(5, 11, 1, 1)
-    grouped = F.conv2d(vector.view(1, 55, 1, 1), weight.view(35, 11, 1, 1), bias.view(35), groups=5).view(5, 7, 1, 1)
+    grouped = F.conv2d(
+        vector.view(1, 55, 1, 1), weight.view(35, 11, 1, 1), bias.view(35), groups=5
+    ).view(5, 7, 1, 1)
     torch.testing.assert_close(models.TargetFC(weight, bias)(vector), grouped)
 
 
@@ -105,7 +107,12 @@ def test_target_network_stays_in_float32_under_autocast(network, patches):
 def test_initialisation_follows_the_paper():
     torch.manual_seed(0)
     model = models.hyperiqa()
-    for name in ('res.lda4_fc', 'fc1w_conv', 'fc3b_fc', 'fc5w_fc'):  # Kaiming-normal: deviation sqrt(2 / fan-in)
+    for name in (
+        'res.lda4_fc',
+        'fc1w_conv',
+        'fc3b_fc',
+        'fc5w_fc',
+    ):  # Kaiming-normal: deviation sqrt(2 / fan-in)
         layer = model.get_submodule(name)
         deviation = (2 / layer.weight[0].numel()) ** 0.5
         assert layer.weight.std().item() == pytest.approx(deviation, rel=0.1)
@@ -123,6 +130,12 @@ def test_scores_on_cuda_equal_the_original(network, patches):
         'with torch.inference_mode(): print(*models.predict_scores(model, fill.images(11, 4).cuda()).tolist())'
     )
     printed = subprocess.run(
-        [sys.executable, '-c', code], cwd=PARITY.parent.parent, check=True, text=True, capture_output=True
+        [sys.executable, '-c', code],
+        cwd=PARITY.parent.parent,
+        check=True,
+        text=True,
+        capture_output=True,
     ).stdout
-    assert [float(word) for word in printed.split()] == pytest.approx(GOLDEN['eval_scores'], rel=1e-3)
+    assert [float(word) for word in printed.split()] == pytest.approx(
+        GOLDEN['eval_scores'], rel=1e-3
+    )

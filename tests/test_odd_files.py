@@ -9,10 +9,26 @@ import torch
 from helpers import TINY
 
 import folders
-from util import checkpoints, run_folder, splits
+from experiment import run_folder, splits
+from util import checkpoints
 from util.errors import InputError
 
-ODD = (b'', b'\x00', b'\xff\xfe', b'null', b'nan', b'[]', b'{}', b'"', b',', b'-1', b'1e999', b'true', b'\n', b'9' * 400)
+ODD = (
+    b'',
+    b'\x00',
+    b'\xff\xfe',
+    b'null',
+    b'nan',
+    b'[]',
+    b'{}',
+    b'"',
+    b',',
+    b'-1',
+    b'1e999',
+    b'true',
+    b'\n',
+    b'9' * 400,
+)
 
 
 def mutated(content, rng):
@@ -92,7 +108,9 @@ LABELS = {
 def test_mutated_label_files(make_database, name):
     root = make_database(name)
     labels = next(path for path in root.rglob('*') if path.name == LABELS[name].rpartition('/')[2])
-    found = [outcome(folders.read_labels, name.partition('_')[0], root) for _ in mutations(labels, 15)]
+    found = [
+        outcome(folders.read_labels, name.partition('_')[0], root) for _ in mutations(labels, 15)
+    ]
     assert len(found) == 15 and 'refused' in found
 
 
@@ -100,13 +118,18 @@ def test_mutated_tables_of_ones_own(tmp_path):
     for k in range(6):
         (tmp_path / f'{k}.png').touch()
     table = tmp_path / 'labels.csv'
-    table.write_text('image,score,content\n' + ''.join(f'{k}.png,{k + 0.5},scene {k // 2}\n' for k in range(6)))
+    table.write_text(
+        'image,score,content\n' + ''.join(f'{k}.png,{k + 0.5},scene {k // 2}\n' for k in range(6))
+    )
     found = [outcome(folders.read_labels, 'csv', table) for _ in mutations(table, 60)]
     assert len(found) == 60 and {'read', 'refused'} == set(found)
 
 
 def test_mutated_checkpoints_are_refused_or_equal(tmp_path):
-    state = {'weight': torch.arange(60.0), 'nested': {'bias': torch.zeros(3), 'epoch': 4, 'name': 'x'}}
+    state = {
+        'weight': torch.arange(60.0),
+        'nested': {'bias': torch.zeros(3), 'epoch': 4, 'name': 'x'},
+    }
     path = tmp_path / 'small.pth'
     torch.save(state, path)
     equal = 0
@@ -117,7 +140,9 @@ def test_mutated_checkpoints_are_refused_or_equal(tmp_path):
             assert '\n' not in str(error)
             continue
         equal += 1
-        assert torch.equal(content['weight'], state['weight']) and torch.equal(content['nested']['bias'], torch.zeros(3))
+        assert torch.equal(content['weight'], state['weight']) and torch.equal(
+            content['nested']['bias'], torch.zeros(3)
+        )
         assert content['nested']['epoch'] == 4 and content['nested']['name'] == 'x'
     assert equal < 50
 
@@ -146,5 +171,7 @@ def test_edited_run_files_are_one_line_of_the_program(tmp_path, finished_run, pr
             done = program(*options)
             assert done.returncode in (0, 2) and 'Traceback' not in done.stderr
             if '--resume' in options:
-                assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('error: run'), done.stderr
+                assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
+                    'error: run'
+                ), done.stderr
         (run / name).write_bytes(content)

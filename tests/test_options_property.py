@@ -5,11 +5,43 @@ import random
 import pytest
 
 import train_test_IQA
-from util.options import make_parser
+from experiment.options import make_parser
 
 VALUES = (
-    *('', ' ', '-', '--', '0', '-1', '1', '-0', '1e400', '-1e400', 'nan', 'inf', '-inf', '1e-400', '0.5', '1.', '٣', '1_000'),
-    *('9' * 30, '9' * 5000, '0x10', '1-9999999999', '5-1', '1-', '-1-2', '2**32', str(2**32), str(2**64), '60000', '1000000'),
+    *(
+        '',
+        ' ',
+        '-',
+        '--',
+        '0',
+        '-1',
+        '1',
+        '-0',
+        '1e400',
+        '-1e400',
+        'nan',
+        'inf',
+        '-inf',
+        '1e-400',
+        '0.5',
+        '1.',
+        '٣',
+        '1_000',
+    ),
+    *(
+        '9' * 30,
+        '9' * 5000,
+        '0x10',
+        '1-9999999999',
+        '5-1',
+        '1-',
+        '-1-2',
+        '2**32',
+        str(2**32),
+        str(2**64),
+        '60000',
+        '1000000',
+    ),
     *(
         'a' * 300,
         'a' * 5000,
@@ -57,7 +89,9 @@ VALUES = (
 )
 
 
-def test_odd_option_values_are_taken_or_refused_in_one_line(make_database, in_process, finished_run, tmp_path):
+def test_odd_option_values_are_taken_or_refused_in_one_line(
+    make_database, in_process, finished_run, tmp_path
+):
     """Together with what keeps a value that is taken from training for hours: a check, a summary, or no database."""
     make_database('livec', images=10)
     (tmp_path / 'run').symlink_to(finished_run / 'run')
@@ -69,12 +103,28 @@ def test_odd_option_values_are_taken_or_refused_in_one_line(make_database, in_pr
         values = (
             []
             if action.nargs == 0
-            else [rng.choice(VALUES) for _ in range(action.nargs if isinstance(action.nargs, int) else 1)]
+            else [
+                rng.choice(VALUES)
+                for _ in range(action.nargs if isinstance(action.nargs, int) else 1)
+            ]
         )
         mode = rng.choice(
-            (('--data_root', 'livec', '--check'), ('--data_root', 'nowhere'), ('--summarize', 'run'), ('--list_datasets',))
+            (
+                ('--data_root', 'livec', '--check'),
+                ('--data_root', 'nowhere'),
+                ('--summarize', 'run'),
+                ('--list_datasets',),
+            )
         )
-        options = (*mode, '--weights', 'none', '--train_test_num', 2, action.option_strings[0], *values)
+        options = (
+            *mode,
+            '--weights',
+            'none',
+            '--train_test_num',
+            2,
+            action.option_strings[0],
+            *values,
+        )
         try:
             done = in_process(train_test_IQA.main, *options)
         except Exception as error:

@@ -8,9 +8,16 @@ from util import progress
 def test_a_line_every_few_minutes_replaces_the_bar_where_there_is_no_terminal(monkeypatch, capsys):
     clock = itertools.count(0, 100)  # each look at the clock is 100 s later
     monkeypatch.setattr(progress.time, 'monotonic', lambda: next(clock))
-    items = list(progress.progress([2, 3, 5], 'epoch 1', 10, 'patches', lambda item: item, lambda: ', loss so far 0.5'))
+    items = list(
+        progress.progress(
+            [2, 3, 5], 'epoch 1', 10, 'patches', lambda item: item, lambda: ', loss so far 0.5'
+        )
+    )
     assert items == [2, 3, 5]
-    assert capsys.readouterr().err == 'epoch 1: 5 of 10 patches, 0.025 patches/s, loss so far 0.5, 3 min left\n'
+    assert (
+        capsys.readouterr().err
+        == 'epoch 1: 5 of 10 patches, 0.025 patches/s, loss so far 0.5, 3 min left\n'
+    )
 
 
 def test_durations():

@@ -15,11 +15,11 @@ from scipy.stats import spearmanr
 
 import demo
 import folders
+from experiment.options import parse_options, refuse_other_options
+from experiment.splits import asked_splits, draw_splits
 from util import files
 from util.errors import InputError
 from util.metrics import all_metrics
-from util.options import parse_options, refuse_other_options
-from util.splits import asked_splits, draw_splits
 
 MODEL = {'resize': None, 'exif_rotation': False, 'score_range': None, 'higher_is_better': True}
 
@@ -60,14 +60,18 @@ def drawn(dataset, root, **options):
 def test_the_official_split_is_that_of_the_labels(make_database):
     root = make_database('koniq_sets')
     file = root / 'koniq10k_distributions_sets.csv'
-    file.write_text(file.read_text().replace('training', 'validation', 1))  # two of each part or more
+    file.write_text(
+        file.read_text().replace('training', 'validation', 1)
+    )  # two of each part or more
     database = folders.OpenDatabase('koniq', root)
     first, second = drawn('koniq', root, split='official')
     assert (
         first
         == second
         == {
-            part: database.names(k for k, sample in enumerate(database.samples) if sample.official_set == part)
+            part: database.names(
+                k for k, sample in enumerate(database.samples) if sample.official_set == part
+            )
             for part in ('train', 'val', 'test')
         }
     )
@@ -93,7 +97,9 @@ def test_a_split_of_another_run_is_taken_as_it_is(make_database, tmp_path):
         drawn('livec', root, split=str(tmp_path / 'absent.json'))
 
 
-def test_a_seed_gives_the_same_names_wherever_and_in_whatever_order_the_files_lie(make_database, tmp_path):
+def test_a_seed_gives_the_same_names_wherever_and_in_whatever_order_the_files_lie(
+    make_database, tmp_path
+):
     root = make_database('tid2013')
     label_file = root / 'mos_with_names.txt'
     other = tmp_path / 'deep' / 'er' / 'copy'
@@ -104,7 +110,9 @@ def test_a_seed_gives_the_same_names_wherever_and_in_whatever_order_the_files_li
     database, same = folders.OpenDatabase('tid2013', root), folders.OpenDatabase('tid2013', other)
     config = split_config('tid2013', root, seed=3)
     splits = [asked_splits(config, each)[1][0] for each in (database, same)]
-    assert [database.names(images) for images in splits[0].values()] == [same.names(images) for images in splits[1].values()]
+    assert [database.names(images) for images in splits[0].values()] == [
+        same.names(images) for images in splits[1].values()
+    ]
     assert asked_splits(split_config('tid2013', root, seed=4), database)[1][0] != splits[0]
 
 
@@ -112,11 +120,18 @@ def test_contents_of_ones_own_stay_together_and_sets_fix_the_split(tmp_path):
     contents = [f'scene{k // 2}' for k in range(10)]
     file = own_images(tmp_path, content=contents)
     for split in drawn('csv', file, val_ratio=0.25):
-        scenes = [{contents[int(name.removesuffix('.png'))] for name in split[part]} for part in ('train', 'val', 'test')]
+        scenes = [
+            {contents[int(name.removesuffix('.png'))] for name in split[part]}
+            for part in ('train', 'val', 'test')
+        ]
         assert len(set.union(*scenes)) == sum(map(len, scenes)) == 5 and all(scenes)
     sets = ['test', 'test', 'val', 'val', *['train'] * 6]
     file = own_images(tmp_path, content=contents, set=sets)
-    parts = {'test': ['0.png', '1.png'], 'val': ['2.png', '3.png'], 'train': [f'{k}.png' for k in range(4, 10)]}
+    parts = {
+        'test': ['0.png', '1.png'],
+        'val': ['2.png', '3.png'],
+        'train': [f'{k}.png' for k in range(4, 10)],
+    }
     assert drawn('csv', file, split=None)[0] == parts == drawn('csv', file, split='official')[0]
     assert drawn('csv', file, split='random')[0] != parts
     with pytest.raises(InputError, match='--val_ratio: the sets in .* already name'):
@@ -124,7 +139,9 @@ def test_contents_of_ones_own_stay_together_and_sets_fix_the_split(tmp_path):
 
 
 @pytest.mark.slow
-def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(program, make_database, tmp_path, capsys):
+def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(
+    program, make_database, tmp_path, capsys
+):
     """The scores are a DMOS, so agreement with LIVE Challenge, where higher is better, has the other sign."""
     file = own_images(tmp_path, count=8, score='dmos')
     make_database('livec', images=6)
@@ -159,7 +176,9 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(pr
         'exif_rotation': True,
         'srgb': True,
     }
-    across = json.loads((tmp_path / 'run' / 'results.json').read_text())['rounds']['1']['test_on']['livec']
+    across = json.loads((tmp_path / 'run' / 'results.json').read_text())['rounds']['1']['test_on'][
+        'livec'
+    ]
     assert {'images', 'SRCC', 'PLCC', 'KRCC', 'MAE'} <= set(across)
     assert f'On LIVE Challenge (6 images): SRCC {across["SRCC"]:.4f} [' in done.stdout
     assert f'On LIVE Challenge: median SRCC {across["SRCC"]:.4f}' in done.stdout
@@ -169,7 +188,10 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(pr
     again = program('--evaluate', folder / 'best.pth')
     assert again.stdout.startswith(f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n')
     assert f'{len(read_table(folder / "predictions.csv"))} test images: SRCC ' in again.stdout
-    for name in ('predictions.csv', 'predictions_livec.csv'):  # in the current folder, as in the round's
+    for name in (
+        'predictions.csv',
+        'predictions_livec.csv',
+    ):  # in the current folder, as in the round's
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
     refused = program('--evaluate', folder / 'best.pth', '--output', folder)
     assert refused.returncode == 2 and 'is in a run folder' in refused.stderr
@@ -177,7 +199,9 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(pr
     assert 'images are of the training database' in repeated.stderr
 
     rows = read_table(folder / 'predictions_livec.csv')
-    assert [row['image'] for row in rows] == [f'Images/{k}.{"bmp" if k % 2 else "JPG"}' for k in range(3, 9)]
+    assert [row['image'] for row in rows] == [
+        f'Images/{k}.{"bmp" if k % 2 else "JPG"}' for k in range(3, 9)
+    ]
     assert [float(row['score']) for row in rows] == [10 * k for k in range(9, 15)]
     predicted = np.array([float(row['prediction']) for row in rows])
     assert spearmanr(predicted, range(6)).statistic == pytest.approx(-across['SRCC'])
@@ -193,40 +217,85 @@ def assert_plain_checkpoint_is_tested_on_tables(checkpoint, file, program):
     shutil.copy(checkpoint, elsewhere)
     turned = file.with_name('turned.csv')
     lines = file.read_text().splitlines()
-    turned.write_text('\n'.join(['name,mos', *(f'{k}.png,{100 - k}' for k in range(len(lines) - 1))]))
+    turned.write_text(
+        '\n'.join(['name,mos', *(f'{k}.png,{100 - k}' for k in range(len(lines) - 1))])
+    )
     options = ('--test_patch_num', 1, '--device', 'cpu', '--cache', 'none')
-    done = program('--evaluate', elsewhere, '--test_on', f'csv={file}', f'csv={turned}', '--higher_is_better', *options)
+    done = program(
+        '--evaluate',
+        elsewhere,
+        '--test_on',
+        f'csv={file}',
+        f'csv={turned}',
+        '--higher_is_better',
+        *options,
+    )
     assert done.returncode == 0, done.stderr
-    first, second = (float(re.search(r'SRCC ([-.\d]+)', line)[1]) for line in done.stdout.splitlines())
-    assert [line.split(':')[0] for line in done.stdout.splitlines()] == ['On labels (8 images)', 'On turned (8 images)']
+    first, second = (
+        float(re.search(r'SRCC ([-.\d]+)', line)[1]) for line in done.stdout.splitlines()
+    )
+    assert [line.split(':')[0] for line in done.stdout.splitlines()] == [
+        'On labels (8 images)',
+        'On turned (8 images)',
+    ]
     assert first == -second != 0
-    assert 'downloaded.pth is in no run folder; its scores are taken for those of --dataset livec: 0' in done.stderr
+    assert (
+        'downloaded.pth is in no run folder; its scores are taken for those of --dataset livec: 0'
+        in done.stderr
+    )
 
 
-def test_another_place_of_the_other_databases_does_not_matter_to_resume_and_another_name_does(tmp_path):
+def test_another_place_of_the_other_databases_does_not_matter_to_resume_and_another_name_does(
+    tmp_path,
+):
     path = tmp_path / 'config.json'
     record = {'options': {'test_on': [['livec', 'livec', 'here']]}, 'model': MODEL}
     files.write_json(path, record)
     refuse_other_options(path, {**record, 'options': {'test_on': [['livec', 'livec', 'there']]}})
     with pytest.raises(InputError, match=r"--test_on was \['livec'\], is \['mine'\]"):
-        refuse_other_options(path, {**record, 'options': {'test_on': [['mine', 'csv', 'here/mine.csv']]}})
+        refuse_other_options(
+            path, {**record, 'options': {'test_on': [['mine', 'csv', 'here/mine.csv']]}}
+        )
 
 
 def test_a_switch_of_the_run_can_be_left_when_it_is_evaluated(tmp_path):
     options = vars(parse_options(['--amp', '--device', 'cpu']))
     files.write_json(tmp_path / 'config.json', {'options': options, 'model': MODEL})
     for extra, expected in (((), True), (('--no-amp',), False)):
-        evaluate = ['--evaluate', str(tmp_path / 'round_01' / 'best.pth'), '--device', 'cpu', *extra]
+        evaluate = [
+            '--evaluate',
+            str(tmp_path / 'round_01' / 'best.pth'),
+            '--device',
+            'cpu',
+            *extra,
+        ]
         assert parse_options(evaluate).amp is expected
 
 
 def test_names_of_an_own_table_still_start_at_data_root_when_the_run_is_evaluated(tmp_path):
     given = parse_options(
-        ['--dataset', 'csv', '--csv', 'a/b.csv', '--data_root', 'photos', '--columns', 'score=x', '--device', 'cpu']
+        [
+            '--dataset',
+            'csv',
+            '--csv',
+            'a/b.csv',
+            '--data_root',
+            'photos',
+            '--columns',
+            'score=x',
+            '--device',
+            'cpu',
+        ]
     )
     files.write_json(tmp_path / 'config.json', {'options': vars(given), 'model': MODEL})
-    config = parse_options(['--evaluate', str(tmp_path / 'round_01' / 'best.pth'), '--device', 'cpu'])
-    assert (config.data_root, config.image_root, config.columns) == ('a/b.csv', 'photos', {'score': 'x'})
+    config = parse_options(
+        ['--evaluate', str(tmp_path / 'round_01' / 'best.pth'), '--device', 'cpu']
+    )
+    assert (config.data_root, config.image_root, config.columns) == (
+        'a/b.csv',
+        'photos',
+        {'score': 'x'},
+    )
 
 
 def assert_sign(run, program, across):
@@ -234,21 +303,28 @@ def assert_sign(run, program, across):
     record = json.loads((run / 'config.json').read_text())
     record['model']['higher_is_better'] = True
     files.write_json(run / 'config.json', record)
-    printed = program('--evaluate', run / 'round_01' / 'best.pth', '--test_on', 'livec=livec').stdout
+    printed = program(
+        '--evaluate', run / 'round_01' / 'best.pth', '--test_on', 'livec=livec'
+    ).stdout
     assert printed.startswith(f'On LIVE Challenge (6 images): SRCC {-across["SRCC"]:.4f} [')
 
 
 def assert_demo_scores_in_the_labels_unit(checkpoint, picture, capsys):
     def score():
         with pytest.raises(SystemExit) as exit:
-            demo.main(['--checkpoint', str(checkpoint), '--device', 'cpu', '--patches', '2', str(picture)])
+            demo.main(
+                ['--checkpoint', str(checkpoint), '--device', 'cpu', '--patches', '2', str(picture)]
+            )
         assert exit.value.code == 0
         return float(capsys.readouterr().out.split('\t')[1])
 
     in_own_unit = score()
     record_file = checkpoint.parent.parent / 'config.json'
     record = json.loads(record_file.read_text())
-    files.write_json(checkpoint.parent / 'config.json', {**record, 'model': {**record['model'], 'score_range': None}})
+    files.write_json(
+        checkpoint.parent / 'config.json',
+        {**record, 'model': {**record['model'], 'score_range': None}},
+    )
     assert in_own_unit == pytest.approx(10 + 70 * score(), abs=0.01)
     (checkpoint.parent / 'config.json').unlink()
 
@@ -256,9 +332,14 @@ def assert_demo_scores_in_the_labels_unit(checkpoint, picture, capsys):
 @pytest.mark.slow
 def test_training_on_all_keeps_the_last_epoch(program, make_database, tmp_path):
     make_database('livec', images=4)
-    done = program('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_on_all', '--output', 'run')
+    done = program(
+        '--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_on_all', '--output', 'run'
+    )
     assert done.returncode == 0, done.stderr
-    assert 'Trained on all 4 images; the last epoch, 2, is kept' in done.stdout and 'nan' not in done.stdout
+    assert (
+        'Trained on all 4 images; the last epoch, 2, is kept' in done.stdout
+        and 'nan' not in done.stdout
+    )
     folder = tmp_path / 'run' / 'round_01'
     best, last = (torch.load(folder / name, weights_only=True) for name in ('best.pth', 'last.pth'))
     assert all(torch.equal(value, last['model'][name]) for name, value in best.items())
@@ -312,8 +393,23 @@ def test_the_documented_table_of_databases_is_the_programs(program):
 
 
 def test_a_databases_protocol_is_in_the_options():
-    config = parse_options(['--dataset', 'koniq', '--device', 'cpu', '--rounds', '3-5', '--test_on', 'livec=a', 'CSIQ=b'])
-    assert config.rounds == [3, 4, 5] and config.test_on == [['livec', 'livec', 'a'], ['csiq', 'csiq', 'b']]
+    config = parse_options(
+        [
+            '--dataset',
+            'koniq',
+            '--device',
+            'cpu',
+            '--rounds',
+            '3-5',
+            '--test_on',
+            'livec=a',
+            'CSIQ=b',
+        ]
+    )
+    assert config.rounds == [3, 4, 5] and config.test_on == [
+        ['livec', 'livec', 'a'],
+        ['csiq', 'csiq', 'b'],
+    ]
     assert parse_options(['--train_on_all', '--device', 'cpu']).train_test_num == 1
 
 
@@ -324,8 +420,18 @@ def test_metrics_of_no_images_are_nan():
 def test_test_on_what_is_trained_on_is_a_warning(make_database, program, tmp_path):
     make_database('livec', images=10)
     (tmp_path / 'mine.csv').write_text('image,score\nlivec/Images/3.bmp,1\nlivec/Images/5.bmp,2\n')
-    options = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--weights', 'gone.pth')  # ends before any training
+    options = (
+        '--dataset',
+        'livec',
+        '--data_root',
+        'livec',
+        *QUICK,
+        '--weights',
+        'gone.pth',
+    )  # ends before any training
     done = program(*options, '--test_on', 'livec=livec', 'csv=mine.csv')
-    assert done.returncode == 2 and done.stderr.splitlines()[-1] == 'error: there is no file gone.pth'
+    assert (
+        done.returncode == 2 and done.stderr.splitlines()[-1] == 'error: there is no file gone.pth'
+    )
     for start in ('livec: 10 of its 10', 'mine: 2 of its 2'):
         assert f'warning: --test_on {start} images are of the training database' in done.stderr

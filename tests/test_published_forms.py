@@ -11,14 +11,25 @@ import scipy.io
 from helpers import link_run
 
 import folders
+from experiment.options import parse_options
+from experiment.splits import asked_splits, draw_splits, read_split
 from util.errors import InputError
 from util.files import walk
 from util.labels import Settings
-from util.options import parse_options
-from util.splits import asked_splits, draw_splits, read_split
 from util.tables import read_rows
 
-NAMES = ['a/1.png', 'a/2.png', 'a/3.png', 'b/4.png', 'b/5.png', 'b/6.png', 'b/7.png', 'b/8.png', 'a/9.png', 'a/10.png']
+NAMES = [
+    'a/1.png',
+    'a/2.png',
+    'a/3.png',
+    'b/4.png',
+    'b/5.png',
+    'b/6.png',
+    'b/7.png',
+    'b/8.png',
+    'a/9.png',
+    'a/10.png',
+]
 
 
 @pytest.fixture
@@ -28,14 +39,18 @@ def table(tmp_path, monkeypatch):
     databases.copies(tmp_path, NAMES)
 
     def make(name='t.csv', header='image,score', row=lambda k, name: f'{name},{k + 1}'):
-        (tmp_path / name).write_text(header + '\n' * bool(header) + ''.join(row(k, n) + '\n' for k, n in enumerate(NAMES)))
+        (tmp_path / name).write_text(
+            header + '\n' * bool(header) + ''.join(row(k, n) + '\n' for k, n in enumerate(NAMES))
+        )
         return name
 
     return make
 
 
 def database_of(file, *options):
-    config = parse_options(['--csv', file, '--dataset', 'csv', '--device', 'cpu', '--train_test_num', '1', *options])
+    config = parse_options(
+        ['--csv', file, '--dataset', 'csv', '--device', 'cpu', '--train_test_num', '1', *options]
+    )
     return config, folders.OpenDatabase('csv', config.data_root, settings=Settings.of(config))
 
 
@@ -48,7 +63,10 @@ def test_a_name_in_a_folder_that_exists_is_no_picture_of_another_folder(table, t
     table()
     (tmp_path / 'train.txt').write_text('\n'.join(NAMES[1:6]))
     (tmp_path / 'test.txt').write_text('b/1.png\nb/7.png\nb/8.png\n')
-    with pytest.raises(InputError, match=r'test.txt names 1 images that are not in t.csv, the first of them b/1.png'):
+    with pytest.raises(
+        InputError,
+        match=r'test.txt names 1 images that are not in t.csv, the first of them b/1.png',
+    ):
         split_of('t.csv', '--split', 'train=train.txt', 'test=test.txt')
 
 
@@ -56,22 +74,31 @@ def test_references_in_two_letter_cases_are_one_content(table):
     table(header='dist_img,mos,ref_img', row=lambda k, n: f'{n},{k + 1},{"Ii"[k % 2]}0{k // 2}.bmp')
     _, database = database_of('t.csv')
     assert len(database.units) == 5
-    assert {sample.content for sample in database.samples} == {f'I0{k}.bmp' for k in range(5)}  # the first spelling
+    assert {sample.content for sample in database.samples} == {
+        f'I0{k}.bmp' for k in range(5)
+    }  # the first spelling
 
 
 def test_columns_by_number_keep_the_first_row(table):
     table(header='', row=lambda k, n: f'{n},{k / 10},{k + 1}')
-    with pytest.raises(InputError, match=r"no column is the score in 'a/1.png,0.0,1'; .* score=NUMBER"):
+    with pytest.raises(
+        InputError, match=r"no column is the score in 'a/1.png,0.0,1'; .* score=NUMBER"
+    ):
         database_of('t.csv')
     _, database = database_of('t.csv', '--columns', 'image=1', 'score=3')
     assert [sample.score for sample in database.samples] == list(range(1, 11))
     table(header='image,mos,MOS', row=lambda k, n: f'{n},{k + 1},{k}')
-    assert [sample.score for sample in database_of('t.csv', '--columns', 'score=MOS')[1].samples] == list(range(10))
+    assert [
+        sample.score for sample in database_of('t.csv', '--columns', 'score=MOS')[1].samples
+    ] == list(range(10))
 
 
 @pytest.mark.parametrize(
     'sets, line',
-    [([0] * 7 + [2] * 3, 'its sets (0, 2) name no test images'), (['training'] * 10, 'its sets (train) name no test images')],
+    [
+        ([0] * 7 + [2] * 3, 'its sets (0, 2) name no test images'),
+        (['training'] * 10, 'its sets (train) name no test images'),
+    ],
 )
 def test_sets_that_name_no_test_images_stop_nobody(table, capsys, sets, line):
     table(header='image,score,set', row=lambda k, n: f'{n},{k + 1},{sets[k]}')
@@ -80,7 +107,10 @@ def test_sets_that_name_no_test_images_stop_nobody(table, capsys, sets, line):
     assert split_of('t.csv', '--split', 'random') == split_of('t.csv', '--columns', 'set=') == alone
     assert 'name no test images' not in capsys.readouterr().err
     if 'training' not in sets:
-        with pytest.raises(InputError, match=r"t.csv, line 2: the set '0' is none of train.*--split random, or --columns set="):
+        with pytest.raises(
+            InputError,
+            match=r"t.csv, line 2: the set '0' is none of train.*--split random, or --columns set=",
+        ):
             split_of('t.csv', '--split', 'official')
 
 
@@ -89,22 +119,31 @@ def test_random_wins_over_the_sets_and_a_chosen_set_is_the_split_tables(table, t
     assert split_of('t.csv')['test'] == [5, 6, 7, 8, 9]
     assert len(split_of('t.csv', '--split', 'random')['test']) == 2
     table('folds.csv', 'image,fold', lambda k, n: f'{n},{"train" if k < 7 else "test"}')
-    assert split_of('t.csv', '--split', 'folds.csv', '--columns', 'set=fold', 'score=score')['test'] == [7, 8, 9]
+    assert split_of('t.csv', '--split', 'folds.csv', '--columns', 'set=fold', 'score=score')[
+        'test'
+    ] == [7, 8, 9]
 
 
 @pytest.mark.parametrize('column, values', [('ref', 'xy'), ('source', 'xy'), ('prompt', 'xy')])
 def test_a_usual_name_of_a_reference_is_a_warning(table, capsys, column, values):
     table(header=f'image,score,{column}', row=lambda k, n: f'{n},{k + 1},{values[k % 2]}.bmp')
     database_of('t.csv')
-    assert f'--columns content={column} keeps images of one scene together' in capsys.readouterr().err
+    assert (
+        f'--columns content={column} keeps images of one scene together' in capsys.readouterr().err
+    )
 
 
 def test_an_attribute_called_content_is_a_warning(table, capsys):
     table(header='image,score,Content', row=lambda k, n: f'{n},{k / 10},{k % 3 / 10}')
     database_of('t.csv')
-    assert "the column 'Content' of t.csv has 3 values for 10 images, which are numbers" in capsys.readouterr().err
+    assert (
+        "the column 'Content' of t.csv has 3 values for 10 images, which are numbers"
+        in capsys.readouterr().err
+    )
     table()
-    with pytest.raises(InputError, match='--split_by content: no two images of t.csv have the same content'):
+    with pytest.raises(
+        InputError, match='--split_by content: no two images of t.csv have the same content'
+    ):
         database_of('t.csv', '--split_by', 'content')
 
 
@@ -119,7 +158,10 @@ def test_records_in_json_are_read_and_other_formats_are_named(table, tmp_path):
         table()
         assert [sample.score for sample in database_of(file)[1].samples] == list(range(10))
     for content, what in (
-        (b'PAR1\x15\x04\x15\xa0', 'cannot be read as a table: .*; save it as CSV in UTF-8, or as an Excel file'),
+        (
+            b'PAR1\x15\x04\x15\xa0',
+            'cannot be read as a table: .*; save it as CSV in UTF-8, or as an Excel file',
+        ),
         (b'\x1f\x8b\x08', 'cannot be read as a table: .*; save it as CSV'),
         (b'{"a": 1,\n"b": 2}', 'cannot be read as a table: Expecting .*; save it as CSV'),
         (b'[1, 2]', 'its JSON is not of an object for each image; save it as CSV'),
@@ -133,9 +175,16 @@ def test_paths_of_another_machine_are_found_by_their_ends(table, tmp_path, capsy
     table('there.csv', row=lambda k, n: f'/data/other/{n},{k + 1}')
     _, database = database_of('there.csv', '--data_root', str(tmp_path))
     assert database.names(range(10)) == NAMES
-    assert '10 images are found by the ends of their names, the first of them /data/other/a/1.png' in capsys.readouterr().err
-    (tmp_path / 'other.csv').write_text('image,score\na/b/4.png,1\na/1.png,2\n')  # a folder that exists is never left out
-    config = parse_options(['--csv', 'other.csv', '--data_root', str(tmp_path), '--device', 'cpu', '--dataset', 'csv'])
+    assert (
+        '10 images are found by the ends of their names, the first of them /data/other/a/1.png'
+        in capsys.readouterr().err
+    )
+    (tmp_path / 'other.csv').write_text(
+        'image,score\na/b/4.png,1\na/1.png,2\n'
+    )  # a folder that exists is never left out
+    config = parse_options(
+        ['--csv', 'other.csv', '--data_root', str(tmp_path), '--device', 'cpu', '--dataset', 'csv']
+    )
     with pytest.raises(InputError, match='1 of the 2 images that .*other.csv lists are missing'):
         folders.OpenDatabase('csv', config.data_root, settings=Settings.of(config))
 
@@ -144,36 +193,55 @@ def test_odd_spaces_are_part_of_a_name(tmp_path):
     names = ['Screenshot\u202fAM.png', 'wide\u3000name.png', 'end\u00a0.png']
     databases.copies(tmp_path, names)
     for form in ('{} {}', '{}\t{}', '{},{}'):
-        (tmp_path / 'list.txt').write_text('\n'.join(form.format(name, k) for k, name in enumerate(names)), encoding='utf-8')
+        (tmp_path / 'list.txt').write_text(
+            '\n'.join(form.format(name, k) for k, name in enumerate(names)), encoding='utf-8'
+        )
         assert folders.OpenDatabase('csv', tmp_path / 'list.txt').names(range(3)) == names
 
 
 def test_dmos_in_a_longer_name_is_a_line_and_turns_nothing(table, capsys):
-    for column, lower, line in (('dmos_new', False, True), ('dmos', True, True), ('mos', False, False)):
+    for column, lower, line in (
+        ('dmos_new', False, True),
+        ('dmos', True, True),
+        ('mos', False, False),
+    ):
         table(header=f'image,{column}', row=lambda k, n: f'{n},{k}')
         options = ['--columns', f'score={column}'] if column == 'dmos_new' else []
         assert database_of('t.csv', *options)[1].higher_is_better is not lower
-        assert ('--higher_is_better or --lower_is_better settles it' in capsys.readouterr().err) is line
+        assert (
+            '--higher_is_better or --lower_is_better settles it' in capsys.readouterr().err
+        ) is line
 
 
 def test_the_rows_of_csiqs_sheet_are_counted_as_in_its_text_file(tmp_path):
-    names = [f'{ref}.{kind}.{level}.png' for kind in ('AWGN', 'JPEG') for ref in ('aaa', 'bb_b', 'bbc') for level in (1, 2)]
+    names = [
+        f'{ref}.{kind}.{level}.png'
+        for kind in ('AWGN', 'JPEG')
+        for ref in ('aaa', 'bb_b', 'bbc')
+        for level in (1, 2)
+    ]
     book = openpyxl.Workbook()
     book.active.title = 'all_by_image'
     book.active.append(['image', 'dst_type', 'dst_lev', 'dmos'])
     for name in sorted(names):
         ref, kind, level, _ = name.split('.')
-        book.active.append([ref, {'AWGN': 'noise', 'JPEG': 'jpeg'}[kind], int(level), names.index(name) / 20])
+        book.active.append(
+            [ref, {'AWGN': 'noise', 'JPEG': 'jpeg'}[kind], int(level), names.index(name) / 20]
+        )
     splits = []
     for folder in ('sheet', 'text'):
         databases.copies(tmp_path / folder / 'dst_imgs_all', names)
     book.save(tmp_path / 'sheet' / 'csiq.DMOS.xlsx')
-    (tmp_path / 'text' / 'csiq_label.txt').write_text(''.join(f'{n} {k / 20}\n' for k, n in enumerate(names)))
+    (tmp_path / 'text' / 'csiq_label.txt').write_text(
+        ''.join(f'{n} {k / 20}\n' for k, n in enumerate(names))
+    )
     np.save(tmp_path / 'train.npy', [0, 1, 2, 3, 6, 7, 8, 9])
     np.save(tmp_path / 'test.npy', [4, 5, 10, 11])
     for folder in ('sheet', 'text'):
         database = folders.OpenDatabase('csiq', tmp_path / folder)
-        split = read_split([f'{part}={tmp_path}/{part}.npy' for part in ('train', 'test')], database)
+        split = read_split(
+            [f'{part}={tmp_path}/{part}.npy' for part in ('train', 'test')], database
+        )
         splits.append({part: sorted(database.names(images)) for part, images in split.items()})
     assert splits[0] == splits[1] and len(splits[0]['train']) == 8
 
@@ -184,15 +252,20 @@ def test_a_part_without_an_srcc_is_refused_and_named(table, tmp_path):
         (tmp_path / f'{part}.txt').write_text('\n'.join(NAMES[k] for k in images))
     asked = ('--split', 'train=train.txt', 'test=test.txt')
     with pytest.raises(
-        InputError, match=r'in round 1, the test part has too little for an SRCC \(images: 3, different scores: 1\)'
+        InputError,
+        match=r'in round 1, the test part has too little for an SRCC \(images: 3, different scores: 1\)',
     ):
         split_of('t.csv', *asked)
     (tmp_path / 'test.txt').write_text('a/9.png\nb/4.png\n')
     (tmp_path / 'train.txt').write_text('b/8.png\na/10.png\n')
-    with pytest.raises(InputError, match=r'the train part has too little for an SRCC \(images: 2, different scores: 1\)'):
+    with pytest.raises(
+        InputError,
+        match=r'the train part has too little for an SRCC \(images: 2, different scores: 1\)',
+    ):
         split_of('t.csv', *asked)
     with pytest.raises(
-        InputError, match=r'--val_ratio: in round 1, the val part has too little for an SRCC \(images: 1, different scores: 1\)'
+        InputError,
+        match=r'--val_ratio: in round 1, the val part has too little for an SRCC \(images: 1, different scores: 1\)',
     ):
         split_of('t.csv', '--val_ratio', '0.1')
 
@@ -203,14 +276,18 @@ def test_a_link_on_the_other_side_of_a_split_is_refused(table, tmp_path):
     (tmp_path / 'a/9.png').hardlink_to(tmp_path / 'a/1.png')
     for part, images in (('train', range(6)), ('test', range(6, 10))):
         (tmp_path / f'{part}.txt').write_text('\n'.join(NAMES[k] for k in images))
-    with pytest.raises(InputError, match=r'in round 1, a/1.png and a/9.png are one file, in train and in test'):
+    with pytest.raises(
+        InputError, match=r'in round 1, a/1.png and a/9.png are one file, in train and in test'
+    ):
         split_of('t.csv', '--split', 'train=train.txt', 'test=test.txt')
 
 
 def test_known_images_that_are_not_scored_are_not_missing(make_database, tmp_path, capsys):
     database = folders.OpenDatabase('livec', make_database('livec', images=10))
     names = database.names(range(10))
-    (tmp_path / 'train.txt').write_text('\n'.join(['t1.bmp', 'Images/trainingImages/t2.bmp', *names[:6]]))
+    (tmp_path / 'train.txt').write_text(
+        '\n'.join(['t1.bmp', 'Images/trainingImages/t2.bmp', *names[:6]])
+    )
     (tmp_path / 'test.txt').write_text('\n'.join(names[6:]))
     split = read_split([f'{part}={tmp_path}/{part}.txt' for part in ('train', 'test')], database)
     assert split == {'train': list(range(6)), 'val': [], 'test': list(range(6, 10))}
@@ -220,7 +297,10 @@ def test_known_images_that_are_not_scored_are_not_missing(make_database, tmp_pat
 def test_the_missing_file_of_official_sets_and_the_missing_round_are_named(make_database, tmp_path):
     database = folders.OpenDatabase('koniq', make_database('koniq'))
     config = parse_options(['--dataset', 'koniq', '--split', 'official', '--device', 'cpu'])
-    with pytest.raises(InputError, match='the sets are named by koniq10k_distributions_sets.csv, which .* does not have'):
+    with pytest.raises(
+        InputError,
+        match='the sets are named by koniq10k_distributions_sets.csv, which .* does not have',
+    ):
         asked_splits(config, database)
     for number in ('1', '2'):
         (tmp_path / 'splits' / number).mkdir(parents=True)
@@ -231,7 +311,9 @@ def test_the_missing_file_of_official_sets_and_the_missing_round_are_named(make_
 
 
 def test_a_table_called_as_a_database_keeps_its_own_name():
-    assert parse_options(['--test_on', 'csv=my/koniq.csv', 'koniq=k', '--device', 'cpu']).test_on == [
+    assert parse_options(
+        ['--test_on', 'csv=my/koniq.csv', 'koniq=k', '--device', 'cpu']
+    ).test_on == [
         ['koniq.csv', 'csv', 'my/koniq.csv'],
         ['koniq', 'koniq', 'k'],
     ]
@@ -257,7 +339,10 @@ def test_evaluate_refuses_other_labels_and_takes_a_link(program, finished_run, t
     scipy.io.savemat(file, {'AllMOS_release': 200 - scipy.io.loadmat(file)['AllMOS_release']})
     done = program('--evaluate', 'run/round_01/best.pth')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
-    assert 'the scores, contents or sets of the labels have changed since' in done.stderr and '--test_on' in done.stderr
+    assert (
+        'the scores, contents or sets of the labels have changed since' in done.stderr
+        and '--test_on' in done.stderr
+    )
     summary = program('--summarize', 'run')
     assert summary.returncode == 0
     for result in (tmp_path / 'run').glob('round_*/result.json'):

@@ -35,7 +35,9 @@ def steps():
     seen = []
 
     def record(optimizer, args, kwargs):
-        seen.append((optimizer, [group['lr'] for group in optimizer.param_groups], bool(optimizer.state)))
+        seen.append(
+            (optimizer, [group['lr'] for group in optimizer.param_groups], bool(optimizer.state))
+        )
 
     hook = register_optimizer_step_pre_hook(record)
     yield seen
@@ -45,21 +47,30 @@ def steps():
 def make_solver(root, undone):
     arm = type('Arm', (repairs.UndoneSolver,), {'undone': undone})
     config = SimpleNamespace(
-        dataset='livec', weights='none', train_patch_num=1, test_patch_num=1, device='cpu', lr=LR, lr_ratio=RATIO
+        dataset='livec',
+        weights='none',
+        train_patch_num=1,
+        test_patch_num=1,
+        device='cpu',
+        lr=LR,
+        lr_ratio=RATIO,
     )
     return arm(config, root, [0], [2])
 
 
 def values(solver):
-    return {name: parameter.detach().clone() for name, parameter in solver.model_hyper.named_parameters()}
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in solver.model_hyper.named_parameters()
+    }
 
 
 def test_the_arms_are_all_that_are_distinct():
     """Without a second Adam, nothing reads the hypernetwork's parameters again."""
     combinations = [tuple(k + 1 for k in range(3) if bits >> k & 1) for bits in range(8)]
-    assert {undone if 2 in undone else tuple(k for k in undone if k != 3) for undone in combinations} == set(
-        repairs.ARMS.values()
-    )
+    assert {
+        undone if 2 in undone else tuple(k for k in undone if k != 3) for undone in combinations
+    } == set(repairs.ARMS.values())
 
 
 @pytest.mark.slow
@@ -93,21 +104,42 @@ def test_nothing_undone_is_the_product(root):
     for solver in (ours, product):
         solver.config.epochs = 2
         solver.train()
-    assert [{**row, 'seconds': 0} for row in ours.history] == [{**row, 'seconds': 0} for row in product.history]
+    assert [{**row, 'seconds': 0} for row in ours.history] == [
+        {**row, 'seconds': 0} for row in product.history
+    ]
 
 
 @pytest.mark.slow
-def test_the_command_trains_the_arms_alike_reports_them_and_continues(root, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(repairs, 'ARMS', {arm: repairs.ARMS[arm] for arm in ('repaired', 'original', 'without_1')})
-    options = ['--dataset', 'livec', '--data_root', root, *QUICK, '--epochs', 1, '--output', tmp_path / 'arms']
+def test_the_command_trains_the_arms_alike_reports_them_and_continues(
+    root, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        repairs, 'ARMS', {arm: repairs.ARMS[arm] for arm in ('repaired', 'original', 'without_1')}
+    )
+    options = [
+        '--dataset',
+        'livec',
+        '--data_root',
+        root,
+        *QUICK,
+        '--epochs',
+        1,
+        '--output',
+        tmp_path / 'arms',
+    ]
     options = [str(option) for option in options]
     repairs.main(options)
     printed = capsys.readouterr().out
     rows = [line.split(' | ')[0] for line in printed.splitlines() if line.startswith('| ')]
     assert rows == ['| loop', *(f'| {repairs.NAMES[arm]}' for arm in repairs.ARMS)]
-    assert printed.count('on the same test images, with') == len(repairs.ARMS) - 1 and (tmp_path / 'arms' / 'arms.png').exists()
+    assert (
+        printed.count('on the same test images, with') == len(repairs.ARMS) - 1
+        and (tmp_path / 'arms' / 'arms.png').exists()
+    )
     runs = [tmp_path / 'arms' / arm for arm in repairs.ARMS]
-    firsts = [history(run)[0] for run in runs]  # nothing is undone before the end of the first epoch
+    firsts = [
+        history(run)[0] for run in runs
+    ]  # nothing is undone before the end of the first epoch
     assert all({**row, 'seconds': 0} == {**firsts[0], 'seconds': 0} for row in firsts)
     assert len({(run / 'round_01' / 'split.json').read_text() for run in runs}) == 1
 
@@ -121,10 +153,13 @@ def test_the_command_trains_the_arms_alike_reports_them_and_continues(root, tmp_
 @pytest.mark.parametrize('epochs, rounds', [(16, 3), (16, 1), (1, 2)])
 def test_each_arm_is_drawn_by_its_name_and_the_first_two_together(tmp_path, epochs, rounds):
     assert repairs.NAMES.keys() == repairs.ARMS.keys()
-    assert len(set(repairs.NAMES.values())) == len(repairs.NAMES) and not any('_' in name for name in repairs.NAMES.values())
+    assert len(set(repairs.NAMES.values())) == len(repairs.NAMES) and not any(
+        '_' in name for name in repairs.NAMES.values()
+    )
     curve = [0.1 + 0.8 * (epoch > 2) for epoch in range(epochs)]
     curves = {
-        name: [[value + k / 100 for value in curve] for _ in range(rounds)] for k, name in enumerate(repairs.NAMES.values())
+        name: [[value + k / 100 for value in curve] for _ in range(rounds)]
+        for k, name in enumerate(repairs.NAMES.values())
     }
     figure = repairs.draw_arms(curves)
     assert Image.open(io.BytesIO(plots.png(figure))).width > 1000
@@ -143,8 +178,12 @@ def test_each_arm_is_drawn_by_its_name_and_the_first_two_together(tmp_path, epoc
 def test_figures_of_a_curve():
     curve = [0.5, 0.9, 0.7, 0.7, 0.7, 0.7, 0.7, 0.8, 0.6]
     trained = [0.5] * 8 + [0.95]
-    assert repairs.figures({'test_srcc': curve, 'train_srcc': trained}) == pytest.approx((0.9, 0.6, 0.7, 0.1, 0.35))
-    assert repairs.figures({'test_srcc': [0.3, 0.2], 'train_srcc': [0, 0.4]}) == pytest.approx((0.3, 0.2, 0.2, 0, 0.2))
+    assert repairs.figures({'test_srcc': curve, 'train_srcc': trained}) == pytest.approx(
+        (0.9, 0.6, 0.7, 0.1, 0.35)
+    )
+    assert repairs.figures({'test_srcc': [0.3, 0.2], 'train_srcc': [0, 0.4]}) == pytest.approx(
+        (0.3, 0.2, 0.2, 0, 0.2)
+    )
 
 
 PHOTOS = PROJECT / 'benchmarks' / 'results' / 'livec'
@@ -155,7 +194,9 @@ def test_the_report_needs_history_files_alone(tmp_path, capsys):
         (tmp_path / arm / 'round_01').mkdir(parents=True)
         shutil.copy(PHOTOS / arm / 'round_01' / 'history.csv', tmp_path / arm / 'round_01')
     repairs.main(['--report', str(tmp_path)])
-    assert '| repaired | 1 | 0.8557 | 0.8503 | 0.8509 | 0.0032 | 0.0297 |' in capsys.readouterr().out
+    assert (
+        '| repaired | 1 | 0.8557 | 0.8503 | 0.8509 | 0.0032 | 0.0297 |' in capsys.readouterr().out
+    )
     assert (tmp_path / 'arms.png').exists()
     shutil.rmtree(tmp_path / 'original')
     with pytest.raises(SystemExit) as end:
@@ -176,7 +217,9 @@ def test_an_arm_with_fewer_rounds_is_compared_without_the_adjusted_p(tmp_path, c
 
 
 def test_holms_step_down():
-    assert repairs.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])  # worked out by hand
+    assert repairs.holm([0.04, 0.01, 0.03]) == pytest.approx(
+        [0.06, 0.03, 0.06]
+    )  # worked out by hand
     assert repairs.holm([0.5, 0.9]) == [1, 1] and repairs.holm([0.2]) == [0.2]
 
 
@@ -190,7 +233,9 @@ def test_the_tables_in_the_docs_are_derived_from_the_results(folder):
 @pytest.mark.parametrize('name', ['cpu', 'start_cpu', 'h200'])
 def test_the_tables_of_speed_are_those_of_the_results(name):
     lines = (PROJECT / 'docs' / 'speed.md').read_text().splitlines()
-    speed = [[cell.strip() for cell in line[1:-1].split('|')] for line in lines if line.startswith('|')]
+    speed = [
+        [cell.strip() for cell in line[1:-1].split('|')] for line in lines if line.startswith('|')
+    ]
     with open(PROJECT / 'benchmarks' / 'results' / f'throughput_{name}.csv', newline='') as file:
         rows = list(csv.reader(file))[1:]
     assert all(row in speed for row in rows)

@@ -15,16 +15,26 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from helpers import TINY, assert_same_run, best_row, history, link_run, read_table, wait_until, without_times
+from helpers import (
+    TINY,
+    assert_same_run,
+    best_row,
+    history,
+    link_run,
+    read_table,
+    wait_until,
+    without_times,
+)
 from PIL import Image
 
 import demo
 import train_test_IQA
-from util import files, run_folder
+from experiment import run_folder
+from experiment.round_folder import RoundFolder
+from experiment.run_folder import print_medians
+from util import files
 from util.errors import InputError
 from util.metrics import all_metrics, plcc, srcc
-from util.round_folder import RoundFolder
-from util.run_folder import print_medians
 
 
 @pytest.fixture
@@ -35,7 +45,9 @@ def workplace(tmp_path, finished_run):
 
 
 def start(folder, *options, **limits):
-    return forked.program(train_test_IQA.main, *TINY, '--output', 'run', *options, folder=folder, **limits)
+    return forked.program(
+        train_test_IQA.main, *TINY, '--output', 'run', *options, folder=folder, **limits
+    )
 
 
 def writing(folder, name):
@@ -62,7 +74,9 @@ def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finish
 
     kill_when(lambda: writing(first, 'last.pth'), workplace)  # before anything is kept
     assert not (first / 'last.pth').exists() and writing(first, 'last.pth')
-    kill_when(lambda: writing(first, 'best.pth'), workplace, *in_thread)  # last.pth kept, what follows from it not
+    kill_when(
+        lambda: writing(first, 'best.pth'), workplace, *in_thread
+    )  # last.pth kept, what follows from it not
     kill_when(lambda: epochs(first) == 1 and writing(first, 'last.pth'), workplace)
     kill_when(lambda: (first / 'result.json').exists(), workplace, *direct)  # between rounds
     kill_when(lambda: epochs(second) == 1, workplace, *direct, *in_thread)
@@ -71,7 +85,10 @@ def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finish
     assert done.returncode == 0, errors
     assert_same_run(run, finished_run / 'run')
     assert not list(run.rglob('.*.tmp'))
-    expected, printed = (without_times(text).splitlines() for text in ((finished_run / 'stdout.txt').read_text(), printed))
+    expected, printed = (
+        without_times(text).splitlines()
+        for text in ((finished_run / 'stdout.txt').read_text(), printed)
+    )
     assert printed[-7:] == expected[-7:]  # the last round's table and the medians
 
 
@@ -88,7 +105,10 @@ def test_an_interrupt_ends_cleanly_and_says_how_to_resume(workplace, killed_run,
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == code, errors
-    assert errors.splitlines()[-1] == 'interrupted; the same command with --resume continues after the last finished epoch'
+    assert (
+        errors.splitlines()[-1]
+        == 'interrupted; the same command with --resume continues after the last finished epoch'
+    )
     assert 'Traceback' not in errors
     assert not list((workplace / 'run').rglob('.*.tmp'))
 
@@ -111,9 +131,17 @@ def fingerprint(folder):
 
     def state_of(path):
         state = path.stat()
-        return (state.st_ino, state.st_size, state.st_mtime_ns) if path.suffix == '.pth' else path.read_bytes()
+        return (
+            (state.st_ino, state.st_size, state.st_mtime_ns)
+            if path.suffix == '.pth'
+            else path.read_bytes()
+        )
 
-    return {path.relative_to(folder): state_of(path) for path in sorted(folder.rglob('*')) if path.is_file()}
+    return {
+        path.relative_to(folder): state_of(path)
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -122,11 +150,15 @@ def resume(workplace, program):
     return lambda *options: program(*TINY, '--output', 'run', *options)
 
 
-def test_what_follows_from_the_last_checkpoint_is_written_anew(workplace, finished_run, copied_run, resume):
+def test_what_follows_from_the_last_checkpoint_is_written_anew(
+    workplace, finished_run, copied_run, resume
+):
     done = resume('--resume')
     assert done.returncode == 0
     assert_same_run(copied_run, finished_run / 'run')
-    assert done.stdout == (finished_run / 'stdout.txt').read_text().replace(table_of_round_1(finished_run), '')
+    assert done.stdout == (finished_run / 'stdout.txt').read_text().replace(
+        table_of_round_1(finished_run), ''
+    )
 
 
 def table_of_round_1(finished_run):
@@ -141,7 +173,9 @@ class Payload:
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'text', 'foreign', 'other network', 'payload'])
-def test_a_damaged_last_checkpoint_is_refused_and_the_folder_left_as_it_was(workplace, copied_run, damage, resume):
+def test_a_damaged_last_checkpoint_is_refused_and_the_folder_left_as_it_was(
+    workplace, copied_run, damage, resume
+):
     path = copied_run / 'round_02' / 'last.pth'
     content = path.read_bytes()
     path.unlink()  # it is a link
@@ -151,15 +185,20 @@ def test_a_damaged_last_checkpoint_is_refused_and_the_folder_left_as_it_was(work
         path.write_text('hello')
     else:
         torch.save(
-            {'foreign': {'model': 1}, 'payload': {'model': Payload()}, 'other network': {'model': {'weight': torch.zeros(1)}}}[
-                damage
-            ],
+            {
+                'foreign': {'model': 1},
+                'payload': {'model': Payload()},
+                'other network': {'model': {'weight': torch.zeros(1)}},
+            }[damage],
             path,
         )
     before = fingerprint(copied_run)
     done = resume('--resume')
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith('error: run/round_02/last.pth ') and 'Traceback' not in done.stderr
+    assert (
+        done.stderr.splitlines()[-1].startswith('error: run/round_02/last.pth ')
+        and 'Traceback' not in done.stderr
+    )
     assert fingerprint(copied_run) == before
     assert not (workplace / 'payload-ran').exists()
 
@@ -179,7 +218,9 @@ def test_a_pickle_payload_is_refused_unrun_by_every_program(workplace, in_proces
 
 
 @pytest.mark.slow
-def test_a_full_disk_gives_one_line_and_the_previous_checkpoint_still_loads(workplace, killed_run, finished_run, resume):
+def test_a_full_disk_gives_one_line_and_the_previous_checkpoint_still_loads(
+    workplace, killed_run, finished_run, resume
+):
     """The limit on the size of a file stands in for the disk: the checkpoint's write fails halfway."""
     link_run(killed_run, workplace / 'run')
     path = workplace / 'run' / 'round_01' / 'last.pth'
@@ -187,7 +228,9 @@ def test_a_full_disk_gives_one_line_and_the_previous_checkpoint_still_loads(work
     limited = start(workplace, '--resume', limits={resource.RLIMIT_FSIZE: 200_000_000})
     _, errors = limited.communicate()
     assert limited.returncode == 2
-    assert errors.splitlines()[-1].startswith('error: run/round_01/last.pth cannot be written: File too large')
+    assert errors.splitlines()[-1].startswith(
+        'error: run/round_01/last.pth cannot be written: File too large'
+    )
     assert path.read_bytes() == before and not list(path.parent.glob('.*.tmp'))
     done = resume('--resume', '--rounds', 1)
     assert done.returncode == 0, done.stderr
@@ -198,12 +241,19 @@ def test_refused_run_folders(workplace, copied_run, resume):
     before = fingerprint(copied_run)
     for options, reason in (
         ((), 'the run folder run exists already; --resume continues it'),
-        (('--resume', '--lr', 1e-3, '--seed', 4), 'other options: --lr was 2e-05, is 0.001; --seed was 0, is 4'),
+        (
+            ('--resume', '--lr', 1e-3, '--seed', 4),
+            'other options: --lr was 2e-05, is 0.001; --seed was 0, is 4',
+        ),
         (('--output', 'livec'), 'livec holds files, but it is not a run folder'),
         (('--output', 'livec/Images/3.bmp/x'), 'cannot be made'),
     ):
         done = resume(*options)
-        assert done.returncode == 2 and reason in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
+        assert (
+            done.returncode == 2
+            and reason in done.stderr.splitlines()[-1]
+            and 'Traceback' not in done.stderr
+        )
     assert fingerprint(copied_run) == before
 
 
@@ -216,7 +266,9 @@ def test_whatever_was_earned_protects_a_folder(copied_run, resume, kept):
             path.unlink()
     before = fingerprint(copied_run)
     done = resume('--lr', 1e-3)
-    assert done.returncode == 2 and 'the run folder run exists already' in done.stderr.splitlines()[-1]
+    assert (
+        done.returncode == 2 and 'the run folder run exists already' in done.stderr.splitlines()[-1]
+    )
     done = resume('--lr', 1e-3, '--resume')
     assert done.returncode == 2 and '--lr was 2e-05, is 0.001' in done.stderr.splitlines()[-1]
     assert fingerprint(copied_run) == before
@@ -231,7 +283,11 @@ def test_labels_that_were_edited_since_are_refused(workplace, finished_run, copi
     scores[0, -1] += 1
     scipy.io.savemat(labels, {'AllMOS_release': scores})
     done = resume('--resume')
-    assert done.returncode == 2 and 'the scores, contents or sets of the labels have changed' in done.stderr.splitlines()[-1]
+    assert (
+        done.returncode == 2
+        and 'the scores, contents or sets of the labels have changed'
+        in done.stderr.splitlines()[-1]
+    )
     assert fingerprint(copied_run) == before
 
 
@@ -244,7 +300,10 @@ def test_a_state_says_whose_it_is_and_best_weights_are_compared(finished_run, co
     """The last.pth of the other round; then a best.pth that is gone, and one of other weights."""
     replace(copied_run / 'round_01' / 'last.pth', copied_run / 'round_02' / 'last.pth')
     done = resume('--resume')
-    assert done.returncode == 2 and 'it belongs to another round, or to another split' in done.stderr.splitlines()[-1]
+    assert (
+        done.returncode == 2
+        and 'it belongs to another round, or to another split' in done.stderr.splitlines()[-1]
+    )
     replace(finished_run / 'run' / 'round_02' / 'last.pth', copied_run / 'round_02' / 'last.pth')
     state = torch.load(copied_run / 'round_02' / 'last.pth', weights_only=True)
     assert state['owner']['round'] == 2
@@ -263,7 +322,11 @@ def test_best_weights_that_are_lost_end_the_run_with_one_line(copied_run, finish
     state['best']['epoch'] = 1  # as if the second epoch had not been better
     (copied_run / 'round_02' / 'last.pth').unlink()  # it is a link
     torch.save(state, copied_run / 'round_02' / 'last.pth')
-    for make in (lambda path: None, lambda path: path.mkdir(), lambda path: path.write_bytes(b'PK\3\4')):
+    for make in (
+        lambda path: None,
+        lambda path: path.mkdir(),
+        lambda path: path.write_bytes(b'PK\3\4'),
+    ):
         best = copied_run / 'round_02' / 'best.pth'
         best.unlink(missing_ok=True)
         make(best)
@@ -275,7 +338,9 @@ def test_best_weights_that_are_lost_end_the_run_with_one_line(copied_run, finish
     assert not (copied_run / 'round_02' / 'result.json').exists()
 
 
-def test_a_column_that_an_earlier_version_did_not_know_is_empty_and_an_unknown_one_is_kept(copied_run, resume):
+def test_a_column_that_an_earlier_version_did_not_know_is_empty_and_an_unknown_one_is_kept(
+    copied_run, resume
+):
     path = copied_run / 'round_02' / 'last.pth'
     state = torch.load(path, weights_only=True)
     for row in state['history']:
@@ -287,7 +352,10 @@ def test_a_column_that_an_earlier_version_did_not_know_is_empty_and_an_unknown_o
     assert done.returncode == 0, done.stderr
     rows = history(copied_run, 2)
     assert [row['train_loss'] == '' for row in rows] == [True, False]
-    assert [row['of_the_future'] for row in rows] == ['7.5', '7.5'] and list(rows[0])[-2:] == ['of_the_future', 'train_loss']
+    assert [row['of_the_future'] for row in rows] == ['7.5', '7.5'] and list(rows[0])[-2:] == [
+        'of_the_future',
+        'train_loss',
+    ]
 
 
 def test_a_resume_on_other_threads_is_said(copied_run, resume):
@@ -304,7 +372,9 @@ def test_a_resume_on_other_threads_is_said(copied_run, resume):
 def test_stray_folders_do_not_count(copied_run, program):
     expected = program('--summarize', 'run').stdout
     for name in ('round_99', 'round_01.bak', 'round_1', 'round_xx', 'round_00'):
-        shutil.copytree(copied_run / 'round_01', copied_run / name, ignore=shutil.ignore_patterns('*.pth'))
+        shutil.copytree(
+            copied_run / 'round_01', copied_run / name, ignore=shutil.ignore_patterns('*.pth')
+        )
     (copied_run / 'round_03').touch()
     done = program('--summarize', 'run')
     assert (done.returncode, done.stdout) == (0, expected)
@@ -312,7 +382,9 @@ def test_stray_folders_do_not_count(copied_run, program):
 
 def test_another_users_run_is_summarised_and_not_written(finished_run, as_nobody, capfd):
     folder, run = as_nobody
-    shutil.copytree(finished_run / 'run', folder / 'run', ignore=shutil.ignore_patterns('*.pth', '*.png'))
+    shutil.copytree(
+        finished_run / 'run', folder / 'run', ignore=shutil.ignore_patterns('*.pth', '*.png')
+    )
     before = fingerprint(folder)
     expected = (finished_run / 'stdout.txt').read_text().splitlines()[-1]
     printed = run(lambda: print_medians(run_folder.summarise('run')))
@@ -327,7 +399,10 @@ def test_more_epochs_may_follow(workplace, finished_run, resume):
     assert done.returncode == 0, done.stderr
     done = resume('--epochs', 2, '--train_test_num', 1, '--resume')
     assert done.returncode == 0, done.stderr
-    rows = [[{**row, 'seconds': ''} for row in history(run)] for run in (workplace / 'run', finished_run / 'run')]
+    rows = [
+        [{**row, 'seconds': ''} for row in history(run)]
+        for run in (workplace / 'run', finished_run / 'run')
+    ]
     assert rows[0] == rows[1]
     result = json.loads((workplace / 'run' / 'round_01' / 'result.json').read_text())
     assert result == json.loads((finished_run / 'run' / 'round_01' / 'result.json').read_text())
@@ -345,7 +420,9 @@ def test_a_changed_database_is_refused(workplace, copied_run, resume):
 
 def test_the_files_of_a_finished_run(finished_run):
     run = finished_run / 'run'
-    assert sorted(path.relative_to(run).as_posix() for path in run.rglob('*') if path.is_file()) == sorted(
+    assert sorted(
+        path.relative_to(run).as_posix() for path in run.rglob('*') if path.is_file()
+    ) == sorted(
         ['.lock', 'config.json', 'results.json']
         + [
             f'round_0{k}/{name}'
@@ -409,15 +486,21 @@ def test_best_pth_is_a_plain_state_dict_of_the_best_epoch(finished_run, program)
     assert len(state) == 355 and all(isinstance(value, torch.Tensor) for value in state.values())
     for k, name in ((1, 'best.pth'), (2, 'best.pth'), (1, 'last.pth')):
         row = best_row(history(run, k)) if name == 'best.pth' else history(run, k)[-1]
-        done = program('--evaluate', run / f'round_0{k}' / name, '--data_root', finished_run / 'livec')
+        done = program(
+            '--evaluate', run / f'round_0{k}' / name, '--data_root', finished_run / 'livec'
+        )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n')
+        assert done.stdout.startswith(
+            f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n'
+        )
 
 
 def test_evaluating_outside_a_run_folder_is_refused(program, tmp_path):
     torch.save({}, tmp_path / 'loose.pth')
     done = program('--evaluate', 'loose.pth')
-    assert done.returncode == 2 and done.stderr.startswith('error: --evaluate: loose.pth is in no run folder; ')
+    assert done.returncode == 2 and done.stderr.startswith(
+        'error: --evaluate: loose.pth is in no run folder; '
+    )
 
 
 @pytest.mark.slow
@@ -427,7 +510,10 @@ def test_patience_stops_a_round_and_says_which_epoch_was_best(workplace, resume)
     rows = history(workplace / 'run')
     best = int(best_row(rows)['epoch'])
     assert len(rows) == best + 2 < 9
-    assert f'2 epochs without a better test_srcc; epoch {best} was best: this round stops here' in done.stderr
+    assert (
+        f'2 epochs without a better test_srcc; epoch {best} was best: this round stops here'
+        in done.stderr
+    )
 
 
 @pytest.mark.slow
@@ -447,7 +533,14 @@ def test_a_validation_part_chooses_the_epoch(workplace, resume):
 
 def test_nothing_but_tables_on_stdout_and_no_bar_without_a_terminal(finished_run):
     lines = (finished_run / 'stdout.txt').read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ['Round', 'Epoch', '1', '2', 'Best', 'Last'] * 2 + ['Testing', 'Last']
+    assert [line.split()[0] for line in lines] == [
+        'Round',
+        'Epoch',
+        '1',
+        '2',
+        'Best',
+        'Last',
+    ] * 2 + ['Testing', 'Last']
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -465,11 +558,17 @@ def test_logistic_metrics_on_a_known_curve():
     x = np.linspace(-3, 3, 60)
     y = 80 / (1 + np.exp(-(x - 0.5) / 0.7)) + 10
     metrics = all_metrics(x, y)
-    assert metrics['RMSE'] < 1e-4 and metrics['PLCC_logistic'] == pytest.approx(1) and metrics['PLCC'] < 0.99
+    assert (
+        metrics['RMSE'] < 1e-4
+        and metrics['PLCC_logistic'] == pytest.approx(1)
+        and metrics['PLCC'] < 0.99
+    )
     assert metrics['SRCC'] == pytest.approx(1) and metrics['KRCC'] == pytest.approx(1)
     falling = all_metrics(-x, y)
     assert falling['SRCC'] == pytest.approx(-1) and falling['PLCC_logistic'] == pytest.approx(1)
-    assert math.isnan(all_metrics([1, 1, 1, 1, 1], y[:5])['RMSE']) and math.isnan(all_metrics([1, 2], [1, 2])['RMSE'])
+    assert math.isnan(all_metrics([1, 1, 1, 1, 1], y[:5])['RMSE']) and math.isnan(
+        all_metrics([1, 2], [1, 2])['RMSE']
+    )
 
 
 def test_curves_and_predictions_can_be_read_by_a_spreadsheet(finished_run):

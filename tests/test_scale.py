@@ -47,18 +47,24 @@ def test_the_line_names_unit_and_remedy_and_changes_nothing(make_solver, capsys)
     assert 'on 8 training images its scores are ' in err and 'the labels 90 to 160, SRCC ' in err
     assert err.rstrip().endswith('; --fit_scale fits them to the labels before training')
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(before[name], value) for name, value in solver.model_hyper.state_dict().items())
+    assert all(
+        torch.equal(before[name], value) for name, value in solver.model_hyper.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize('normalize', [False, True])
 def test_the_fit_is_least_squares_and_folded_into_the_weights(make_solver, normalize):
-    plain, fitted = (make_solver(fit_scale=fit, normalize_scores=normalize) for fit in (False, True))
+    plain, fitted = (
+        make_solver(fit_scale=fit, normalize_scores=normalize) for fit in (False, True)
+    )
     fitted.train()
     data = plain.loader(plain.opened, range(10), istrain=False)
     before, after = plain.predict(data), fitted.predict(data)
     slope, offset = np.polyfit(before, after, 1)
     assert after == pytest.approx(slope * before + offset, abs=2e-3 * np.ptp(after) + 1e-3)
-    assert abs(after[:8].mean() - plain.train_data.scores.mean()) < 15  # of labels 90 ... 160, before near 0
+    assert (
+        abs(after[:8].mean() - plain.train_data.scores.mean()) < 15
+    )  # of labels 90 ... 160, before near 0
 
 
 def test_what_cannot_be_fitted_is_refused(make_solver, program, tmp_path):
@@ -69,4 +75,7 @@ def test_what_cannot_be_fitted_is_refused(make_solver, program, tmp_path):
     assert done.returncode == 2 and '--fit_scale goes with --weights FILE' in done.stderr
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / 'resnet.pth')
     done = program(*options, '--weights', 'resnet.pth')
-    assert done.returncode == 2 and 'resnet.pth holds a ResNet-50 alone, which gives no scores' in done.stderr
+    assert (
+        done.returncode == 2
+        and 'resnet.pth holds a ResNet-50 alone, which gives no scores' in done.stderr
+    )

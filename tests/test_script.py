@@ -9,12 +9,12 @@ from helpers import TINY, without_times
 
 import folders
 import models
+from experiment.options import parse_options
+from experiment.splits import draw_split
 from train_test_IQA import main
 from util import demo_database
 from util.distributed import pick_device
 from util.errors import InputError
-from util.options import parse_options
-from util.splits import draw_split
 
 ONE_ROUND = (*TINY, '--batch_size', 3, '--train_test_num', 1)
 
@@ -29,13 +29,27 @@ def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(finished_r
     lines = printed.splitlines()
     assert [line for line in lines if line.startswith('Round')] == ['Round 1', 'Round 2']
     assert [row[0] for row in rows(printed)] == ['1', '2', '1', '2']
-    assert lines.count('Epoch  Train_Loss  Train_SRCC  Test_SRCC  Test_PLCC  Test_MAE        Time        Left') == 2
-    best = [float(line.split()[3].rstrip(',')) for line in lines if line.startswith('Best test SRCC')]
-    assert re.match(r'Testing median SRCC -?\d\.\d{4}, median PLCC -?\d\.\d{4}, median MAE \d', lines[-2])
+    assert (
+        lines.count(
+            'Epoch  Train_Loss  Train_SRCC  Test_SRCC  Test_PLCC  Test_MAE        Time        Left'
+        )
+        == 2
+    )
+    best = [
+        float(line.split()[3].rstrip(',')) for line in lines if line.startswith('Best test SRCC')
+    ]
+    assert re.match(
+        r'Testing median SRCC -?\d\.\d{4}, median PLCC -?\d\.\d{4}, median MAE \d', lines[-2]
+    )
     assert lines[-1].startswith('Last epochs: median SRCC ')
     assert float(lines[-2].split()[3].rstrip(',')) == pytest.approx(sum(best) / 2, abs=1e-4)
-    assert errors.startswith('warning: LIVE Challenge')  # then where it is, of what, on what; at the end what comes next
-    assert '\nRun folder: run (--resume run continues it)\nLIVE Challenge: 6 to train on, 2 to test on\n' in errors
+    assert errors.startswith(
+        'warning: LIVE Challenge'
+    )  # then where it is, of what, on what; at the end what comes next
+    assert (
+        '\nRun folder: run (--resume run continues it)\nLIVE Challenge: 6 to train on, 2 to test on\n'
+        in errors
+    )
     assert '\n1 process on cpu, 1 thread; initial weights: none; seed: 0\n' in errors
     assert errors.splitlines()[-3:] == [
         'Results: run/results.json; weights: run/round_02/best.pth; pictures: run/round_02/*.png',
@@ -47,7 +61,9 @@ def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(finished_r
     livec = ('--data_root', finished_run / 'livec')
     again = program(*TINY, *livec, '--num_workers', 3, '--rounds', 2, '--output', 'again')
     second_round = without_times(printed[printed.index('Round 2') : printed.index('Testing')])
-    assert without_times(again.stdout).startswith(second_round) and re.search(r' \d+ s +\d+ s\n', printed)
+    assert without_times(again.stdout).startswith(second_round) and re.search(
+        r' \d+ s +\d+ s\n', printed
+    )
 
 
 def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
@@ -56,17 +72,25 @@ def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
     assert done.returncode == 3 and 'no result: in round 1 no epoch has' in done.stderr
     assert len(rows(done.stdout)) < 4
     assert re.search(
-        r'epoch \d: the training loss \((nan|inf)\) or a weight is not finite, so this round stops here', done.stderr
+        r'epoch \d: the training loss \((nan|inf)\) or a weight is not finite, so this round stops here',
+        done.stderr,
     )
 
 
 @pytest.mark.slow
-def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database, program, tmp_path):
+def test_constant_predictions_have_srcc_nan_and_are_never_the_best(
+    make_database, program, tmp_path
+):
     make_database('livec', images=8)
-    torch.save({name: torch.zeros_like(value) for name, value in models.hyperiqa().state_dict().items()}, tmp_path / 'zero.pth')
+    torch.save(
+        {name: torch.zeros_like(value) for name, value in models.hyperiqa().state_dict().items()},
+        tmp_path / 'zero.pth',
+    )
     done = program(*ONE_ROUND, '--weights', 'zero.pth', '--lr', 0, '--weight_decay', 0)
     assert [row[2:5] for row in rows(done.stdout)] == [['nan'] * 3] * 2
-    assert 'Best test SRCC nan, PLCC nan' in done.stdout and done.stdout.endswith('SRCC nan, median PLCC nan\n')
+    assert 'Best test SRCC nan, PLCC nan' in done.stdout and done.stdout.endswith(
+        'SRCC nan, median PLCC nan\n'
+    )
     assert 'Warning' not in done.stderr
 
 
@@ -80,13 +104,18 @@ def test_constant_predictions_have_srcc_nan_and_are_never_the_best(make_database
         (('--device', 'gpu'), '--device gpu: '),
         (('--weights', 'absent.pth'), 'there is no file absent.pth'),
         (('--train_patch_num', 0), '--train_patch_num'),
-        (('--train_patch_num', 10**19), '--train_patch_num: 10000000000000000000 is not in 1 ... 1000000'),
+        (
+            ('--train_patch_num', 10**19),
+            '--train_patch_num: 10000000000000000000 is not in 1 ... 1000000',
+        ),
         (('--epochs', 'many'), '--epochs'),
         (('--lr', -1), '--lr'),
         (('--num_workers', -1), '--num_workers'),
     ],
 )
-def test_bad_options_give_one_line_and_exit_code_2(make_database, monkeypatch, capsys, options, reason):
+def test_bad_options_give_one_line_and_exit_code_2(
+    make_database, monkeypatch, capsys, options, reason
+):
     monkeypatch.chdir(make_database('livec', images=10).parent)
     with pytest.raises(SystemExit) as exit:
         main([*map(str, ONE_ROUND), *map(str, options)])
@@ -162,7 +191,11 @@ def test_options_of_the_original_keep_their_names_and_defaults():
 
 def test_a_databases_own_defaults_yield_to_the_users_options():
     config = parse_options(['--dataset', 'demo', '--epochs', '3'])
-    assert (config.weights, config.epochs, config.batch_size) == ('none', 3, demo_database.DEFAULTS['batch_size'])
+    assert (config.weights, config.epochs, config.batch_size) == (
+        'none',
+        3,
+        demo_database.DEFAULTS['batch_size'],
+    )
 
 
 def test_splits_take_80_percent_differ_by_round_and_never_cut_through_a_content(tmp_path):
@@ -172,11 +205,19 @@ def test_splits_take_80_percent_differ_by_round_and_never_cut_through_a_content(
     assert len(samples) == demo_database.IMAGES and len(units) == demo_database.SCENES
     for val_ratio, sizes in ((0, [32, 0, 8]), (0.25, [24, 8, 8])):
         split = draw_split(len(units), 0, 0, val_ratio)
-        contents = [{samples[k].content for unit in split[part] for k in units[unit]} for part in ('train', 'val', 'test')]
+        contents = [
+            {samples[k].content for unit in split[part] for k in units[unit]}
+            for part in ('train', 'val', 'test')
+        ]
         assert [len(part) for part in contents] == sizes and len(set.union(*contents)) == 40
     assert draw_split(20, 0, 0, 0) == draw_split(20, 0, 0, 0)
     assert draw_split(20, 0, 1, 0) != draw_split(20, 0, 0, 0) != draw_split(20, 1, 0, 0)
-    assert draw_split(10073, 0, 0, 0)['train'][:4] == [5092, 3941, 4806, 8181]  # the same on every machine
+    assert draw_split(10073, 0, 0, 0)['train'][:4] == [
+        5092,
+        3941,
+        4806,
+        8181,
+    ]  # the same on every machine
 
 
 @pytest.mark.parametrize('units, val_ratio', [(1, 0), (2, 0.1), (0, 0)])

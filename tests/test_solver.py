@@ -16,10 +16,10 @@ from helpers import QUICK, tensors
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train_test_IQA
+from experiment.options import parse_options
 from HyerIQASolver import HyperIQASolver, is_better, learning_rates
 from util.errors import SMALLER
 from util.metrics import plcc, srcc
-from util.options import parse_options
 
 ONE_ROUND = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--epochs', 1)
 
@@ -58,7 +58,9 @@ def training_of(solver):
                 optimizer=optimizer,
                 rates=[group['lr'] for group in optimizer.param_groups],
                 step={int(state['step']) if state else 0 for state in states},
-                momentum=sum(state['exp_avg'].abs().sum().item() if state else 0 for state in states),
+                momentum=sum(
+                    state['exp_avg'].abs().sum().item() if state else 0 for state in states
+                ),
             )
         )
 
@@ -66,7 +68,13 @@ def training_of(solver):
     with redirect_stdout(printed):
         returned = solver.train()
     hook.remove()
-    return SimpleNamespace(solver=solver, adam=adam, steps=seen, lines=printed.getvalue().splitlines(), returned=returned)
+    return SimpleNamespace(
+        solver=solver,
+        adam=adam,
+        steps=seen,
+        lines=printed.getvalue().splitlines(),
+        returned=returned,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -77,12 +85,17 @@ def trained(make_solver):
 
 def table_of_rates(lr, lr_ratio):
     return (
-        [(lr * lr_ratio, lr)] * 7 + [(lr * lr_ratio / 10, lr / 10)] * 3 + [(lr / 10, lr / 10)] * 3 + [(lr / 100, lr / 100)] * 3
+        [(lr * lr_ratio, lr)] * 7
+        + [(lr * lr_ratio / 10, lr / 10)] * 3
+        + [(lr / 10, lr / 10)] * 3
+        + [(lr / 100, lr / 100)] * 3
     )
 
 
 def test_repair_1_both_learning_rates_follow_the_table(trained):
-    assert [tuple(step.rates) for step in trained.steps] == [pytest.approx(row) for row in table_of_rates(3e-4, 4)]
+    assert [tuple(step.rates) for step in trained.steps] == [
+        pytest.approx(row) for row in table_of_rates(3e-4, 4)
+    ]
 
 
 def test_the_table_of_the_default_rates():
@@ -109,7 +122,11 @@ def test_repair_3_every_parameter_trains_in_every_epoch(make_solver):
         before = {name: p.detach().clone() for name, p in solver.model_hyper.named_parameters()}
         solver.train_epoch(epoch)
         solver.set_learning_rates(*learning_rates(epoch, solver.lr, solver.lrratio))
-        unchanged = [name for name, p in solver.model_hyper.named_parameters() if torch.equal(p, before[name])]
+        unchanged = [
+            name
+            for name, p in solver.model_hyper.named_parameters()
+            if torch.equal(p, before[name])
+        ]
         assert unchanged == []
 
 
@@ -126,9 +143,17 @@ def test_the_lda_heads_belong_to_the_backbones_group(make_solver):
 
 
 def test_train_returns_the_best_epoch_and_prints_every_epoch(trained):
-    assert trained.lines[0].split()[:5] == ['Epoch', 'Train_Loss', 'Train_SRCC', 'Test_SRCC', 'Test_PLCC']
+    assert trained.lines[0].split()[:5] == [
+        'Epoch',
+        'Train_Loss',
+        'Train_SRCC',
+        'Test_SRCC',
+        'Test_PLCC',
+    ]
     assert [line.split()[0] for line in trained.lines[1:]] == [str(epoch) for epoch in range(1, 17)]
-    assert round(trained.returned[0], 4) == max(float(line.split()[3]) for line in trained.lines[1:])
+    assert round(trained.returned[0], 4) == max(
+        float(line.split()[3]) for line in trained.lines[1:]
+    )
 
 
 def test_test_averages_the_patches_of_each_image(make_solver):
@@ -136,7 +161,11 @@ def test_test_averages_the_patches_of_each_image(make_solver):
     solver.model_hyper.eval()
     with torch.inference_mode():
         single = np.array(
-            [solver.forward(solver.model_hyper, patch[None]).item() for patches, _ in solver.test_data for patch in patches]
+            [
+                solver.forward(solver.model_hyper, patch[None]).item()
+                for patches, _ in solver.test_data
+                for patch in patches
+            ]
         )
     means = single.reshape(2, 3).mean(1)
     assert solver.predict(solver.test_data) == pytest.approx(means, rel=1e-5)
@@ -153,7 +182,11 @@ def test_same_seed_same_weights_and_another_seed_or_round_others(make_database):
 
     def first_weights(seed, round_index):
         config = SimpleNamespace(dataset='livec', weights='none', seed=seed, device='cpu')
-        return HyperIQASolver(config, root, [0], [1], round_index=round_index).model_hyper.conv1[0].weight
+        return (
+            HyperIQASolver(config, root, [0], [1], round_index=round_index)
+            .model_hyper.conv1[0]
+            .weight
+        )
 
     assert torch.equal(first_weights(0, 0), first_weights(0, 0))
     assert not torch.equal(first_weights(0, 0), first_weights(1, 0))
@@ -162,13 +195,19 @@ def test_same_seed_same_weights_and_another_seed_or_round_others(make_database):
 
 def test_nan_is_never_the_best():
     assert is_better(-0.3, math.nan) and is_better(0.2, -0.3)
-    assert not is_better(math.nan, math.nan) and not is_better(math.nan, -0.9) and not is_better(0.1, 0.1)
+    assert (
+        not is_better(math.nan, math.nan)
+        and not is_better(math.nan, -0.9)
+        and not is_better(0.1, 0.1)
+    )
 
 
 def test_correlations_of_constant_or_nan_scores_are_nan_without_a_warning(recwarn):
     for function in (srcc, plcc):
         assert function([1, 2, 3], [1, 2, 3]) == pytest.approx(1)
-        assert math.isnan(function([2, 2, 2], [1, 2, 3])) and math.isnan(function([1, math.nan, 3], [1, 2, 3]))
+        assert math.isnan(function([2, 2, 2], [1, 2, 3])) and math.isnan(
+            function([1, math.nan, 3], [1, 2, 3])
+        )
         assert math.isnan(function([1], [1]))
     assert not recwarn.list
 
@@ -187,21 +226,35 @@ def test_an_epoch_on_cuda_is_that_of_the_cpu(make_solver, options):
 def test_deterministic_runs_on_cuda_give_the_same_bytes(make_database, script, tmp_path):
     make_database('livec', images=10)  # two of them are tested on
     for run in ('first', 'second'):
-        done = script('train_test_IQA.py', *ONE_ROUND, '--device', 'cuda', '--deterministic', '--output', run)
+        done = script(
+            'train_test_IQA.py', *ONE_ROUND, '--device', 'cuda', '--deterministic', '--output', run
+        )
         assert done.returncode == 0, done.stderr
-    assert tensors(tmp_path / 'first' / 'round_01' / 'last.pth') == tensors(tmp_path / 'second' / 'round_01' / 'last.pth')
+    assert tensors(tmp_path / 'first' / 'round_01' / 'last.pth') == tensors(
+        tmp_path / 'second' / 'round_01' / 'last.pth'
+    )
 
 
 @pytest.mark.slow
 def test_compile_makes_two_graphs_whatever_the_last_batches_are(make_solver, monkeypatch):
     """Dynamo captures the graphs; what it hands them to is PyTorch's own eager backend, which takes no minutes."""
     compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, 'compile', lambda module, **how: compile_module(module, backend='eager', **how))
+    monkeypatch.setattr(
+        torch.nn.Module,
+        'compile',
+        lambda module, **how: compile_module(module, backend='eager', **how),
+    )
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     for patches in (4, 3, 5):  # last batches of 1, none and 2 patches
         solver = make_solver(
-            (0,), (4,), compile=True, batch_size=3, test_batch_size=3, train_patch_num=patches, test_patch_num=patches
+            (0,),
+            (4,),
+            compile=True,
+            batch_size=3,
+            test_batch_size=3,
+            train_patch_num=patches,
+            test_patch_num=patches,
         )
         solver.train_epoch(0)
         solver.predict(solver.test_data)
@@ -209,14 +262,18 @@ def test_compile_makes_two_graphs_whatever_the_last_batches_are(make_solver, mon
 
 
 @pytest.mark.slow
-def test_deterministic_changes_no_byte_on_the_cpu_and_is_kept_by_evaluate(killed_run, program, tmp_path, monkeypatch):
+def test_deterministic_changes_no_byte_on_the_cpu_and_is_kept_by_evaluate(
+    killed_run, program, tmp_path, monkeypatch
+):
     """Beside a run without it after the same epoch."""
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', '')
     (tmp_path / 'livec').symlink_to(killed_run.parent / 'livec')
     try:
         done = program(*ONE_ROUND, '--deterministic', '--output', 'with')
         assert done.returncode == 0, done.stderr
-        assert torch.are_deterministic_algorithms_enabled() and os.environ['CUBLAS_WORKSPACE_CONFIG']
+        assert (
+            torch.are_deterministic_algorithms_enabled() and os.environ['CUBLAS_WORKSPACE_CONFIG']
+        )
     finally:
         torch.use_deterministic_algorithms(False)
     last = tmp_path / 'with' / 'round_01' / 'last.pth'
@@ -239,7 +296,9 @@ def test_out_of_memory_is_one_line_that_names_the_options(finished_run, tmp_path
     """The limit of 8 GB is twice what the imports map, so that the first layer's output, of 6.4 GB, does not fit."""
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
     arguments = (*ONE_ROUND, '--output', 'run', *options)
-    process = forked.program(train_test_IQA.main, *arguments, folder=tmp_path, limits={resource.RLIMIT_AS: 8_000_000_000})
+    process = forked.program(
+        train_test_IQA.main, *arguments, folder=tmp_path, limits={resource.RLIMIT_AS: 8_000_000_000}
+    )
     _, errors = process.communicate()
     assert process.returncode == 2, errors
     last = errors.splitlines()[-1]

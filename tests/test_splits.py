@@ -8,9 +8,9 @@ import pytest
 from helpers import QUICK, read_table
 
 import folders
+from experiment.options import parse_options
+from experiment.splits import asked_splits, draw_splits, read_split
 from util.errors import InputError
-from util.options import parse_options
-from util.splits import asked_splits, draw_splits, read_split
 
 NAMES = [f'I{content:02d}_{k:02d}.png' for content in (1, 2, 3) for k in (1, 2)]
 EXPECTED = {'train': [4, 0, 1], 'val': [2], 'test': [5, 3]}
@@ -21,7 +21,9 @@ def database(tmp_path):
     """Six KADID-10k images of three references."""
     databases.copies(tmp_path / 'kadid' / 'images', NAMES)
     rows = [[name, name[:3] + '.png', 1 + k, 0.5] for k, name in enumerate(NAMES)]
-    databases.write_csv(tmp_path / 'kadid' / 'dmos.csv', ['dist_img', 'ref_img', 'dmos', 'var'], rows)
+    databases.write_csv(
+        tmp_path / 'kadid' / 'dmos.csv', ['dist_img', 'ref_img', 'dmos', 'var'], rows
+    )
     return folders.OpenDatabase('kadid10k', tmp_path / 'kadid')
 
 
@@ -38,7 +40,11 @@ def run_of_this_project(root):
 def from_one_folder_up_and_in_another_case(root):
     content = {part: named(part, 'data/KADID10k/Images/{}') for part in EXPECTED}
     (root / 'split.json').write_text(
-        json.dumps(content).upper().replace('"TRAIN"', '"train"').replace('"VAL"', '"val"').replace('"TEST"', '"test"')
+        json.dumps(content)
+        .upper()
+        .replace('"TRAIN"', '"train"')
+        .replace('"VAL"', '"val"')
+        .replace('"TEST"', '"test"')
     )
     return root / 'split.json'
 
@@ -49,7 +55,9 @@ def liqe(root, rounds='123'):
         (root / 'splits' / number).mkdir(parents=True)
         for part in EXPECTED:
             lines = [f'kadid10k/images/{name}\t3.2\t0.4\tI01.png' for name in named(part)]
-            (root / 'splits' / number / f'kadid10k_{part}.txt').write_text('\r\n'.join(lines) + '\r\n')
+            (root / 'splits' / number / f'kadid10k_{part}.txt').write_text(
+                '\r\n'.join(lines) + '\r\n'
+            )
     return root / 'splits'
 
 
@@ -86,13 +94,18 @@ def lists(root):
     """A text file of names, a CSV file with a header, and JSON records."""
     (root / 'a.txt').write_text('\n'.join(named('train')) + '\n')
     databases.write_csv(root / 'b.csv', ['image', 'score'], [[name, 3] for name in named('val')])
-    (root / 'c.json').write_text(json.dumps([{'img_path': name, 'gt_score': 3.5} for name in named('test', 'x/y/{}')]))
+    (root / 'c.json').write_text(
+        json.dumps([{'img_path': name, 'gt_score': 3.5} for name in named('test', 'x/y/{}')])
+    )
     return [f'train={root}/a.txt', f'val={root}/b.csv', f'test={root}/c.json']
 
 
 def q_align(root):
     for part in EXPECTED:
-        records = [{'id': f'{k}', 'image': name} for k, name in enumerate(named(part, 'kadid10k/images/{}'))]
+        records = [
+            {'id': f'{k}', 'image': name}
+            for k, name in enumerate(named(part, 'kadid10k/images/{}'))
+        ]
         (root / f'{part}_kadid.json').write_text(json.dumps(records))
     return root
 
@@ -130,7 +143,9 @@ def drawn(database, *options):
     return asked_splits(config, database)[1]
 
 
-def test_each_round_has_its_own_split_where_the_path_or_the_array_says_so(database, tmp_path, capsys):
+def test_each_round_has_its_own_split_where_the_path_or_the_array_says_so(
+    database, tmp_path, capsys
+):
     folder = liqe(tmp_path)
     (folder / '2' / 'kadid10k_train.txt').write_text(NAMES[0] + '\n')
     expected = [EXPECTED, {**EXPECTED, 'train': [0]}, EXPECTED]
@@ -141,9 +156,13 @@ def test_each_round_has_its_own_split_where_the_path_or_the_array_says_so(databa
     np.save(tmp_path / 'train.npy', rows)
     np.save(tmp_path / 'test.npy', np.array([5, 3]))
     parts = [f'train={tmp_path}/train.npy', f'test={tmp_path}/test.npy']
-    assert [split['train'] for split in drawn(database, '--train_test_num', 2, '--split', *parts)] == [[0, 1, 2], [0]]
+    assert [
+        split['train'] for split in drawn(database, '--train_test_num', 2, '--split', *parts)
+    ] == [[0, 1, 2], [0]]
     assert 'one split for all' not in capsys.readouterr().err
-    with pytest.raises(InputError, match=r'train.npy is for 2 rounds; --train_test_num 2 runs those'):
+    with pytest.raises(
+        InputError, match=r'train.npy is for 2 rounds; --train_test_num 2 runs those'
+    ):
         drawn(database, '--train_test_num', 3, '--split', *parts)
 
 
@@ -151,7 +170,16 @@ def test_one_split_for_many_rounds_and_shared_contents_are_said(database, tmp_pa
     files = [f'{part}={tmp_path}/{part}.txt' for part in ('train', 'test')]
     for part, images in (('train', [0, 1, 4]), ('test', [2, 3, 5])):
         (tmp_path / f'{part}.txt').write_text('\n'.join(NAMES[k] for k in images))
-    options = ['--dataset', 'kadid10k', '--device', 'cpu', '--train_test_num', '3', '--split', *files]
+    options = [
+        '--dataset',
+        'kadid10k',
+        '--device',
+        'cpu',
+        '--train_test_num',
+        '3',
+        '--split',
+        *files,
+    ]
     draw_splits(parse_options(options), database)
     err = capsys.readouterr().err
     assert 'test.txt: one split for all 3 rounds' in err
@@ -160,18 +188,34 @@ def test_one_split_for_many_rounds_and_shared_contents_are_said(database, tmp_pa
 
 def test_the_set_column_can_be_named(database, tmp_path):
     file = table(tmp_path, 'fold')
-    with pytest.raises(InputError, match=r'table.csv, line 1: no column is the set in .* --columns set=NAME'):
+    with pytest.raises(
+        InputError, match=r'table.csv, line 1: no column is the set in .* --columns set=NAME'
+    ):
         drawn(database, '--split', file)
-    assert drawn(database, '--split', file, '--columns', 'set=fold', '--train_test_num', 1) == [EXPECTED]
+    assert drawn(database, '--split', file, '--columns', 'set=fold', '--train_test_num', 1) == [
+        EXPECTED
+    ]
 
 
 @pytest.mark.parametrize(
     'name, content, reason',
     [
-        ('train.txt', 'x.png\ny.png\n', r'names 2 images that are not in .*kadid, the first of them x.png, y.png'),
-        ('train.txt', f'{NAMES[0]}\n{NAMES[5]}\n', 'names I03_02.png twice; an image belongs to one part'),
+        (
+            'train.txt',
+            'x.png\ny.png\n',
+            r'names 2 images that are not in .*kadid, the first of them x.png, y.png',
+        ),
+        (
+            'train.txt',
+            f'{NAMES[0]}\n{NAMES[5]}\n',
+            'names I03_02.png twice; an image belongs to one part',
+        ),
         ('train.json', '{"image": 3}', 'train.json cannot be read as JSON: it holds no list'),
-        ('train.json', '[{"name": 3}]', r'train.json cannot be read as JSON: a record has no "image" or "img_path"'),
+        (
+            'train.json',
+            '[{"name": 3}]',
+            r'train.json cannot be read as JSON: a record has no "image" or "img_path"',
+        ),
         ('train.json', '[', r'train.json cannot be read as JSON'),
         ('train.csv', '<!DOCTYPE html>', 'train.csv is a web page'),
         ('train.npy', b'\x93NUMPY nothing', 'train.npy cannot be read as a NumPy array'),
@@ -180,8 +224,16 @@ def test_the_set_column_can_be_named(database, tmp_path):
             np.array([0.5]),
             r'train.npy cannot .*: row numbers are integers in the shape \(n,\) or \(rounds, n\), not float64',
         ),
-        ('train.npy', np.array([0, 6]), r'train.npy names 1 images that are not in .*, the first of them 6'),
-        ('train.npy', np.array([{}], object), 'train.npy cannot be read as a NumPy array of numbers: Object arrays cannot be'),
+        (
+            'train.npy',
+            np.array([0, 6]),
+            r'train.npy names 1 images that are not in .*, the first of them 6',
+        ),
+        (
+            'train.npy',
+            np.array([{}], object),
+            'train.npy cannot be read as a NumPy array of numbers: Object arrays cannot be',
+        ),
     ],
 )
 def test_faults_in_a_list_are_named(database, tmp_path, name, content, reason):
@@ -205,12 +257,17 @@ def test_a_name_that_fits_several_images_is_refused(make_database, tmp_path):
         (tmp_path / 'list.txt').write_text(name)
         assert read_split([f'train={tmp_path}/list.txt'], database)['train'] == expected
     (tmp_path / 'list.txt').write_text('1.png')
-    with pytest.raises(InputError, match=r'list.txt names 1 images .*1.png; a name that fits several images counts as none'):
+    with pytest.raises(
+        InputError,
+        match=r'list.txt names 1 images .*1.png; a name that fits several images counts as none',
+    ):
         read_split([f'train={tmp_path}/list.txt'], database)
 
 
 def test_a_split_reads_no_pickle(database, tmp_path):
-    (tmp_path / 'split.pkl').write_bytes(b'\x80\x04cos\nsystem\n(Vtouch ' + bytes(tmp_path / 'ran') + b'\ntR.')
+    (tmp_path / 'split.pkl').write_bytes(
+        b'\x80\x04cos\nsystem\n(Vtouch ' + bytes(tmp_path / 'ran') + b'\ntR.'
+    )
     with pytest.raises(InputError, match=r'split.pkl cannot be read as a table'):
         drawn(database, '--split', tmp_path / 'split.pkl')
     with pytest.raises(InputError, match=r'split.npy'):
@@ -224,7 +281,9 @@ def test_rows_stay_the_label_files_where_images_are_left_out(tmp_path):
 
     databases.pictures(tmp_path, ['a.png', 'c.png', 'd.png'])
     (tmp_path / 'mine.csv').write_text('image,score\na.png,1\nb.png,2\nc.png,3\nd.png,4\n')
-    database = folders.OpenDatabase('csv', tmp_path / 'mine.csv', settings=Settings(skip_missing=True))
+    database = folders.OpenDatabase(
+        'csv', tmp_path / 'mine.csv', settings=Settings(skip_missing=True)
+    )
     np.save(tmp_path / 'train.npy', [3, 1])
     (tmp_path / 'test.txt').write_text('b.png\nc.png\n')
     split = read_split([f'train={tmp_path}/train.npy', f'test={tmp_path}/test.txt'], database)
@@ -235,7 +294,9 @@ def test_a_split_of_the_large_koniq_fits_the_small_one(make_database):
     database = folders.OpenDatabase('koniq', make_database('koniq_sets'))
     assert database.names([0]) == ['512x384/826373.jpg']
     file = database.path / 'split.json'
-    file.write_text(json.dumps({'train': ['1024x768/826374.jpg'], 'test': ['koniq/1024x768/826373.jpg']}))
+    file.write_text(
+        json.dumps({'train': ['1024x768/826374.jpg'], 'test': ['koniq/1024x768/826373.jpg']})
+    )
     assert read_split(file, database) == {'train': [1], 'val': [], 'test': [0]}
 
 
@@ -245,10 +306,28 @@ def test_images_that_are_left_out_are_listed_in_the_run_folder(in_process, make_
 
     make_database('livec', images=10)
     next((tmp_path / 'livec' / 'Images').glob('5.*')).unlink()
-    options = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_test_num', 1, '--epochs', 1, '--output', 'run')
+    options = (
+        '--dataset',
+        'livec',
+        '--data_root',
+        'livec',
+        *QUICK,
+        '--train_test_num',
+        1,
+        '--epochs',
+        1,
+        '--output',
+        'run',
+    )
     assert '--skip_missing leaves them out' in in_process(train_test_IQA.main, *options).stderr
     done = in_process(train_test_IQA.main, *options, '--skip_missing')
     assert done.returncode == 0, done.stderr
     rows = read_table(tmp_path / 'run' / 'left_out.csv')
-    assert rows == [{'image': 'Images/5.bmp', 'row': 'entry 10', 'reason': 'there is no file livec/Images/5.bmp'}]
+    assert rows == [
+        {
+            'image': 'Images/5.bmp',
+            'row': 'entry 10',
+            'reason': 'there is no file livec/Images/5.bmp',
+        }
+    ]
     assert '1 of 10 listed images are left out, the first is Images/5.bmp' in done.stderr

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from helpers import PROJECT, QUICK, read_table
 
+from experiment.run_folder import read_predictions, write_predictions
+from experiment.run_folder import statistics as of_rounds
+from experiment.splits import read_split
 from folders import OpenDatabase
 from util.errors import InputError
 from util.files import read_json
 from util.labels import Settings
 from util.metrics import TestedImages, by_type, srcc
-from util.run_folder import read_predictions, write_predictions
-from util.run_folder import statistics as of_rounds
-from util.splits import read_split
 
 VOTES = {f'{k:02d}.png': [10.0 * k + vote for vote in range(1 + k % 3)] for k in range(20)}
 TYPES = {name: 'noise' if name < '05' else 'blur' for name in VOTES}
@@ -24,7 +24,12 @@ TYPES = {name: 'noise' if name < '05' else 'blur' for name in VOTES}
 def table_of_votes(root, more=()):
     """mine.csv: a row for each vote, one observer after the other, with the type of each image's distortion."""
     databases.pictures(root, list(VOTES))
-    rows = [f'{name},{votes[k]},{TYPES[name]}' for k in range(3) for name, votes in VOTES.items() if k < len(votes)]
+    rows = [
+        f'{name},{votes[k]},{TYPES[name]}'
+        for k in range(3)
+        for name, votes in VOTES.items()
+        if k < len(votes)
+    ]
     (root / 'mine.csv').write_text('\n'.join(['image,vote,kind', *rows, *more]) + '\n')
     return root / 'mine.csv'
 
@@ -36,11 +41,17 @@ def test_votes_are_averaged_whatever_their_order(tmp_path):
     table = table_of_votes(tmp_path)
     database = OpenDatabase('csv', table, None, Settings(COLUMNS, average_votes=True))
     found = dict(zip(database.all_names, database.samples))
-    assert list(found) == list(VOTES) and [sample.row for sample in database.samples] == list(range(20))
+    assert list(found) == list(VOTES) and [sample.row for sample in database.samples] == list(
+        range(20)
+    )
     for name, votes in VOTES.items():
         deviation = statistics.stdev(votes) if len(votes) > 1 else ''
         assert found[name].score == sum(votes) / len(votes)
-        assert found[name].facts == {'type': TYPES[name], 'votes': len(votes), 'deviation': deviation}
+        assert found[name].facts == {
+            'type': TYPES[name],
+            'votes': len(votes),
+            'deviation': deviation,
+        }
     header, *rows = table.read_text().splitlines()
     table.write_text('\n'.join([header, *rows[:20], *reversed(rows[20:])]) + '\n')
     again = OpenDatabase('csv', table, None, Settings(COLUMNS, average_votes=True))
@@ -50,8 +61,16 @@ def test_votes_are_averaged_whatever_their_order(tmp_path):
 @pytest.mark.parametrize(
     'settings, more, message',
     [
-        ({}, (), '00.png is on line 2 already; remove one of the two, or give --average_votes where each row is a vote'),
-        ({'average_votes': True}, ['00.png,3,blur'], '00.png has another content, set or type than on line 2'),
+        (
+            {},
+            (),
+            '00.png is on line 2 already; remove one of the two, or give --average_votes where each row is a vote',
+        ),
+        (
+            {'average_votes': True},
+            ['00.png,3,blur'],
+            '00.png has another content, set or type than on line 2',
+        ),
         ({'average_votes': True}, ['00.png,good,noise'], "the score 'good' is not a number"),
     ],
 )
@@ -96,7 +115,9 @@ def test_the_type_of_the_demo_is_known(tmp_path):
     names = ['scene01_blur_1.png', 'scene01_lowres_4.png']
     databases.pictures(tmp_path / 'demo', names)
     databases.write_csv(
-        tmp_path / 'demo' / 'labels.csv', ['image', 'score', 'content'], [[name, k, 's'] for k, name in enumerate(names)]
+        tmp_path / 'demo' / 'labels.csv',
+        ['image', 'score', 'content'],
+        [[name, k, 's'] for k, name in enumerate(names)],
     )
     assert OpenDatabase('demo', tmp_path / 'demo').facts([1, 0]) == {'type': ['lowres', 'blur']}
 
@@ -107,8 +128,14 @@ def test_the_table_of_votes_may_be_the_split_too(tmp_path):
     (tmp_path / 'mine.csv').write_text('\n'.join(['image,score,fold', *rows]) + '\n')
     database = OpenDatabase('csv', tmp_path / 'mine.csv', None, Settings(average_votes=True))
     columns = {'set': 'fold'}
-    assert read_split(str(tmp_path / 'mine.csv'), database, 1, columns) == {'train': [0], 'val': [], 'test': [1]}
-    (tmp_path / 'other.csv').write_text('\n'.join(['image,set', 'a.png,train', 'b.png,test', 'a.png,test']) + '\n')
+    assert read_split(str(tmp_path / 'mine.csv'), database, 1, columns) == {
+        'train': [0],
+        'val': [],
+        'test': [1],
+    }
+    (tmp_path / 'other.csv').write_text(
+        '\n'.join(['image,set', 'a.png,train', 'b.png,test', 'a.png,test']) + '\n'
+    )
     with pytest.raises(InputError, match='names a.png twice; an image belongs to one part'):
         read_split(str(tmp_path / 'other.csv'), database)
 
@@ -120,20 +147,28 @@ def some_images(types, seed=0):
 
 
 def test_srcc_by_type_is_over_the_rounds_that_have_it():
-    rounds = [some_images(['a', 'b', 'a', 'b', 'a', 'b', 'a', 'c', 'c'], seed) for seed in range(2)] + [
-        some_images(['a'] * 5, 2)
-    ]
+    rounds = [
+        some_images(['a', 'b', 'a', 'b', 'a', 'b', 'a', 'c', 'c'], seed) for seed in range(2)
+    ] + [some_images(['a'] * 5, 2)]
     results = [{'SRCC': 0.5, **by_type(images)} for images in rounds]
-    assert [sorted(result['types']) for result in results] == [['a', 'b'], ['a', 'b'], ['a']]  # c: of two images
+    assert [sorted(result['types']) for result in results] == [
+        ['a', 'b'],
+        ['a', 'b'],
+        ['a'],
+    ]  # c: of two images
     of_a = [slice(0, 7, 2), slice(0, 7, 2), slice(0, 5)]
-    values = [srcc(images.predicted[part], images.subjective[part]) for images, part in zip(rounds, of_a)]
+    values = [
+        srcc(images.predicted[part], images.subjective[part]) for images, part in zip(rounds, of_a)
+    ]
     assert [result['types']['a'] for result in results] == [
         {'images': count, 'SRCC': value} for count, value in zip((4, 4, 5), values)
     ]
     summary = of_rounds(results)
     assert summary['median']['types']['a'] == {'SRCC': np.median(values)}
     assert summary['std']['types']['a'] == {'SRCC': np.std(values)}
-    assert summary['mean']['types']['b']['SRCC'] == pytest.approx(np.mean([r['types']['b']['SRCC'] for r in results[:2]]))
+    assert summary['mean']['types']['b']['SRCC'] == pytest.approx(
+        np.mean([r['types']['b']['SRCC'] for r in results[:2]])
+    )
     assert by_type(some_images([])) == {} and by_type(rounds[0]._replace(facts={})) == {}
 
 
@@ -141,7 +176,13 @@ def test_predictions_keep_further_columns(tmp_path):
     images = some_images(['a', 'b'])
     write_predictions(tmp_path / 'p.csv', images)
     assert read_predictions(tmp_path / 'p.csv').facts == images.facts
-    assert list(read_table(tmp_path / 'p.csv')[0]) == ['image', 'content', 'score', 'prediction', 'type']
+    assert list(read_table(tmp_path / 'p.csv')[0]) == [
+        'image',
+        'content',
+        'score',
+        'prediction',
+        'type',
+    ]
 
 
 @pytest.mark.slow
@@ -160,7 +201,15 @@ def test_a_run_on_votes_reports_them(program, make_database, tmp_path):
     done = program(*table, '--average_votes', *options)
     assert done.returncode == 0, done.stderr
     rows = read_table(tmp_path / 'run' / 'round_01' / 'predictions.csv')
-    assert list(rows[0]) == ['image', 'content', 'score', 'prediction', 'type', 'votes', 'deviation']
+    assert list(rows[0]) == [
+        'image',
+        'content',
+        'score',
+        'prediction',
+        'type',
+        'votes',
+        'deviation',
+    ]
     for row in rows:
         votes = VOTES[row['image']]
         assert float(row['score']) == sum(votes) / len(votes) and int(row['votes']) == len(votes)
@@ -168,13 +217,19 @@ def test_a_run_on_votes_reports_them(program, make_database, tmp_path):
     results = read_json(tmp_path / 'run' / 'results.json')
     others = read_table(tmp_path / 'run' / 'round_01' / 'predictions_tid2013.csv')
     assert {row['type'] for row in others} == {'01', '03', '05', '08', '24'}
-    values = [(float(row['prediction']), float(row['score'])) for row in rows if row['type'] == 'blur']
-    of_types = {'blur': {'images': 4, 'SRCC': pytest.approx(srcc(*zip(*values)))}}  # of noise there is one image
+    values = [
+        (float(row['prediction']), float(row['score'])) for row in rows if row['type'] == 'blur'
+    ]
+    of_types = {
+        'blur': {'images': 4, 'SRCC': pytest.approx(srcc(*zip(*values)))}
+    }  # of noise there is one image
     assert results['rounds']['1']['types'] == of_types
     assert results['median']['types']['blur'] == {'SRCC': of_types['blur']['SRCC']}
     again = program('--evaluate', 'run/round_01/best.pth')
     assert again.returncode == 0, again.stderr
-    assert (tmp_path / 'predictions.csv').read_text() == (tmp_path / 'run' / 'round_01' / 'predictions.csv').read_text()
+    assert (tmp_path / 'predictions.csv').read_text() == (
+        tmp_path / 'run' / 'round_01' / 'predictions.csv'
+    ).read_text()
 
 
 def test_the_table_of_the_docs_is_that_of_the_results():

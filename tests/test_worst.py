@@ -8,10 +8,10 @@ import pytest
 from helpers import open_database
 from PIL import Image
 
+from experiment.round_folder import RoundFolder
 from folders import OpenDatabase
 from util import plots
 from util.metrics import TestedImages, plcc, srcc
-from util.round_folder import RoundFolder
 
 MINUS = '\N{MINUS SIGN}'
 
@@ -46,8 +46,16 @@ def round_with(errors, names=None):
 @pytest.mark.parametrize(
     'errors, shown, rows',
     [
-        (range(-25, 26), [*range(50, 40, -1), *range(10)], 4),  # positions: error 25 first, then error -25
-        ([*range(-12, 0), *range(1, 13)], [*range(23, 18, -1), *range(5)], 2),  # a quarter is 6, a row 5
+        (
+            range(-25, 26),
+            [*range(50, 40, -1), *range(10)],
+            4,
+        ),  # positions: error 25 first, then error -25
+        (
+            [*range(-12, 0), *range(1, 13)],
+            [*range(23, 18, -1), *range(5)],
+            2,
+        ),  # a quarter is 6, a row 5
         ([*range(1, 57), -1, -2, -3], [*range(55, 45, -1), 58, 57, 56], 3),
         ([3, 1, 2, 4, 5, 6, 7, 8], [7, 6], 1),
         ([-3, -1, -2, -4], [3], 1),
@@ -56,7 +64,9 @@ def round_with(errors, names=None):
         ([0], [], 0),
     ],
 )
-def test_the_worst_images_are_shown_and_no_more_than_a_quarter_of_all_in_each_half(drawn, errors, shown, rows):
+def test_the_worst_images_are_shown_and_no_more_than_a_quarter_of_all_in_each_half(
+    drawn, errors, shown, rows
+):
     asked = []
 
     def picture_of(k):
@@ -68,7 +78,9 @@ def test_the_worst_images_are_shown_and_no_more_than_a_quarter_of_all_in_each_ha
     assert asked == shown
     headings = [axis.get_title(loc='left') for axis in drawn[0].axes]
     over, under = (any(errors[k] * sign > 0 for k in shown) for sign in (1, -1))
-    assert [heading for heading in headings if heading] == ['Most overestimated'] * over + ['Most underestimated'] * under
+    assert [heading for heading in headings if heading] == ['Most overestimated'] * over + [
+        'Most underestimated'
+    ] * under
 
 
 def test_scores_and_errors_are_written_with_a_real_minus(drawn):
@@ -87,7 +99,10 @@ def test_any_name_can_be_drawn():
         warnings.simplefilter('error')
         for name in names:
             plots.worst(round_with([1], [name]), lambda k: Image.new('RGB', (300, 200)), 'title')
-    assert plots.shortened(names[3]) == '…/deep/deep/deep/deep/long.jpg' and plots.shortened(names[2]) == 'bad?.jpg'
+    assert (
+        plots.shortened(names[3]) == '…/deep/deep/deep/deep/long.jpg'
+        and plots.shortened(names[2]) == 'bad?.jpg'
+    )
 
 
 @pytest.mark.parametrize('count', [24, 2000])
@@ -99,17 +114,24 @@ def test_scatter_has_the_metrics_above_it_and_y_equal_x_in_it(drawn, count):
     first, second = axis.get_title().splitlines()
     error = np.abs(predicted - subjective).mean()
     assert first == 'KonIQ-10k, seed 0, round 1, epoch 9'
-    assert second == f'SRCC {srcc(predicted, subjective):.4f}, PLCC {plcc(predicted, subjective):.4f}, MAE {error:.3g}'
+    assert (
+        second
+        == f'SRCC {srcc(predicted, subjective):.4f}, PLCC {plcc(predicted, subjective):.4f}, MAE {error:.3g}'
+    )
     assert legend(axis) == [f'{count:,} images', 'y = x', 'fitted logistic']
     assert (axis.get_xlabel(), axis.get_ylabel()) == ('predicted score', 'subjective score')
 
 
-@pytest.mark.parametrize('low, high, crosses', [(3.0, 3.2, True), (-50, 200, True), (2, 2, True), (10, 11, False)])
+@pytest.mark.parametrize(
+    'low, high, crosses', [(3.0, 3.2, True), (-50, 200, True), (2, 2, True), (10, 11, False)]
+)
 def test_y_equal_x_leaves_the_axes_as_the_images_need_them(drawn, low, high, crosses):
     plots.scatter(np.linspace(low, high, 20), np.linspace(5, 1, 20), 'title')
     (axis,) = drawn[0].axes
     assert ('y = x' in legend(axis)) == crosses
-    assert np.diff(axis.get_ylim()) < 4.5 and np.diff(axis.get_xlim()) < max(1.15 * (high - low), 0.5)
+    assert np.diff(axis.get_ylim()) < 4.5 and np.diff(axis.get_xlim()) < max(
+        1.15 * (high - low), 0.5
+    )
     if low < high:
         assert f'SRCC {MINUS}1.0000, PLCC {MINUS}1.0000' in axis.get_title()
 
@@ -117,13 +139,24 @@ def test_y_equal_x_leaves_the_axes_as_the_images_need_them(drawn, low, high, cro
 @pytest.mark.parametrize('epochs, best', [(1, 1), (2, 1), (16, 9), (3, None)])
 def test_the_curves_have_whole_epochs_a_dot_for_each_and_the_best_one_marked(drawn, epochs, best):
     names = ('test_srcc', 'test_plcc', 'train_srcc', 'train_loss', 'hypernet_lr', 'backbone_lr')
-    plots.curves([dict.fromkeys(names, 0.5 / epoch) for epoch in range(1, epochs + 1)], 'title', best)
+    plots.curves(
+        [dict.fromkeys(names, 0.5 / epoch) for epoch in range(1, epochs + 1)], 'title', best
+    )
     axes = drawn[0].axes
-    assert drawn[0].get_suptitle() == 'title' and all(place == int(place) for axis in axes for place in ticks(axis))
+    assert drawn[0].get_suptitle() == 'title' and all(
+        place == int(place) for axis in axes for place in ticks(axis)
+    )
     assert {1, min(epochs, 2)} <= {*ticks(axes[-1]), 1}
-    marked = [list(line.get_xdata()) for axis in axes for line in axis.lines if line.get_linestyle() == ':']
+    marked = [
+        list(line.get_xdata())
+        for axis in axes
+        for line in axis.lines
+        if line.get_linestyle() == ':'
+    ]
     assert marked == [[best, best]] * 3 * bool(best)
-    assert [label for axis in axes for label in legend(axis) if 'best' in label] == [f'best epoch {best}'] * bool(best)
+    assert [label for axis in axes for label in legend(axis) if 'best' in label] == [
+        f'best epoch {best}'
+    ] * bool(best)
     dotted = [line for axis in axes for line in axis.lines if line.get_marker() == 'o']
     assert len(dotted) == len(names) and all(len(line.get_xdata()) == epochs for line in dotted)
 
@@ -131,7 +164,10 @@ def test_the_curves_have_whole_epochs_a_dot_for_each_and_the_best_one_marked(dra
 def test_a_rounds_curves_have_its_title_and_the_best_epoch_of_its_state(drawn, tmp_path):
     folder = RoundFolder.__new__(RoundFolder)
     folder.path, folder.title = tmp_path, 'KonIQ-10k, seed 0, round 1'
-    history = [{'epoch': epoch, 'test_srcc': 0.9 / epoch, 'train_loss': 1, 'hypernet_lr': 1e-3} for epoch in (1, 2)]
+    history = [
+        {'epoch': epoch, 'test_srcc': 0.9 / epoch, 'train_loss': 1, 'hypernet_lr': 1e-3}
+        for epoch in (1, 2)
+    ]
     for best in ({'epoch': 1}, None):
         folder.write_derived({'history': history, 'best': best})
     assert [figure.get_suptitle() for figure in drawn] == [folder.title] * 2
@@ -140,20 +176,31 @@ def test_a_rounds_curves_have_its_title_and_the_best_epoch_of_its_state(drawn, t
 
 def test_a_comparison_explains_its_differences_and_long_names_cover_nothing(drawn):
     names = ['experiments/' + 'long-name-' * 20 + end for end in ('$_{$', 'b')]
-    rows = [{'round': name, 'difference': -0.1, 'low': -0.2, 'high': 0.1} for name in ('1', '2', 'median')]
+    rows = [
+        {'round': name, 'difference': -0.1, 'low': -0.2, 'high': 0.1}
+        for name in ('1', '2', 'median')
+    ]
     rows[1] = {**rows[1], 'low': np.nan, 'high': np.nan}  # as of a round with two test images
     plots.comparison({name: [[0.1, 0.8, 0.9], [0.1, 0.7]] for name in names}, rows)
     figure = drawn[0]
     by_epoch, by_round = figure.axes
     assert legend(by_round) == ['rounds with 95 % interval', 'median']
-    assert all(MINUS in label.get_text() for label in by_round.get_xticklabels() if label.get_position()[0] < -0.01)
+    assert all(
+        MINUS in label.get_text()
+        for label in by_round.get_xticklabels()
+        if label.get_position()[0] < -0.01
+    )
     width, height = figure.bbox.size
     for axis in (by_epoch, by_round):
         box, plot = axis.get_legend().get_window_extent(), axis.get_window_extent()
         assert box.y0 >= plot.y1 and box.x0 >= 0 and box.x1 <= width and box.y1 <= height
         assert plot.height > height / 2 and plot.width > width / 3
     below = by_round.xaxis.label.get_window_extent()
-    assert 'less that of' in by_round.get_xlabel() and by_epoch.get_window_extent().x1 < below.x0 and below.x1 <= width
+    assert (
+        'less that of' in by_round.get_xlabel()
+        and by_epoch.get_window_extent().x1 < below.x0
+        and below.x1 <= width
+    )
 
 
 @pytest.mark.parametrize('size', [(256, 192), (192, 256), (40, 30), (1, 1)])
@@ -162,14 +209,20 @@ def test_a_picture_lies_in_the_middle_of_a_square_that_is_white_elsewhere(size):
     assert square.shape[0] == square.shape[1] == max(*size, plots.SMALLEST_SQUARE)
     rows, columns = np.nonzero(square.max(axis=2) == 0)
     assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == size
-    assert abs(columns.min() + columns.max() + 1 - len(square)) <= 1 and abs(rows.min() + rows.max() + 1 - len(square)) <= 1
+    assert (
+        abs(columns.min() + columns.max() + 1 - len(square)) <= 1
+        and abs(rows.min() + rows.max() + 1 - len(square)) <= 1
+    )
 
 
 def test_a_thumbnail_has_the_proportions_of_the_file_and_not_of_the_squeezed_frame(make_database):
     database = open_database('koniq', make_database('koniq', images=1))
     assert database.frames[0].shape == (512, 384, 3)
     assert database.thumbnail(0).size == (256, 192)
-    assert open_database('livec', make_database('livec')).thumbnail(0).size == (250, 240)  # is not enlarged
+    assert open_database('livec', make_database('livec')).thumbnail(0).size == (
+        250,
+        240,
+    )  # is not enlarged
 
 
 def test_contents_are_those_of_the_split_and_otherwise_the_names(make_database):

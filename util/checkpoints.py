@@ -22,7 +22,13 @@ from torchvision.models import ResNet50_Weights
 from util.errors import InputError
 from util.files import reading
 
-WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'params', 'net')  # keys under which training code keeps a state_dict
+WRAPPERS = (
+    'state_dict',
+    'model_state_dict',
+    'model',
+    'params',
+    'net',
+)  # keys under which training code keeps a state_dict
 PREFIXES = {'module', '_orig_mod'}  # of DataParallel and of torch.compile
 WITH_SCORES = ('HyperIQA', 'pyiqa')  # layouts of whole networks
 NEITHER = 'is not the state_dict of a torchvision ResNet-50 or of a HyperIQA'
@@ -76,7 +82,9 @@ def load_weights(model: nn.Module, source: Path | str) -> str:
 
 def initial_weights(model: nn.Module, source: Path | str) -> tuple[dict[str, Any], str]:
     """What `load_weights` copies into `model`, which is only looked at, and its layout; the same errors."""
-    state, layout = state_of(read_imagenet() if source == 'imagenet' else read_checkpoint(source), source)
+    state, layout = state_of(
+        read_imagenet() if source == 'imagenet' else read_checkpoint(source), source
+    )
     return fitting_state(model, state, layout, source), layout
 
 
@@ -92,7 +100,9 @@ def load_trained(model: nn.Module, path: Path | str) -> tuple[str, dict[str, Any
     content = read_checkpoint(path)
     state, layout = state_of(content, path)
     if layout == 'ResNet-50':
-        raise InputError(f'{path} holds a ResNet-50 alone; only a trained HyperIQA gives scores, such as the best.pth of a run')
+        raise InputError(
+            f'{path} holds a ResNet-50 alone; only a trained HyperIQA gives scores, such as the best.pth of a run'
+        )
     model.load_state_dict(fitting_state(model, state, layout, path), strict=False)
     return layout, content.get(FACTS)
 
@@ -102,9 +112,14 @@ def state_of(content: Mapping[Any, Any], source: Path | str) -> tuple[dict[str, 
     found = unwrapped(content)
     if not found or not all(isinstance(name, str) for name in found):
         raise InputError(f'{source} {NEITHER}: it does not name tensors')
-    state = {'.'.join(step for step in name.split('.') if step not in PREFIXES): value for name, value in found.items()}
+    state = {
+        '.'.join(step for step in name.split('.') if step not in PREFIXES): value
+        for name, value in found.items()
+    }
     if 'conv1.weight' in state:
-        return {f'res.{name}': value for name, value in state.items() if not name.startswith('fc.')}, 'ResNet-50'
+        return {
+            f'res.{name}': value for name, value in state.items() if not name.startswith('fc.')
+        }, 'ResNet-50'
     if any(name.startswith('base_model.') for name in state):
         return {pyiqa_renamed(name): value for name, value in state.items()}, 'pyiqa'
     return state, 'HyperIQA'
@@ -129,13 +144,18 @@ def pyiqa_renamed(name: str) -> str:
     return name
 
 
-def fitting_state(model: nn.Module, state: dict[str, Any], layout: str, source: Path | str) -> dict[str, Any]:
+def fitting_state(
+    model: nn.Module, state: dict[str, Any], layout: str, source: Path | str
+) -> dict[str, Any]:
     """`state` for the network if each of its tensors fits and none is missing; only counters of batch norm may be."""
     own = model.state_dict()
     expected = {name for name in own if layout != 'ResNet-50' or re.match(r'res\.(?!lda)', name)}
     # of batch norm; unused here, and younger than torchvision's first weights
     counters = {name for name in own if name.endswith('num_batches_tracked')}
-    faults = {name: fault_of(state.get(name), own.get(name)) for name in sorted((expected | set(state)) - counters)}
+    faults = {
+        name: fault_of(state.get(name), own.get(name))
+        for name in sorted((expected | set(state)) - counters)
+    }
     wrong = [f'{name[:80]}, {fault}' for name, fault in faults.items() if fault]
     if wrong:
         what = f'{len(wrong)} tensors are missing, unknown or of another kind; the first of them, {wrong[0]}'
@@ -147,7 +167,11 @@ def fault_of(value: Any, own: torch.Tensor | None) -> str:
     """What keeps `value` of a file from taking the place of the network's tensor `own`, or ''."""
     if own is None or value is None:
         return 'is unknown' if own is None else 'is missing'
-    plain = isinstance(value, torch.Tensor) and (value.is_nested, value.layout, value.device.type) == (False, own.layout, 'cpu')
+    plain = isinstance(value, torch.Tensor) and (
+        value.is_nested,
+        value.layout,
+        value.device.type,
+    ) == (False, own.layout, 'cpu')
     if not plain or value.shape != own.shape or not value.is_floating_point():
         return f'is not a plain array of floating-point numbers in the shape {tuple(own.shape)}'
     bounds = value.to(own.dtype).aminmax()  # one pass, nan included
@@ -162,10 +186,14 @@ def read_imagenet() -> dict[str, Any]:
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), path.stem.rpartition('-')[2], progress=sys.stderr.isatty())
+            torch.hub.download_url_to_file(
+                url, str(path), path.stem.rpartition('-')[2], progress=sys.stderr.isatty()
+            )
     except (OSError, RuntimeError) as error:
         remedy = f'Download {url} on another machine and copy it to {folder}, or name it with --weights FILE'
-        raise InputError(f'the ImageNet weights cannot be loaded ({error}). {remedy}; --weights none starts from random ones')
+        raise InputError(
+            f'the ImageNet weights cannot be loaded ({error}). {remedy}; --weights none starts from random ones'
+        )
     return read_checkpoint(path)
 
 
@@ -192,7 +220,9 @@ def read_safetensors(path: Path | str) -> dict[str, Any]:
     try:
         from safetensors import safe_open
     except ImportError:
-        raise InputError(f'{path} is in the safetensors format, for which a package is missing: pip install safetensors')
+        raise InputError(
+            f'{path} is in the safetensors format, for which a package is missing: pip install safetensors'
+        )
     with safe_open(path, 'pt') as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return {'state_dict': state, FACTS: json.loads((file.metadata() or {}).get(FACTS, 'null'))}

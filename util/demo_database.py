@@ -21,7 +21,14 @@ SCENES = 40
 STRENGTHS = [k / 3 for k in range(4)]
 OBSERVER_NOISE = 0.12
 SEED = 2020
-DEFAULTS = {'lr': 1e-4, 'batch_size': 8, 'train_patch_num': 1, 'test_patch_num': 4, 'train_test_num': 1, 'weights': 'none'}
+DEFAULTS = {
+    'lr': 1e-4,
+    'batch_size': 8,
+    'train_patch_num': 1,
+    'test_patch_num': 4,
+    'train_test_num': 1,
+    'weights': 'none',
+}
 
 
 def generate(root):
@@ -36,11 +43,15 @@ def generate(root):
             return
         root.mkdir(parents=True, exist_ok=True)
         with locked(root.parent / f'.{root.name}.lock'):
-            if not (root / 'labels.csv').exists():  # otherwise another process was faster, with the same files
+            if not (
+                root / 'labels.csv'
+            ).exists():  # otherwise another process was faster, with the same files
                 rows = [row for k in range(SCENES) for row in write_scene(root, k)]
                 write_table(root / 'labels.csv', list(rows[0]), rows)
     except OSError as error:
-        raise InputError(f'the demo database cannot be generated in {root}: {error}; --data_root DIR names another place')
+        raise InputError(
+            f'the demo database cannot be generated in {root}: {error}; --data_root DIR names another place'
+        )
 
 
 def write_scene(folder, k):
@@ -69,7 +80,9 @@ def fractal_noise(rng, exponent):
     """(SIDE, SIDE) noise whose amplitude falls with frequency ** exponent; zero mean, unit deviation."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE))
     frequency[0, 0] = 1
-    field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIDE, SIDE))) / frequency**exponent, s=(SIDE, SIDE))
+    field = np.fft.irfft2(
+        np.fft.rfft2(rng.standard_normal((SIDE, SIDE))) / frequency**exponent, s=(SIDE, SIDE)
+    )
     return (field - field.mean()) / field.std()
 
 
@@ -84,10 +97,17 @@ def draw_shape(draw, rng):
         draw.ellipse([x - radius, y - 0.7 * radius, x + radius, y + 0.7 * radius], fill=colour)
     elif kind == 1:
         angles = np.sort(rng.uniform(0, 2 * np.pi, rng.randint(3, 7)))
-        draw.polygon([(x + radius * np.cos(angle), y + radius * np.sin(angle)) for angle in angles], fill=colour)
+        draw.polygon(
+            [(x + radius * np.cos(angle), y + radius * np.sin(angle)) for angle in angles],
+            fill=colour,
+        )
     elif kind == 2:
         for offset in range(0, int(radius), step):
-            draw.line([x - radius, y + offset, x + radius, y + offset + rng.uniform(-6, 6)], fill=colour, width=2)
+            draw.line(
+                [x - radius, y + offset, x + radius, y + offset + rng.uniform(-6, 6)],
+                fill=colour,
+                width=2,
+            )
     else:
         for row in range(int(radius) // step):
             for column in range(row % 2, int(radius) // step, 2):
@@ -113,7 +133,9 @@ def defocus(image, strength):
 def lower_resolution(image, strength):
     """Shrinking by f adds the variance f^2 / 12 of a box, enlarging again the f^2 / 6 of a triangle: f / 2 in all."""
     side = round(SIDE / (2 * kernel_deviation(strength)))
-    return image.resize((side, side), Image.Resampling.BOX).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return image.resize((side, side), Image.Resampling.BOX).resize(
+        (SIDE, SIDE), Image.Resampling.BILINEAR
+    )
 
 
 def to_uint8(values):

@@ -39,14 +39,26 @@ def pick_device(name: str | None, deterministic: bool = False) -> str:
         torch.backends.cudnn.benchmark = False
         # what PyTorch would fill, at the cost of time, is overwritten before it is read
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # not in its stub
-    name = name or ('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+    name = name or (
+        'cuda'
+        if torch.cuda.is_available()
+        else 'mps'
+        if torch.backends.mps.is_available()
+        else 'cpu'
+    )
     if launched() and (name.startswith('cuda:') or name == 'mps'):
-        remedy = 'start without torchrun' if name == 'mps' else 'give --device cuda, and each process takes a GPU of its own'
+        remedy = (
+            'start without torchrun'
+            if name == 'mps'
+            else 'give --device cuda, and each process takes a GPU of its own'
+        )
         raise InputError(f'--device {name} is for one process: {remedy}')
     if launched() and name == 'cuda':
         name = f'cuda:{os.environ["LOCAL_RANK"]}'
     try:
-        torch.ones(1, device=name).add(1).item()  # some devices can be named and allocated on, but do not compute
+        torch.ones(1, device=name).add(
+            1
+        ).item()  # some devices can be named and allocated on, but do not compute
     except Exception as error:  # each backend that is not there fails in its own way
         raise InputError(f'--device {name}: {first_line(error)}; use cpu, cuda, cuda:1 or mps')
     return name
@@ -140,12 +152,18 @@ def wrap(model: torch.nn.Module) -> torch.nn.Module:
         return model
     device = next(model.parameters()).device
     if device.type == 'cuda':
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, since `model` itself is none
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(
+            model
+        )  # in place, since `model` itself is none
     # Each rank keeps its own running statistics of batch norm, which no step reads; `copy_buffers` makes them one for a test.
     options: dict[str, Any] = {'broadcast_buffers': False, 'gradient_as_bucket_view': True}
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)  # PyTorch 2.14 has a new name for it, which 2.6 does not know
-        return torch.nn.parallel.DistributedDataParallel(model, [device] if device.type == 'cuda' else None, **options)
+        warnings.simplefilter(
+            'ignore', FutureWarning
+        )  # PyTorch 2.14 has a new name for it, which 2.6 does not know
+        return torch.nn.parallel.DistributedDataParallel(
+            model, [device] if device.type == 'cuda' else None, **options
+        )
 
 
 def rank_slice(start: int, stop: int) -> slice:

@@ -65,13 +65,18 @@ log_once = functools.lru_cache(log)  # without what was logged a moment ago
 
 def one_line(text: Any) -> str:
     """`text` as every terminal shows it in one line: control characters and the like are escaped as in Python."""
-    return ''.join(c if c.isprintable() or unicodedata.category(c) == 'Zs' else ascii(c)[1:-1] for c in str(text))
+    return ''.join(
+        c if c.isprintable() or unicodedata.category(c) == 'Zs' else ascii(c)[1:-1]
+        for c in str(text)
+    )
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind where there is none; NCCL puts the reason after 'Last error:'."""
     text = str(error)
-    return (text.partition('Last error:')[2] or text).strip().partition('\n')[0] or type(error).__name__
+    return (text.partition('Last error:')[2] or text).strip().partition('\n')[0] or type(
+        error
+    ).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -90,7 +95,9 @@ def machine_fault(error: BaseException) -> str | None:
         return MEMORY
     if 'DistError' in kinds:
         return LOST
-    return next((meaning for meaning, phrases in PHRASES.items() if re.search(phrases, str(error))), None)
+    return next(
+        (meaning for meaning, phrases in PHRASES.items() if re.search(phrases, str(error))), None
+    )
 
 
 @contextmanager
@@ -100,7 +107,11 @@ def boundary() -> Iterator[list[str]]:
     Yields:
         a list, to which the body appends what the user can do after an interrupt.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGUSR1', signal.SIGTERM)):  # Slurm warns with SIGUSR1
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        getattr(signal, 'SIGUSR1', signal.SIGTERM),
+    ):  # Slurm warns with SIGUSR1
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
             signal.signal(number, interrupt)
     remedies: list[str] = []
@@ -113,7 +124,9 @@ def boundary() -> Iterator[list[str]]:
     except InputError as error:
         fail(str(error))
     except BrokenPipeError:  # the reader has seen enough, as in `| head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python complains of stdout once more when it ends
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 1
+        )  # otherwise Python complains of stdout once more when it ends
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         fail(': '.join(str(part) for part in (error.filename, error.strerror or error) if part))

@@ -27,7 +27,9 @@ REMEDIES = {  # for a file that cannot be read as one of these kinds
     'JSON': 'put the file back as it was written',
     'a checkpoint': 'get it again',
 }
-IN_PLACE: dict[Any, str] = {  # how files start that people have in place of the one that they downloaded, in lower case
+IN_PLACE: dict[
+    Any, str
+] = {  # how files start that people have in place of the one that they downloaded, in lower case
     b'version https://git-lfs': 'a Git LFS pointer and not the file itself, which `git lfs pull` fetches',
     (b'<!doctype', b'<html'): 'a web page and not the file itself; download it again',
 }
@@ -51,10 +53,15 @@ def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes its reader raise anything
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a damaged archive seeks to nowhere
+        if isinstance(error, OSError) and error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # a damaged archive seeks to nowhere
             error.filename = error.filename or str(name)
             raise
-        reason = re.sub(r' <_io\.BufferedReader [^>]*>', '', first_line(error)).removeprefix(f'{name}: ')
+        reason = re.sub(r' <_io\.BufferedReader [^>]*>', '', first_line(error)).removeprefix(
+            f'{name}: '
+        )
         raise InputError(f'{name} cannot be read as {kind}: {reason}; {REMEDIES[kind]}')
 
 
@@ -100,7 +107,9 @@ def walk(folder: Path | str) -> Iterator[str]:
         identity = identity_of(place, os.stat(place))
         inner[:] = sorted(filter(is_entered, inner)) if identity not in seen else []
         if identity not in seen:
-            yield from (os.path.join(place, name) for name in sorted(names) if not name.startswith('.'))
+            yield from (
+                os.path.join(place, name) for name in sorted(names) if not name.startswith('.')
+            )
         seen.add(identity)
 
 
@@ -168,20 +177,26 @@ def write_whole(path: Path | str, content: bytes | memoryview) -> None:
         with writing(path) as file:
             file.write(content)
     except OSError as error:
-        raise InputError(f'{path} cannot be written: {error.strerror}; what it held before is untouched. Name another place')
+        raise InputError(
+            f'{path} cannot be written: {error.strerror}; what it held before is untouched. Name another place'
+        )
 
 
 def write_json(path: Path | str, content: Any) -> None:
     write_whole(path, (json.dumps(content, indent=1) + '\n').encode())
 
 
-def write_table(path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def write_table(
+    path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
     """Write dicts with the keys `columns` as CSV; floats keep every digit, and a missing value is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction='ignore', lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, text.getvalue().encode(errors='surrogateescape'))  # a name that is not UTF-8 keeps its bytes
+    write_whole(
+        path, text.getvalue().encode(errors='surrogateescape')
+    )  # a name that is not UTF-8 keeps its bytes
 
 
 def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> None:
@@ -201,12 +216,20 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
     try:
         if target.exists():
             if any((folder / 'config.json').exists() for folder in target.parents[:2]):
-                raise InputError(f'{path} is in a run folder, where nothing is replaced; name another file')
+                raise InputError(
+                    f'{path} is in a run folder, where nothing is replaced; name another file'
+                )
             start = re.escape(header.encode()) if header else STARTS[target.suffix.lower()]
-            if not target.is_file() or not re.match(rb'$|' + start, target.read_bytes()[:200], re.DOTALL):
-                raise InputError(f'{path} exists and is of another kind than this output; remove it, or name another file')
+            if not target.is_file() or not re.match(
+                rb'$|' + start, target.read_bytes()[:200], re.DOTALL
+            ):
+                raise InputError(
+                    f'{path} exists and is of another kind than this output; remove it, or name another file'
+                )
         remove_abandoned(target.parent, target.name)
-        if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
+        if not os.access(target.parent, os.W_OK) or (
+            target.exists() and not os.access(target, os.W_OK)
+        ):
             raise PermissionError(errno.EACCES, 'the folder is missing or write-protected')
     except OSError as error:
         raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
@@ -234,7 +257,9 @@ def locked(path: Path | str, busy: str = '') -> Iterator[bool]:
         log(f'waiting for another process, which holds {path}')
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        if os.access(os.path.dirname(path) or '.', os.W_OK):  # otherwise nothing is written there, and the write itself fails
+        if os.access(
+            os.path.dirname(path) or '.', os.W_OK
+        ):  # otherwise nothing is written there, and the write itself fails
             folder, reason = os.path.dirname(path) or '.', getattr(error, 'strerror', None) or error
             log_once(
                 f'warning: files in {folder} cannot be locked ({reason}); let no two processes work on the same round or cache'

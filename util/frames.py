@@ -35,7 +35,12 @@ SAMPLED = 64  # images whose first and last kilobyte are in the cache's name
 DEEP, TRANSPARENT, WIDE = '16-bit grey', 'transparent', 'in a wide-gamut profile'
 CLOSE = 3  # levels by which a colour profile may differ from sRGB and count as it
 T = Image.Transpose
-FLIPS = {2: T.FLIP_LEFT_RIGHT, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 7: T.TRANSVERSE}  # by EXIF orientation
+FLIPS = {
+    2: T.FLIP_LEFT_RIGHT,
+    4: T.FLIP_TOP_BOTTOM,
+    5: T.TRANSPOSE,
+    7: T.TRANSVERSE,
+}  # by EXIF orientation
 TURNS = {**FLIPS, 3: T.ROTATE_180, 6: T.ROTATE_270, 8: T.ROTATE_90}
 
 warnings.filterwarnings('ignore', module=r'PIL\.')  # they do not name the file
@@ -69,7 +74,9 @@ def load_image(path: Path | str, exif_rotation: bool = False, srgb: bool = False
     return decode_image(path, exif_rotation, srgb)[0]
 
 
-def decode_image(path: Path | str, exif_rotation: bool = False, srgb: bool = False) -> tuple[Image.Image, list[str]]:
+def decode_image(
+    path: Path | str, exif_rotation: bool = False, srgb: bool = False
+) -> tuple[Image.Image, list[str]]:
     """The picture of `load_image`, and which of DEEP, TRANSPARENT and WIDE it was."""
     with reading(path, 'an image') as file, Image.open(file) as image:
         return as_rgb(image, exif_rotation, srgb)
@@ -82,7 +89,9 @@ def read_picture(path: str, exif_rotation: bool) -> Picture:
     except InputError as error:
         return Picture(None, None, str(error).removeprefix(path).strip())
     size = image.height, image.width
-    return Picture(size, hashlib.sha256(repr(size).encode() + image.tobytes()).digest(), oddities=oddities)
+    return Picture(
+        size, hashlib.sha256(repr(size).encode() + image.tobytes()).digest(), oddities=oddities
+    )
 
 
 def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.Image, list[str]]:
@@ -95,8 +104,13 @@ def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.I
     oddities = []
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
         tags = getattr(image, 'tag_v2', {})
-        if tags.get(ExifTags.Base.BitsPerSample, (16,)) != (16,) or tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
-            raise ValueError('it is a grey TIFF of other than 16 bits, or one in which zero is white')
+        if (
+            tags.get(ExifTags.Base.BitsPerSample, (16,)) != (16,)
+            or tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+        ):
+            raise ValueError(
+                'it is a grey TIFF of other than 16 bits, or one in which zero is white'
+            )
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         oddities.append(DEEP)
     if image.mode in ('I', 'F'):
@@ -124,10 +138,14 @@ def srgb_transform(profile: bytes) -> Any:
     if profile[16:20] != b'RGB ':
         return None
     steps = np.arange(0, 256, 15, dtype=np.uint8)
-    lattice = Image.fromarray(np.stack(np.meshgrid(steps, steps, steps), -1).reshape(len(steps), -1, 3))
+    lattice = Image.fromarray(
+        np.stack(np.meshgrid(steps, steps, steps), -1).reshape(len(steps), -1, 3)
+    )
     try:
         ends = (io.BytesIO(profile), ImageCms.createProfile('sRGB'))
-        to_srgb = ImageCms.buildTransform(*ends, 'RGB', 'RGB', ImageCms.Intent.RELATIVE_COLORIMETRIC)
+        to_srgb = ImageCms.buildTransform(
+            *ends, 'RGB', 'RGB', ImageCms.Intent.RELATIVE_COLORIMETRIC
+        )
         converted = ImageCms.applyTransform(lattice, to_srgb)
     except (ImageCms.PyCMSError, OSError):  # a damaged profile means nothing
         return None
@@ -143,13 +161,20 @@ def orientation(image: Image.Image) -> Any:
 
 def resized(image: Image.Image, resize: Sequence[int] | None) -> Image.Image:
     """Bilinear with antialiasing, as torchvision's `Resize` is for Pillow images, to (height, width)."""
-    return image if resize is None else image.resize((resize[1], resize[0]), Image.Resampling.BILINEAR)
+    return (
+        image if resize is None else image.resize((resize[1], resize[0]), Image.Resampling.BILINEAR)
+    )
 
 
 def image_size(path: Path | str, exif_rotation: bool) -> tuple[int, int]:
     """(height, width) from the header of an image file."""
     with reading(path, 'an image') as file, Image.open(file) as image:
-        if image.format == 'TIFF' and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+        if image.format == 'TIFF' and image.getexif().get(ExifTags.Base.Orientation) in (
+            5,
+            6,
+            7,
+            8,
+        ):
             image.load()  # only some versions of Pillow turn the size before
         sideways = exif_rotation and orientation(image) in (5, 6, 7, 8)
         return (image.width, image.height) if sideways else (image.height, image.width)
@@ -161,7 +186,9 @@ def folder_of(path: Path | str) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def open_frames(direct: 'DirectFrames', root: Path | str, name: str, cache: Path | str | None) -> 'DirectFrames | CachedFrames':
+def open_frames(
+    direct: 'DirectFrames', root: Path | str, name: str, cache: Path | str | None
+) -> 'DirectFrames | CachedFrames':
     """The frames `direct` from their cache, which is built first if need be.
 
     Args:
@@ -191,7 +218,9 @@ def open_frames(direct: 'DirectFrames', root: Path | str, name: str, cache: Path
 def default_folders(root: Path | str) -> list[Path]:
     folders = [folder_of(root) / '.hyperiqa_cache']
     with suppress(RuntimeError):  # this user has no home
-        folders.append(Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'hyperiqa')
+        folders.append(
+            Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'hyperiqa'
+        )
     return folders
 
 
@@ -206,8 +235,21 @@ class DirectFrames:
         srgb: convert images with a wide-gamut profile to sRGB.
     """
 
-    def __init__(self, paths: list[str], smallest: int, resize: Sequence[int] | None, exif_rotation: bool, srgb: bool) -> None:
-        self.paths, self.smallest, self.resize, self.exif_rotation, self.srgb = paths, smallest, resize, exif_rotation, srgb
+    def __init__(
+        self,
+        paths: list[str],
+        smallest: int,
+        resize: Sequence[int] | None,
+        exif_rotation: bool,
+        srgb: bool,
+    ) -> None:
+        self.paths, self.smallest, self.resize, self.exif_rotation, self.srgb = (
+            paths,
+            smallest,
+            resize,
+            exif_rotation,
+            srgb,
+        )
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -224,14 +266,18 @@ class DirectFrames:
         return np.array(sizes).reshape(-1, 2)
 
     def __getitem__(self, k: int) -> np.ndarray:
-        frame = np.asarray(resized(load_image(self.paths[k], self.exif_rotation, self.srgb), self.resize))
+        frame = np.asarray(
+            resized(load_image(self.paths[k], self.exif_rotation, self.srgb), self.resize)
+        )
         if frame.shape[:2] != tuple(self.sizes[k]):
             raise changed(self.paths[k])
         return frame
 
 
 def changed(path: str) -> InputError:
-    return InputError(f'{path} was changed while it was in use, or its header is wrong; start again once it stays as it is')
+    return InputError(
+        f'{path} was changed while it was in use, or its header is wrong; start again once it stays as it is'
+    )
 
 
 class CachedFrames:
@@ -255,7 +301,10 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
     how = (direct.exif_rotation, *(['sRGB'] if direct.srgb else []))
     made = repr((FORMAT, place, direct.resize and tuple(direct.resize), *how)).encode()
     stamps = stamps_of(direct.paths, root)
-    of_place, of_files = hashlib.sha256(made).hexdigest()[:8], hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+    of_place, of_files = (
+        hashlib.sha256(made).hexdigest()[:8],
+        hashlib.sha256(repr(stamps).encode()).hexdigest()[:16],
+    )
     path = folder / f'{name}-{of_place}-{of_files}.frames'
     if read_cache(path, len(stamps)) is None:
         sizes = direct.sizes  # before the lock is held, since this may fail
@@ -265,7 +314,9 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
                 remove_abandoned(folder)
                 remove_abandoned(folder, path.name, owned=alone)
                 build(path, sizes, direct)
-                for image, before, after in zip(direct.paths, stamps, stamps_of(direct.paths, root)):
+                for image, before, after in zip(
+                    direct.paths, stamps, stamps_of(direct.paths, root)
+                ):
                     if before != after:
                         path.unlink()
                         raise changed(image)
@@ -283,7 +334,9 @@ def stamps_of(paths: Sequence[str], root: Path | str) -> list[tuple[Any, ...]]:
     """
     start = os.path.join(folder_of(root), '')
     found = [(path.removeprefix(start), os.stat(path)) for path in paths]
-    stamps: list[tuple[Any, ...]] = [(name, status.st_size, status.st_mtime_ns) for name, status in found]
+    stamps: list[tuple[Any, ...]] = [
+        (name, status.st_size, status.st_mtime_ns) for name, status in found
+    ]
     for k in range(0, len(paths), max(1, len(paths) // SAMPLED)):
         with reading(paths[k], 'an image') as file:
             head = file.read(1024)
@@ -310,7 +363,11 @@ def starts_of(sizes: np.ndarray) -> np.ndarray:
 
 def build(path: Path, sizes: np.ndarray, direct: DirectFrames) -> None:
     """Decode every frame of `direct`, in parallel, into a new cache file `path`; those made there from other files go."""
-    older = [other for other in path.parent.glob(f'{path.name.rpartition("-")[0]}-*.frames') if other != path]
+    older = [
+        other
+        for other in path.parent.glob(f'{path.name.rpartition("-")[0]}-*.frames')
+        if other != path
+    ]
     for other in older:
         lock = other.with_suffix('.lock')
         if not is_locked(lock):
@@ -319,7 +376,9 @@ def build(path: Path, sizes: np.ndarray, direct: DirectFrames) -> None:
     starts = starts_of(sizes)
     change = 'images changed since the frame cache was made: ' if older else ''
     log(f'{change}decoding {len(sizes)} images once into {path} ({starts[-1] / 1e9:.2f} GB)')
-    if starts[-1] > shutil.disk_usage(path.parent).free:  # a full disk shows before the work and not after it
+    if (
+        starts[-1] > shutil.disk_usage(path.parent).free
+    ):  # a full disk shows before the work and not after it
         raise OSError(errno.ENOSPC, f'{starts[-1] / 1e9:.2f} GB are needed')
     lock = threading.Lock()
     with writing(path) as file:
@@ -337,11 +396,15 @@ def build(path: Path, sizes: np.ndarray, direct: DirectFrames) -> None:
 
 def on_all_cores(title: str, function: Callable[[Any], Any], images: Sequence[Any]) -> list[Any]:
     """`function` of each of `images`, in order; stderr shows how far it is."""
-    with closing(ahead(function, images, cores(), 2 * cores())) as jobs:  # so that none runs any more after a failure
+    with closing(
+        ahead(function, images, cores(), 2 * cores())
+    ) as jobs:  # so that none runs any more after a failure
         return [job.result() for job in progress(jobs, title, len(images), 'images')]
 
 
-def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, count: int) -> Generator[Future[Any]]:
+def ahead(
+    function: Callable[[Any], Any], items: Iterable[Any], workers: int, count: int
+) -> Generator[Future[Any]]:
     """Yields the jobs of `function` of each of `items`, in order, with up to `count` later ones under way in threads."""
     pool = ThreadPoolExecutor(workers)
     jobs = (pool.submit(function, item) for item in items)
@@ -352,7 +415,9 @@ def ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int, co
             waiting.extend(itertools.islice(jobs, 1))
             yield job
     finally:
-        pool.shutdown(cancel_futures=bool(waiting))  # not what was yielded last and is perhaps not looked at yet
+        pool.shutdown(
+            cancel_futures=bool(waiting)
+        )  # not what was yielded last and is perhaps not looked at yet
 
 
 def cores() -> int:

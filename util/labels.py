@@ -16,7 +16,14 @@ from util.errors import InputError, log
 from util.files import identity_of, is_entered, reading
 from util.tables import BLANK, normalized_name, read_rows
 
-SETS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}
+SETS = {
+    'train': 'train',
+    'training': 'train',
+    'val': 'val',
+    'valid': 'val',
+    'validation': 'val',
+    'test': 'test',
+}
 HEADER_ROWS = 10  # in which a header is looked for: an Excel sheet may have a title above it
 
 
@@ -61,7 +68,12 @@ class Settings(NamedTuple):
         columns = dict(config.columns or {})
         if config.split not in (None, 'random', 'official'):
             columns.pop('set', None)  # it is a column of the split's table
-        others = (config.lower_is_better, config.split_by, config.skip_missing, config.average_votes)
+        others = (
+            config.lower_is_better,
+            config.split_by,
+            config.skip_missing,
+            config.average_votes,
+        )
         return cls(columns, getattr(config, 'image_root', None), *others)
 
 
@@ -86,7 +98,9 @@ class Labels:
         higher_is_better: which way the scores run, where the label file shows it.
     """
 
-    def __init__(self, root: Path | str, title: str, remedy: str, settings: Settings = AS_DOCUMENTED) -> None:
+    def __init__(
+        self, root: Path | str, title: str, remedy: str, settings: Settings = AS_DOCUMENTED
+    ) -> None:
         self.file = self.root = Path(root)
         self.title, self.remedy, self.settings = title, remedy, settings
         self.find: Callable[[Path | str, str], list[str]] = self.matches
@@ -100,7 +114,9 @@ class Labels:
         self.names_in = functools.cache(names_in)
         self.folders_in = functools.cache(folders_in)
 
-    def matches(self, folder: Path | str, name: str, is_kind: Callable[[str], bool] = os.path.isfile) -> list[str]:
+    def matches(
+        self, folder: Path | str, name: str, is_kind: Callable[[str], bool] = os.path.isfile
+    ) -> list[str]:
         """The files, or what else `is_kind` accepts, that are `name` below `folder`.
 
         The exact one, else all whose names differ in letter case or Unicode form alone.
@@ -111,7 +127,10 @@ class Labels:
         places = [os.sep if os.path.isabs(name) else str(folder)]
         for step in os.path.normpath(name).strip(os.sep).split(os.sep):
             key = normalized_name(step)
-            entries = {place: ['..'] if step == '..' else self.names_in(place).get(key, []) for place in places}
+            entries = {
+                place: ['..'] if step == '..' else self.names_in(place).get(key, [])
+                for place in places
+            }
             places = [os.path.join(place, entry) for place in places for entry in entries[place]]
         return [place for place in places if is_kind(place)]
 
@@ -138,11 +157,15 @@ class Labels:
         inner = [path for place in places for path in self.folders_in(place)]
         return self.matches_below(inner, name) if inner and not found else found
 
-    def first(self, names: Sequence[str], bases: Sequence[Path], is_kind: Callable[[str], bool]) -> Path | None:
+    def first(
+        self, names: Sequence[str], bases: Sequence[Path], is_kind: Callable[[str], bool]
+    ) -> Path | None:
         """Path of the first of `names` that exists in one of `bases` or one folder down, the nearest one, or None."""
         if not os.path.isdir(self.root):
             raise InputError(f'{self.title}: there is no folder {self.root}. {self.remedy}')
-        levels = [[base] for base in bases] + [self.folders_in(base) for base in bases]  # the nearest one first
+        levels = [[base] for base in bases] + [
+            self.folders_in(base) for base in bases
+        ]  # the nearest one first
         for name, level in itertools.product(names, levels):
             found = [path for base in level for path in self.matches(base, name, is_kind)]
             if found:
@@ -153,7 +176,9 @@ class Labels:
         """Make the first of the label files `names` that exists the file that the other methods read; whether there is one."""
         file = self.first(names, [self.root], os.path.isfile)
         if file is None and needed:
-            raise InputError(f'{self.title}: {" or ".join(names)} is not in {self.root}. {self.remedy}')
+            raise InputError(
+                f'{self.title}: {" or ".join(names)} is not in {self.root}. {self.remedy}'
+            )
         self.file = file or self.file
         return file is not None
 
@@ -161,10 +186,14 @@ class Labels:
         """Path of the first image folder of `names` that exists, near the label file or the root, or `default`."""
         folder = self.first(names, [self.file.parent, self.root], os.path.isdir) or default
         if folder is None:
-            raise InputError(f'{self.title}: there is no image folder {" or ".join(names)} in {self.root}. {self.remedy}')
+            raise InputError(
+                f'{self.title}: there is no image folder {" or ".join(names)} in {self.root}. {self.remedy}'
+            )
         return folder
 
-    def rows(self, *columns: str | int, sheet: str = '', header: bool = True) -> Iterator[tuple[str, list[Any]]]:
+    def rows(
+        self, *columns: str | int, sheet: str = '', header: bool = True
+    ) -> Iterator[tuple[str, list[Any]]]:
         """(row name, cells of `columns`) of every row of the open table, below its header.
 
         Args:
@@ -175,13 +204,25 @@ class Labels:
         rows = read_rows(self.file, sheet)
         positions: list[Any] = list(columns)
         if header:
-            headers = [[normalized_name(cell) for cell in row.cells] for row in rows[:HEADER_ROWS]] or [[]]
+            headers = [
+                [normalized_name(cell) for cell in row.cells] for row in rows[:HEADER_ROWS]
+            ] or [[]]
             wanted = [normalized_name(name) for name in columns if isinstance(name, str)]
-            top = next((k for k, names in enumerate(headers) if all(name in names for name in wanted)), None)
+            top = next(
+                (k for k, names in enumerate(headers) if all(name in names for name in wanted)),
+                None,
+            )
             if top is None:
-                missing = ', '.join(str(name) for name in columns if normalized_name(name) not in headers[0])
-                raise InputError(f'{self.file}: there is no column {missing}; the header is {",".join(headers[0])[:200]!r}')
-            positions = [headers[top].index(normalized_name(name)) if isinstance(name, str) else name for name in columns]
+                missing = ', '.join(
+                    str(name) for name in columns if normalized_name(name) not in headers[0]
+                )
+                raise InputError(
+                    f'{self.file}: there is no column {missing}; the header is {",".join(headers[0])[:200]!r}'
+                )
+            positions = [
+                headers[top].index(normalized_name(name)) if isinstance(name, str) else name
+                for name in columns
+            ]
             rows = rows[top + 1 :]
         for where, cells, _ in rows:
             yield where, [cells[k] if k < len(cells) else '' for k in positions]
@@ -201,10 +242,19 @@ class Labels:
             value = float(text)
             if abs(value) <= np.finfo(np.float32).max and '_' not in str(text):
                 return value
-        raise InputError(f'{self.file}, {where}: the {role} {text!r} is not a number that 32 bits hold; correct or remove it')
+        raise InputError(
+            f'{self.file}, {where}: the {role} {text!r} is not a number that 32 bits hold; correct or remove it'
+        )
 
     def add(
-        self, folder: Path | str, name: Any, score: Any, where: str, content: str = '', in_set: str = '', kind: str = ''
+        self,
+        folder: Path | str,
+        name: Any,
+        score: Any,
+        where: str,
+        content: str = '',
+        in_set: str = '',
+        kind: str = '',
     ) -> None:
         """Append the sample whose image is `name` in `folder`, as `find` finds it there.
 
@@ -214,30 +264,51 @@ class Labels:
         are one content, which has the first of them; of file names, which `content` can be too, they are different images.
         """
         name = str(name).strip(BLANK)
-        found = self.find(folder, name) or ('\\' in name and self.find(folder, name.replace('\\', '/')))
+        found = self.find(folder, name) or (
+            '\\' in name and self.find(folder, name.replace('\\', '/'))
+        )
         path = unambiguous(name, found) if found else os.path.join(folder, name)
         file = identity_of(path, os.stat(path)) if os.path.isfile(path) else None
         content = str(content or path)
         if content not in (name, path):
             content = self.contents.setdefault(normalized_name(content), content)
         k = self.positions.setdefault(os.path.normpath(path), len(self.samples))
-        sample = Sample(path, self.number(score, where), content, in_set, where, k, file, {'type': kind} if kind else {})
+        sample = Sample(
+            path,
+            self.number(score, where),
+            content,
+            in_set,
+            where,
+            k,
+            file,
+            {'type': kind} if kind else {},
+        )
         if k == len(self.samples):
             self.samples.append(sample)
             self.votes.append([])
         elif not self.settings.average_votes:  # it would be trained on and tested on
             remedy = 'remove one of the two, or give --average_votes where each row is a vote'
-            raise InputError(f'{self.file}, {where}: {path} is on {self.samples[k].where} already; {remedy}')
-        elif self.samples[k] != sample._replace(score=self.samples[k].score, where=self.samples[k].where):
+            raise InputError(
+                f'{self.file}, {where}: {path} is on {self.samples[k].where} already; {remedy}'
+            )
+        elif self.samples[k] != sample._replace(
+            score=self.samples[k].score, where=self.samples[k].where
+        ):
             other = f'another content, set or type than on {self.samples[k].where}; correct one of the two'
             raise InputError(f'{self.file}, {where}: {path} has {other}')
         self.votes[k].append(sample.score)
 
     def average(self) -> None:
         """Give each sample the mean of its votes as its score, and their number and deviation as facts."""
-        log(f'{self.file}: the scores are the means of {sum(map(len, self.votes))} votes for {len(self.samples)} images')
+        log(
+            f'{self.file}: the scores are the means of {sum(map(len, self.votes))} votes for {len(self.samples)} images'
+        )
         for k, (sample, votes) in enumerate(zip(self.samples, self.votes)):
-            facts = {**sample.facts, 'votes': len(votes), 'deviation': statistics.stdev(votes) if len(votes) > 1 else ''}
+            facts = {
+                **sample.facts,
+                'votes': len(votes),
+                'deviation': statistics.stdev(votes) if len(votes) > 1 else '',
+            }
             self.samples[k] = sample._replace(score=statistics.fmean(votes), facts=facts)
 
 
@@ -262,11 +333,19 @@ def known_set(text: Any) -> str:
     return SETS.get(normalized_name(text), str(text).strip(BLANK))
 
 
-def set_of(text: Any, file: Path | str, where: str, sets: Mapping[str, str] = SETS, remedy: str = 'correct that row') -> str:
+def set_of(
+    text: Any,
+    file: Path | str,
+    where: str,
+    sets: Mapping[str, str] = SETS,
+    remedy: str = 'correct that row',
+) -> str:
     """The official set that the cell `text` of a row means."""
     found = sets.get(normalized_name(text))
     if found is None:
-        raise InputError(f'{file}, {where}: the set {text!r} is none of {", ".join(sets)}; {remedy}')
+        raise InputError(
+            f'{file}, {where}: the set {text!r} is none of {", ".join(sets)}; {remedy}'
+        )
     return found
 
 
@@ -278,7 +357,9 @@ def scale_of(label_range: Sequence[float] | None, higher_is_better: bool) -> str
 
 def unambiguous(name: str, found: list[str]) -> str:
     if len(found) > 1:
-        raise InputError(f'{name} can be {" or ".join(found[:3])}, equally near; remove or rename all but one')
+        raise InputError(
+            f'{name} can be {" or ".join(found[:3])}, equally near; remove or rename all but one'
+        )
     return found[0]
 
 

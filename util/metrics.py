@@ -44,12 +44,20 @@ def plcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
 
 def mae(predicted: ArrayLike, subjective: ArrayLike) -> float:
     """Mean absolute error of two (N,) arrays, in the scores' unit; nan without images."""
-    return float(np.abs(np.subtract(predicted, subjective)).mean()) if np.size(predicted) else math.nan
+    return (
+        float(np.abs(np.subtract(predicted, subjective)).mean()) if np.size(predicted) else math.nan
+    )
 
 
-def correlation(function: Callable[[np.ndarray, np.ndarray], Any], predicted: ArrayLike, subjective: ArrayLike) -> float:
+def correlation(
+    function: Callable[[np.ndarray, np.ndarray], Any], predicted: ArrayLike, subjective: ArrayLike
+) -> float:
     predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
-    defined = all(np.isfinite(scores).all() and np.ptp(scores) > 0 for scores in (predicted, subjective) if scores.size)
+    defined = all(
+        np.isfinite(scores).all() and np.ptp(scores) > 0
+        for scores in (predicted, subjective)
+        if scores.size
+    )
     return float(function(predicted, subjective)[0]) if defined and predicted.size > 1 else math.nan
 
 
@@ -71,7 +79,9 @@ def fit_logistic(predicted: ArrayLike, subjective: ArrayLike) -> np.ndarray | No
     slope = srcc(predicted, subjective)
     if len(predicted) < 5 or math.isnan(slope):
         return None
-    ends = (subjective.max(), subjective.min()) if slope >= 0 else (subjective.min(), subjective.max())
+    ends = (
+        (subjective.max(), subjective.min()) if slope >= 0 else (subjective.min(), subjective.max())
+    )
     mean, deviation = predicted.mean(), predicted.std()
     try:
         with warnings.catch_warnings():
@@ -89,7 +99,11 @@ def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]
     """Every metric of two (N,) arrays by name; RMSE and PLCC_logistic after the fitted logistic, MAE before it."""
     parameters = fit_logistic(predicted, subjective)
     predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
-    mapped = np.full(len(predicted), math.nan) if parameters is None else logistic(predicted, *parameters)
+    mapped = (
+        np.full(len(predicted), math.nan)
+        if parameters is None
+        else logistic(predicted, *parameters)
+    )
     return {
         'SRCC': srcc(predicted, subjective),
         'PLCC': plcc(predicted, subjective),
@@ -105,9 +119,15 @@ def by_type(tested: TestedImages) -> dict[str, dict[str, dict[str, float]]]:
     types = np.array(tested.facts.get('type', []))
     kept = {name: types == name for name in np.unique(types).tolist()}
     found = {
-        name: {'images': int(of.sum()), 'SRCC': of_kept(tested, srcc)(of)} for name, of in kept.items() if name and of.sum() > 2
+        name: {'images': int(of.sum()), 'SRCC': of_kept(tested, srcc)(of)}
+        for name, of in kept.items()
+        if name and of.sum() > 2
     }
-    return {'types': {name: values for name, values in found.items() if math.isfinite(values['SRCC'])}} if found else {}
+    return (
+        {'types': {name: values for name, values in found.items() if math.isfinite(values['SRCC'])}}
+        if found
+        else {}
+    )
 
 
 def intervals(rounds: Sequence[TestedImages]) -> dict[str, Any]:
@@ -123,15 +143,27 @@ def intervals(rounds: Sequence[TestedImages]) -> dict[str, Any]:
     """
     try:
         if len(rounds) == 1 and has_groups(rounds[0]):
-            method, values = 'jackknife of the contents', [of_kept(rounds[0], metric) for metric in CORRELATIONS.values()]
-            ends = [np.tanh(jackknife(rounds[0].contents, value, np.arctanh)).tolist() for value in values]
+            method, values = (
+                'jackknife of the contents',
+                [of_kept(rounds[0], metric) for metric in CORRELATIONS.values()],
+            )
+            ends = [
+                np.tanh(jackknife(rounds[0].contents, value, np.arctanh)).tolist()
+                for value in values
+            ]
         else:
-            method, ends = 'bootstrap', [median_interval(resamples) for resamples in resampled(rounds)]
+            method, ends = (
+                'bootstrap',
+                [median_interval(resamples) for resamples in resampled(rounds)],
+            )
             if np.isnan(ends).any():
                 raise NoIntervalError(UNDEFINED)
     except NoIntervalError as reason:
         return {'no_interval': str(reason)}
-    return {**{f'{name}_interval': interval for name, interval in zip(CORRELATIONS, ends)}, 'interval_method': method}
+    return {
+        **{f'{name}_interval': interval for name, interval in zip(CORRELATIONS, ends)},
+        'interval_method': method,
+    }
 
 
 def has_groups(tested: TestedImages) -> bool:
@@ -139,13 +171,17 @@ def has_groups(tested: TestedImages) -> bool:
     return len(set(tested.contents)) < len(tested.images)
 
 
-def of_kept(tested: TestedImages, metric: Callable[[Any, Any], float]) -> Callable[[np.ndarray], float]:
+def of_kept(
+    tested: TestedImages, metric: Callable[[Any, Any], float]
+) -> Callable[[np.ndarray], float]:
     """`metric` as a function of which images are kept, (N,) bool."""
     return lambda kept: metric(tested.predicted[kept], tested.subjective[kept])
 
 
 def jackknife(
-    contents: Sequence[str], value: Callable[[np.ndarray], float], transform: Callable[[Any], Any] = np.asarray
+    contents: Sequence[str],
+    value: Callable[[np.ndarray], float],
+    transform: Callable[[Any], Any] = np.asarray,
 ) -> list[float]:
     """95 % interval of `transform` of a value, from that value without each content, with (number of contents - 1) degrees.
 
@@ -160,9 +196,13 @@ def jackknife(
     names, of_images = np.unique(contents, return_inverse=True)
     count = len(names)
     if count < FEWEST:
-        raise NoIntervalError(f'{count} content{"s are" if count > 1 else " is"} too few (at least {FEWEST})')
+        raise NoIntervalError(
+            f'{count} content{"s are" if count > 1 else " is"} too few (at least {FEWEST})'
+        )
     with np.errstate(divide='ignore'):
-        whole, *parts = transform(np.array([value(of_images != k) for k in range(-1, count)]))  # no image is of content -1
+        whole, *parts = transform(
+            np.array([value(of_images != k) for k in range(-1, count)])
+        )  # no image is of content -1
     if not np.isfinite([whole, *parts]).all():
         raise NoIntervalError('a correlation is undefined or perfect')
     error = math.sqrt((count - 1) * np.var(parts))
@@ -201,7 +241,10 @@ def resampled(rounds: Sequence[TestedImages]) -> np.ndarray:
     contents = sorted({content for tested in rounds for content in tested.contents})
     columns = [np.searchsorted(contents, tested.contents) for tested in rounds]
     blocks = [
-        [weighted_correlations(tested, counts[:, column]) for tested, column in zip(rounds, columns)]
+        [
+            weighted_correlations(tested, counts[:, column])
+            for tested, column in zip(rounds, columns)
+        ]
         for counts in drawn_counts(len(contents))
     ]
     return np.concatenate(blocks, axis=2).swapaxes(0, 1)
@@ -238,8 +281,15 @@ def resampled_ranks(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def weighted_pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(B,): Pearson's correlation of each resample; nan where one of `x`, `y`, (N,) or (B, N), is constant in it."""
-    images = np.maximum(counts.sum(1), 1)  # a resample of the contents of all rounds may hold none of this one
-    x, y = (z - (np.einsum('bn,bn->b', counts, np.broadcast_to(z, counts.shape)) / images)[:, None] for z in (x, y))
+    images = np.maximum(
+        counts.sum(1), 1
+    )  # a resample of the contents of all rounds may hold none of this one
+    x, y = (
+        z - (np.einsum('bn,bn->b', counts, np.broadcast_to(z, counts.shape)) / images)[:, None]
+        for z in (x, y)
+    )
     xx, yy, xy = (np.einsum('bn,bn,bn->b', counts, a, b) for a, b in ((x, x), (y, y), (x, y)))
     defined = np.minimum(xx, yy) > 1e-9 * images
-    return np.clip(np.divide(xy, np.sqrt(xx * yy), out=np.full(len(counts), math.nan), where=defined), -1, 1)
+    return np.clip(
+        np.divide(xy, np.sqrt(xx * yy), out=np.full(len(counts), math.nan), where=defined), -1, 1
+    )

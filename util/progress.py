@@ -27,7 +27,9 @@ def progress(
     """
     started = reported = time.monotonic()
     done = 0
-    with tqdm(total=total, desc=title, unit=f' {unit}', leave=False, disable=True if rank() else None) as bar:
+    with tqdm(
+        total=total, desc=title, unit=f' {unit}', leave=False, disable=True if rank() else None
+    ) as bar:
         for item in items:
             yield item
             done += size(item)

@@ -24,11 +24,32 @@ EXCEL = (b'PK\3\4', b'\xd0\xcf\x11\xe0')  # how .xlsx and .xls start
 BLANK = ' \t\r\n'  # what is cut off around a cell; other white space can be part of a file's name, as in macOS screenshots
 ROLES = {  # names of columns, found in tables of other people
     'image': (
-        *('image', 'image_name', 'img_name', 'image name', 'name_image', 'name', 'filename', 'file_name', 'img_path'),
+        *(
+            'image',
+            'image_name',
+            'img_name',
+            'image name',
+            'name_image',
+            'name',
+            'filename',
+            'file_name',
+            'img_path',
+        ),
         *('image_path', 'image path', 'dist_img', 'dist_name', 'dis_img_path'),
     ),
     'score': (
-        *('score', 'mos', 'dmos', 'quality_mos', 'mos_quality', 'qmos', 'mos_image', 'elo_score', 'jod', 'gt_score'),
+        *(
+            'score',
+            'mos',
+            'dmos',
+            'quality_mos',
+            'mos_quality',
+            'qmos',
+            'mos_image',
+            'elo_score',
+            'jod',
+            'gt_score',
+        ),
         'human_score',
     ),
     'content': ('content', 'reference', 'ref_name', 'ref_img', 'ref_img_path', 'hq_name', 'scene'),
@@ -81,7 +102,10 @@ def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
         if content.startswith(EXCEL):
             book = CalamineWorkbook.from_filelike(io.BytesIO(content))
             found = book.get_sheet_by_name(sheet) if sheet else book.get_sheet_by_index(0)
-            rows = [Row(f'row {k}', cells) for k, cells in enumerate(found.to_python(skip_empty_area=False), start=1)]
+            rows = [
+                Row(f'row {k}', cells)
+                for k, cells in enumerate(found.to_python(skip_empty_area=False), start=1)
+            ]
             return [row for row in rows if any(str(cell).strip() for cell in row.cells)]
         text = content.decode('utf-8-sig')
         if text.lstrip().startswith(('{', '[')):
@@ -91,29 +115,44 @@ def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
     for where, cells, _ in rows:
         if len(cells) < width or any(cell.strip() for cell in cells[width:]):
             which = 'more' if len(cells) > width else 'fewer'
-            raise InputError(f'{path}, {where}: this line has {which} cells than the first one; correct it, or quote a cell')
+            raise InputError(
+                f'{path}, {where}: this line has {which} cells than the first one; correct it, or quote a cell'
+            )
     return [row._replace(cells=row.cells[:width]) for row in rows]
 
 
 def rows_of_json(text: str) -> list[Row]:
     """The rows of JSON lines, or of one list, whose objects have the columns' names as keys; the first row is the header."""
     is_list = text.lstrip().startswith('[')
-    records = json.loads(text) if is_list else [json.loads(line) for line in text.split('\n') if line.strip()]
+    records = (
+        json.loads(text)
+        if is_list
+        else [json.loads(line) for line in text.split('\n') if line.strip()]
+    )
     if not all(isinstance(record, dict) for record in records):
         raise ValueError('its JSON is not of an object for each image')
     header = list(dict.fromkeys(name for record in records for name in record))
     rows = [[record.get(name, '') for name in header] for record in records]
-    return [Row('line 1', header)] + [Row(f'record {k}', cells) for k, cells in enumerate(rows, start=1)]
+    return [Row('line 1', header)] + [
+        Row(f'record {k}', cells) for k, cells in enumerate(rows, start=1)
+    ]
 
 
 def rows_of_text(text: str, path: Path | str) -> list[Row]:
     lines = re.split(r'\r\n|\r|\n', text)
     first = next((line for line in lines if line.strip()), '')
     # the one that gives most known names; where none does, a tab before a semicolon before a comma, which may be decimal
-    known = {mark: sum(normalized_name(cell.strip(' "')) in KNOWN for cell in first.split(mark)) for mark in '\t;,'}
+    known = {
+        mark: sum(normalized_name(cell.strip(' "')) in KNOWN for cell in first.split(mark))
+        for mark in '\t;,'
+    }
     delimiter = max('\t;,', key=lambda mark: (known[mark], mark in first))
     if delimiter not in first:
-        return [Row(f'line {k}', words_of(line)) for k, line in enumerate(lines, start=1) if line.strip()]
+        return [
+            Row(f'line {k}', words_of(line))
+            for k, line in enumerate(lines, start=1)
+            if line.strip()
+        ]
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     end = 0
@@ -140,11 +179,19 @@ def words_of(line: str) -> list[str]:
 
 def is_number(cell: Any) -> bool:
     """Whether a cell is a number, with a decimal point or comma."""
-    return bool(re.fullmatch(r'[+-]?(\d+[.,]?\d*|[.,]\d+|nan|inf)(e[+-]?\d+)?', str(cell).strip(), re.IGNORECASE))
+    return bool(
+        re.fullmatch(
+            r'[+-]?(\d+[.,]?\d*|[.,]\d+|nan|inf)(e[+-]?\d+)?', str(cell).strip(), re.IGNORECASE
+        )
+    )
 
 
 def find_columns(
-    path: Path | str, rows: list[Row], chosen: Mapping[str, str], needed: Sequence[str], optional: Sequence[str] = ()
+    path: Path | str,
+    rows: list[Row],
+    chosen: Mapping[str, str],
+    needed: Sequence[str],
+    optional: Sequence[str] = (),
 ) -> Table:
     """Find the columns of a table by their names, or by the user's choice.
 
@@ -159,8 +206,14 @@ def find_columns(
     """
     where, first, _ = rows[0] if rows else Row('line 1', [])
     wanted = KNOWN | {normalized_name(name) for name in chosen.values() if not name.isdigit()}
-    named = any(normalized_name(cell) in wanted for cell in first) or not (needed == ('image',) or any(map(is_number, first)))
-    header = [str(cell).strip() for cell in first] if named else [str(k) for k in range(1, len(first) + 1)]
+    named = any(normalized_name(cell) in wanted for cell in first) or not (
+        needed == ('image',) or any(map(is_number, first))
+    )
+    header = (
+        [str(cell).strip() for cell in first]
+        if named
+        else [str(k) for k in range(1, len(first) + 1)]
+    )
     if not named:
         chosen = {**guessed_columns(first), **chosen}
     columns = {}
@@ -172,8 +225,13 @@ def find_columns(
             exact = [int(own) - 1]
         found = exact or [k for k, name in enumerate(header) if normalized_name(name) in accepted]
         if len(found) > 1:
-            both, advice = ' and '.join(header[k] for k in found), shlex.quote(f'{role}={header[found[0]]}')
-            raise InputError(f'{path}, {where}: {both} can each be the column of the {role}; --columns {advice} settles it')
+            both, advice = (
+                ' and '.join(header[k] for k in found),
+                shlex.quote(f'{role}={header[found[0]]}'),
+            )
+            raise InputError(
+                f'{path}, {where}: {both} can each be the column of the {role}; --columns {advice} settles it'
+            )
         if found:
             columns[role] = found[0]
         elif own or role in needed:

@@ -22,13 +22,32 @@ from util.files import read_json
 from util.tables import ROLES
 
 MOST, MOST_ROUNDS, LARGEST_SIDE = 1_000_000, 1000, 20_000
-MODEL_FACTS = ('resize', 'exif_rotation', 'score_range', 'higher_is_better')  # which a resume compares
+MODEL_FACTS = (
+    'resize',
+    'exif_rotation',
+    'score_range',
+    'higher_is_better',
+)  # which a resume compares
 # Options that a resumed run may change: where things are and how fast they go, not what is computed.
 FREE_OPTIONS = {
-    *('data_root', 'image_root', 'csv', 'output', 'resume', 'rounds', 'device', 'compile', 'num_workers', 'cache'),
+    *(
+        'data_root',
+        'image_root',
+        'csv',
+        'output',
+        'resume',
+        'rounds',
+        'device',
+        'compile',
+        'num_workers',
+        'cache',
+    ),
     *('test_batch_size', 'list_datasets'),
 }
-GROWING = ('--epochs', '--train_test_num')  # neither the learning rates nor a round depend on how many there are
+GROWING = (
+    '--epochs',
+    '--train_test_num',
+)  # neither the learning rates nor a round depend on how many there are
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -46,16 +65,28 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         parser.set_defaults(train_test_num=1)
     run = config.resume if isinstance(config.resume, str) else None
     if run:
-        parser.set_defaults(**options_of_run(Path(run) / 'config.json', {'rounds', 'output', 'resume'}))
+        parser.set_defaults(
+            **options_of_run(Path(run) / 'config.json', {'rounds', 'output', 'resume'})
+        )
     elif config.evaluate:
         record = record_of(config.evaluate)
         if record:
-            parser.set_defaults(**options_of_run(record, FREE_OPTIONS - {'csv', 'test_batch_size'} | {'evaluate', 'test_on'}))
+            parser.set_defaults(
+                **options_of_run(
+                    record, FREE_OPTIONS - {'csv', 'test_batch_size'} | {'evaluate', 'test_on'}
+                )
+            )
         elif not config.test_on:
-            raise InputError(f'--evaluate: {config.evaluate} is in no run folder; --test_on NAME=DIR tests it on a database')
+            raise InputError(
+                f'--evaluate: {config.evaluate} is in no run folder; --test_on NAME=DIR tests it on a database'
+            )
     config = parser.parse_args(argv)
     config.columns = dict(config.columns or {})
-    config.split = config.split[0] if isinstance(config.split, list) and len(config.split) == 1 else config.split
+    config.split = (
+        config.split[0]
+        if isinstance(config.split, list) and len(config.split) == 1
+        else config.split
+    )
     refuse_contradictions(config)
     config.image_root = config.data_root if config.csv else None
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
@@ -76,7 +107,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, docstring: str) -> None:
         form, more = argparse.RawDescriptionHelpFormatter, docstring.partition('\n\n')[2]
-        super().__init__(description=description, epilog=more, formatter_class=form, allow_abbrev=False)
+        super().__init__(
+            description=description, epilog=more, formatter_class=form, allow_abbrev=False
+        )
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """The options in `args`, of which none is empty: that is most often a variable of the shell that is not set."""
@@ -85,18 +118,29 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             value = getattr(options, action.dest, None)
             if value == '' or (isinstance(value, list) and '' in value):
-                name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
+                name = (
+                    action.option_strings[0]
+                    if action.option_strings
+                    else action.metavar or action.dest
+                )
                 raise InputError(f'{name} is empty; give it a value or leave it out')
         return options
 
     def with_underscores(self, word: str) -> str:
         name, mark, value = word.partition('=')
         spelled = '--' + name[2:].replace('-', '_')
-        return spelled + mark + value if name.startswith('--') and spelled in self._option_string_actions else word
+        return (
+            spelled + mark + value
+            if name.startswith('--') and spelled in self._option_string_actions
+            else word
+        )
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r'unrecognized arguments: ([^ =]+)', message)
-        near = unknown and (nearest(unknown[1], self._option_string_actions) or f'; {self.prog} --help lists the options')
+        near = unknown and (
+            nearest(unknown[1], self._option_string_actions)
+            or f'; {self.prog} --help lists the options'
+        )
         raise InputError(message + (near or ''))
 
 
@@ -107,8 +151,13 @@ def with_defaults(config: argparse.Namespace | SimpleNamespace) -> SimpleNamespa
 
 def record_of(checkpoint: Path | str) -> Path | None:
     """The config.json of the run that holds a checkpoint, or beside the checkpoint; None where there is none."""
-    places = (os.path.abspath(checkpoint), os.path.realpath(checkpoint))  # as it is named, and what a link points to
-    records = [folder / 'config.json' for place in places for folder in list(Path(place).parents)[:2]]
+    places = (
+        os.path.abspath(checkpoint),
+        os.path.realpath(checkpoint),
+    )  # as it is named, and what a link points to
+    records = [
+        folder / 'config.json' for place in places for folder in list(Path(place).parents)[:2]
+    ]
     return next(filter(Path.exists, records), None)
 
 
@@ -116,15 +165,23 @@ def read_record(path: Path) -> dict[str, Any]:
     """The content of a run's config.json: its `options`, and in `model` what an image and a score mean to its networks."""
     record = read_json(path)
     if not isinstance(record.get('options'), dict) or not isinstance(record.get('model'), dict):
-        raise InputError(f'{path} does not hold the options of a run; put the file back as the run wrote it')
+        raise InputError(
+            f'{path} does not hold the options of a run; put the file back as the run wrote it'
+        )
     options, entry = record['options'], folders.DATABASES.get(record['options'].get('dataset', ''))
     if 'fit_scale' not in options:
         if options.get('split') == 'random':
-            options['split'] = None  # an earlier version's default, which gave way to the sets of a table
+            options['split'] = (
+                None  # an earlier version's default, which gave way to the sets of a table
+            )
         if str(options.get('device')).startswith('cuda:'):
             options['device'] = 'cuda'  # an earlier version recorded the GPU that it had chosen
     if entry:
-        record['model'] = {'title': entry.title, 'label_range': entry.score_range, **record['model']}
+        record['model'] = {
+            'title': entry.title,
+            'label_range': entry.score_range,
+            **record['model'],
+        }
     return record
 
 
@@ -132,7 +189,10 @@ def options_of_run(record: Path, without: set[str]) -> dict[str, Any]:
     """The options of the run with this config.json, and where its data is."""
     options = read_record(record)['options']
     kept = {name: value for name, value in options.items() if name not in without}
-    return {**kept, 'data_root': options.get('image_root') if options.get('csv') else options.get('data_root')}
+    return {
+        **kept,
+        'data_root': options.get('image_root') if options.get('csv') else options.get('data_root'),
+    }
 
 
 def refuse_other_options(path: Path, record: dict[str, Any]) -> None:
@@ -145,13 +205,22 @@ def refuse_other_options(path: Path, record: dict[str, Any]) -> None:
     options, asked = ({**defaults, **content['options']} for content in (before, now))
     for values in (options, asked):  # the other databases may have moved: their names count
         values['test_on'] = [entry[0] for entry in values['test_on'] or []]
-    changes = [(f'--{name}', options[name], asked.get(name)) for name in sorted(options.keys() - FREE_OPTIONS)]
+    changes = [
+        (f'--{name}', options[name], asked.get(name))
+        for name in sorted(options.keys() - FREE_OPTIONS)
+    ]
     changes = [change for change in changes if differs(*change)]
     was, means = before['model'], now['model']
-    changes += [(name, was[name], means[name]) for name in MODEL_FACTS if name in was and was[name] != means[name]]
+    changes += [
+        (name, was[name], means[name])
+        for name in MODEL_FACTS
+        if name in was and was[name] != means[name]
+    ]
     if changes:
         listed = '; '.join(f'{name} was {old}, is {new}' for name, old, new in changes)
-        raise InputError(f'{path.parent} was made with other options: {listed}; give the same, or --output DIR for a new run')
+        raise InputError(
+            f'{path.parent} was made with other options: {listed}; give the same, or --output DIR for a new run'
+        )
 
 
 def differs(name: str, before: Any, now: Any) -> bool:
@@ -165,19 +234,31 @@ def differs(name: str, before: Any, now: Any) -> bool:
 
 def refuse_contradictions(config: argparse.Namespace) -> None:
     if bool(config.csv) != (config.dataset == 'csv'):
-        raise InputError('--csv FILE goes with --dataset csv, which it implies: the file lists your images and their scores')
+        raise InputError(
+            '--csv FILE goes with --dataset csv, which it implies: the file lists your images and their scores'
+        )
     for name in ('val_ratio', 'split_by'):
         if getattr(config, name) and config.split not in (None, 'random'):
-            raise InputError(f'--{name} goes with --split random; another split names its own parts')
+            raise InputError(
+                f'--{name} goes with --split random; another split names its own parts'
+            )
     own = config.csv or any(key == 'csv' for _, key, _ in config.test_on or [])
     if not own and (set(config.columns) - {'set'} or config.lower_is_better is not None):
-        raise InputError('--columns, --lower_is_better and --higher_is_better describe the table of --csv FILE')
+        raise InputError(
+            '--columns, --lower_is_better and --higher_is_better describe the table of --csv FILE'
+        )
     if config.train_on_all and (config.val_ratio or config.patience or config.split):
-        raise InputError('--train_on_all leaves nothing to choose an epoch on: give no --val_ratio, --patience or --split')
+        raise InputError(
+            '--train_on_all leaves nothing to choose an epoch on: give no --val_ratio, --patience or --split'
+        )
     if config.fit_scale and config.weights in ('none', 'imagenet'):
-        raise InputError('--fit_scale goes with --weights FILE, a HyperIQA that gives scores already')
+        raise InputError(
+            '--fit_scale goes with --weights FILE, a HyperIQA that gives scores already'
+        )
     if config.rounds and config.rounds[-1] > config.train_test_num:
-        raise InputError(f'--rounds: there are {config.train_test_num} rounds; --train_test_num sets how many')
+        raise InputError(
+            f'--rounds: there are {config.train_test_num} rounds; --train_test_num sets how many'
+        )
     names = [name for name, _, _ in config.test_on or []]
     if len(set(names)) < len(names):
         raise InputError('--test_on: each database, and each name of a CSV file, can be named once')
@@ -195,15 +276,60 @@ def make_parser() -> Parser:
         group.add_argument(name, help=text, default=default, **settings)
 
     group = parser.add_argument_group('database')
-    add('--dataset', ', '.join(folders.DATABASES), 'livec', type=folders.database_key, metavar='NAME')
-    add('--data_root', "the database's folder (default: data/<dataset>), or where the names in --csv start", metavar='DIR')
-    add('--csv', 'a table of your images and scores, for --dataset csv, which it implies', metavar='FILE')
-    add('--columns', 'its columns, by name or number: score=mos type=2 ...', type=role_column, nargs='+', metavar='ROLE=NAME')
-    add('--lower_is_better', 'a lower score in it is a better image', action='store_const', const=True)
-    add('--higher_is_better', 'a higher one is, even if called dmos', action='store_const', const=False, dest='lower_is_better')
-    add('--average_votes', 'several rows for one image are votes: its score is their mean', action='store_true')
-    add('--skip_missing', 'leave out listed images that are missing or unreadable; they are listed', action='store_true')
-    add('--resize', 'resize every image first (default: as in its protocol)', type=side, nargs=2, metavar=('H', 'W'))
+    add(
+        '--dataset',
+        ', '.join(folders.DATABASES),
+        'livec',
+        type=folders.database_key,
+        metavar='NAME',
+    )
+    add(
+        '--data_root',
+        "the database's folder (default: data/<dataset>), or where the names in --csv start",
+        metavar='DIR',
+    )
+    add(
+        '--csv',
+        'a table of your images and scores, for --dataset csv, which it implies',
+        metavar='FILE',
+    )
+    add(
+        '--columns',
+        'its columns, by name or number: score=mos type=2 ...',
+        type=role_column,
+        nargs='+',
+        metavar='ROLE=NAME',
+    )
+    add(
+        '--lower_is_better',
+        'a lower score in it is a better image',
+        action='store_const',
+        const=True,
+    )
+    add(
+        '--higher_is_better',
+        'a higher one is, even if called dmos',
+        action='store_const',
+        const=False,
+        dest='lower_is_better',
+    )
+    add(
+        '--average_votes',
+        'several rows for one image are votes: its score is their mean',
+        action='store_true',
+    )
+    add(
+        '--skip_missing',
+        'leave out listed images that are missing or unreadable; they are listed',
+        action='store_true',
+    )
+    add(
+        '--resize',
+        'resize every image first (default: as in its protocol)',
+        type=side,
+        nargs=2,
+        metavar=('H', 'W'),
+    )
 
     group = parser.add_argument_group('training')
     add('--train_patch_num', 'random patches per training image and epoch', 25, type=positive)
@@ -212,43 +338,147 @@ def make_parser() -> Parser:
     add('--weight_decay', 'weight decay of both parameter groups', 5e-4, type=rate)
     add('--batch_size', 'patches per batch, over all GPUs', 96, type=positive)
     add('--epochs', 'epochs per round', 16, type=positive)
-    add('--patience', 'stop a round after N epochs without a better epoch; 0: never', 0, type=count, metavar='N')
+    add(
+        '--patience',
+        'stop a round after N epochs without a better epoch; 0: never',
+        0,
+        type=count,
+        metavar='N',
+    )
     add('--patch_size', 'the network takes no other', 224, type=int, choices=(224,))
-    add('--seed', 'what the splits, initial weights and patches depend on', 0, type=number(int, 0, 2**32 - 1))
-    add('--weights', 'initial weights: imagenet, none, or a file of a ResNet-50 or HyperIQA', 'imagenet', metavar='SOURCE')
-    add('--fit_scale', 'first fit the scores of --weights FILE, a HyperIQA, to the labels', action='store_true')
-    add('--normalize_scores', 'train on scores mapped to 0..1; reports stay in their own unit', action='store_true')
+    add(
+        '--seed',
+        'what the splits, initial weights and patches depend on',
+        0,
+        type=number(int, 0, 2**32 - 1),
+    )
+    add(
+        '--weights',
+        'initial weights: imagenet, none, or a file of a ResNet-50 or HyperIQA',
+        'imagenet',
+        metavar='SOURCE',
+    )
+    add(
+        '--fit_scale',
+        'first fit the scores of --weights FILE, a HyperIQA, to the labels',
+        action='store_true',
+    )
+    add(
+        '--normalize_scores',
+        'train on scores mapped to 0..1; reports stay in their own unit',
+        action='store_true',
+    )
 
     group = parser.add_argument_group('splits and tests')
-    add('--train_test_num', f'rounds: train-test splits, at most {MOST_ROUNDS}', 10, type=number(int, 1, MOST_ROUNDS))
-    add('--rounds', 'run only these rounds, beside other processes in the same folder', type=round_numbers, metavar='A-B')
+    add(
+        '--train_test_num',
+        f'rounds: train-test splits, at most {MOST_ROUNDS}',
+        10,
+        type=number(int, 1, MOST_ROUNDS),
+    )
+    add(
+        '--rounds',
+        'run only these rounds, beside other processes in the same folder',
+        type=round_numbers,
+        metavar='A-B',
+    )
     splits = 'random; official; another RUN; a split.json; a table with a set column; a folder of lists; train=FILE test=FILE'
     default = 'default: random, or the sets that a table of your own names'
-    add('--split', f'{splits}; {{round}} in a path stands for the round ({default})', nargs='+', metavar='SPLIT')
-    add('--split_by', 'what a random split keeps together (default: depends on the database)', choices=('image', 'content'))
-    add('--val_ratio', 'fraction of the training part that chooses the epoch; 0: the test part', 0, type=fraction, metavar='R')
-    add('--train_on_all', 'train on the whole database and keep the last epoch', action='store_true')
+    add(
+        '--split',
+        f'{splits}; {{round}} in a path stands for the round ({default})',
+        nargs='+',
+        metavar='SPLIT',
+    )
+    add(
+        '--split_by',
+        'what a random split keeps together (default: depends on the database)',
+        choices=('image', 'content'),
+    )
+    add(
+        '--val_ratio',
+        'fraction of the training part that chooses the epoch; 0: the test part',
+        0,
+        type=fraction,
+        metavar='R',
+    )
+    add(
+        '--train_on_all', 'train on the whole database and keep the last epoch', action='store_true'
+    )
     add('--test_patch_num', 'random patches per test image', 25, type=positive)
-    add('--test_on', 'test the best epochs on these too; tables as csv=FILE', type=named_folder, nargs='+', metavar='NAME=DIR')
+    add(
+        '--test_on',
+        'test the best epochs on these too; tables as csv=FILE',
+        type=named_folder,
+        nargs='+',
+        metavar='NAME=DIR',
+    )
 
     group = parser.add_argument_group('run folder')
-    add('--output', 'run folder (default: runs/<dataset>-seed<seed>), or where --evaluate writes (default: .)', metavar='DIR')
-    add('--resume', 'continue RUN with its options; alone, continue or start --output', nargs='?', const=True, metavar='RUN')
+    add(
+        '--output',
+        'run folder (default: runs/<dataset>-seed<seed>), or where --evaluate writes (default: .)',
+        metavar='DIR',
+    )
+    add(
+        '--resume',
+        'continue RUN with its options; alone, continue or start --output',
+        nargs='?',
+        const=True,
+        metavar='RUN',
+    )
 
     group = parser.add_argument_group('speed')
     add('--device', 'cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)')
-    add('--amp', 'bfloat16 autocast: faster on a GPU, the numbers differ slightly', action=argparse.BooleanOptionalAction)
-    add('--compile', 'torch.compile: a slow start, then faster on a GPU', action=argparse.BooleanOptionalAction)
-    add('--cache', "folder of the decoded images (default: in the database's), or none to decode each time", metavar='DIR')
-    add('--num_workers', 'threads that gather patches; the numbers do not depend on it', 2, type=count)
+    add(
+        '--amp',
+        'bfloat16 autocast: faster on a GPU, the numbers differ slightly',
+        action=argparse.BooleanOptionalAction,
+    )
+    add(
+        '--compile',
+        'torch.compile: a slow start, then faster on a GPU',
+        action=argparse.BooleanOptionalAction,
+    )
+    add(
+        '--cache',
+        "folder of the decoded images (default: in the database's), or none to decode each time",
+        metavar='DIR',
+    )
+    add(
+        '--num_workers',
+        'threads that gather patches; the numbers do not depend on it',
+        2,
+        type=count,
+    )
     add('--test_batch_size', 'patches per batch when testing', 96, type=positive)
-    add('--deterministic', 'a command gives the same bytes each time on CUDA too, where it is slower', action='store_true')
+    add(
+        '--deterministic',
+        'a command gives the same bytes each time on CUDA too, where it is slower',
+        action='store_true',
+    )
 
     group = parser.add_argument_group('instead of training')
-    add('--evaluate', "repeat the test of this checkpoint's round, or with --test_on test it on those", metavar='CHECKPOINT')
-    add('--check', 'only check the database: labels, images, sizes, duplicates', action='store_true')
-    add('--list_datasets', 'only print a table of the databases, or all about NAME', nargs='?', const='all', metavar='NAME')
-    add('--summarize', 'only compute the results of the finished rounds in this run folder', metavar='RUN')
+    add(
+        '--evaluate',
+        "repeat the test of this checkpoint's round, or with --test_on test it on those",
+        metavar='CHECKPOINT',
+    )
+    add(
+        '--check', 'only check the database: labels, images, sizes, duplicates', action='store_true'
+    )
+    add(
+        '--list_datasets',
+        'only print a table of the databases, or all about NAME',
+        nargs='?',
+        const='all',
+        metavar='NAME',
+    )
+    add(
+        '--summarize',
+        'only compute the results of the finished rounds in this run folder',
+        metavar='RUN',
+    )
     return parser
 
 

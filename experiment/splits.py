@@ -22,7 +22,9 @@ TRAIN_FRACTION = 0.8
 PARTS = ('train', 'val', 'test')
 LEFT_OUT = -1  # position of an image that is known and left out
 Split = dict[str, list[int]]
-SplitRecord = dict[str, Any]  # of a round: the names of the images of each part, and in `labels` a digest of the labels
+SplitRecord = dict[
+    str, Any
+]  # of a round: the names of the images of each part, and in `labels` a digest of the labels
 
 
 class Job(NamedTuple):
@@ -51,24 +53,40 @@ def draw_splits(config: Any, database: OpenDatabase) -> list[Split]:
     """
     what, splits = asked_splits(config, database)
     needed = ('train',) if config.train_on_all else ('train', 'test')
-    scores = np.array([sample.score for sample in database.samples], np.float32)  # as the network sees them
+    scores = np.array(
+        [sample.score for sample in database.samples], np.float32
+    )  # as the network sees them
     for number, split in enumerate(splits, start=1):
         for part in PARTS:
             different = len(np.unique(scores[split[part]]))
             if different < 2 and (split[part] or part in needed):
                 where = f'{"--val_ratio" if part == "val" and config.val_ratio else what}: in round {number}, the {part} part'
                 few = f'too little for an SRCC (images: {len(split[part])}, different scores: {different})'
-                raise InputError(f'{where} has {few}; give another split (--split, --split_by) or more images')
+                raise InputError(
+                    f'{where} has {few}; give another split (--split, --split_by) or more images'
+                )
         refuse_links(database, split, f'{what}: in round {number}')
-    alone = [k for k, split in enumerate(splits, 1) if database.by_content and len({*database.contents(split['test'])}) == 1]
+    alone = [
+        k
+        for k, split in enumerate(splits, 1)
+        if database.by_content and len({*database.contents(split['test'])}) == 1
+    ]
     if alone:
-        log(f'warning: {what}: in round {alone[0]}, the test part has one content alone, so its SRCC has no interval')
+        log(
+            f'warning: {what}: in round {alone[0]}, the test part has one content alone, so its SRCC has no interval'
+        )
     if len(splits) > 1 and all(split == splits[0] for split in splits) and not config.train_on_all:
-        log(f'{what}: one split for all {len(splits)} rounds, which differ in initial weights and patches alone')
-    trained, tested = ({database.samples[k].content for k in splits[0][part]} for part in ('train', 'test'))
+        log(
+            f'{what}: one split for all {len(splits)} rounds, which differ in initial weights and patches alone'
+        )
+    trained, tested = (
+        {database.samples[k].content for k in splits[0][part]} for part in ('train', 'test')
+    )
     shared = sorted(trained & tested)
     if shared:
-        log(f'warning: {len(shared)} contents are in train and in test, the first is {shared[0]!r}: this inflates every score')
+        log(
+            f'warning: {len(shared)} contents are in train and in test, the first is {shared[0]!r}: this inflates every score'
+        )
     return splits
 
 
@@ -76,14 +94,25 @@ def asked_splits(config: Any, database: OpenDatabase) -> tuple[str, list[Split]]
     """What the options ask for, in the words of messages, and the split of every round."""
     rounds = range(config.train_test_num)
     if config.train_on_all:
-        return '--train_on_all', [{'train': list(range(len(database.samples))), 'val': [], 'test': []} for _ in rounds]
+        return '--train_on_all', [
+            {'train': list(range(len(database.samples))), 'val': [], 'test': []} for _ in rounds
+        ]
     if config.split == 'random' or (config.split is None and not has_usable_sets(database)):
-        drawn = [draw_split(len(database.units), config.seed, round_index, config.val_ratio) for round_index in rounds]
-        return '--split random', [{part: database.images(split[part]) for part in split} for split in drawn]
+        drawn = [
+            draw_split(len(database.units), config.seed, round_index, config.val_ratio)
+            for round_index in rounds
+        ]
+        return '--split random', [
+            {part: database.images(split[part]) for part in split} for split in drawn
+        ]
     if config.val_ratio:
-        raise InputError(f'--val_ratio: the sets in {database.path} already name the images that choose the epoch')
+        raise InputError(
+            f'--val_ratio: the sets in {database.path} already name the images that choose the epoch'
+        )
     if config.split in (None, 'official'):
-        return f'--split official (the sets in {database.path})', [official_split(database)] * len(rounds)
+        return f'--split official (the sets in {database.path})', [official_split(database)] * len(
+            rounds
+        )
     what = f'--split {config.split if isinstance(config.split, str) else " ".join(config.split)}'
     return what, [read_split(config.split, database, k + 1, config.columns or {}) for k in rounds]
 
@@ -93,7 +122,9 @@ def has_usable_sets(database: OpenDatabase) -> bool:
     sets = {sample.official_set for sample in database.samples if database.key == 'csv'} - {''}
     if sets and 'test' not in sets:
         found = ', '.join(sorted(sets)[:3])
-        log(f'{database.label_file}: its sets ({found}) name no test images, so splits are random, as with --split random')
+        log(
+            f'{database.label_file}: its sets ({found}) name no test images, so splits are random, as with --split random'
+        )
     return 'test' in sets
 
 
@@ -105,7 +136,9 @@ def refuse_links(database: OpenDatabase, split: Split, what: str) -> None:
             other, first = part_of.setdefault(database.samples[k].file, (part, k))
             if other != part:
                 names = ' and '.join(database.names([first, k]))
-                raise InputError(f'{what}, {names} are one file, in {other} and in {part}; leave one of the two out')
+                raise InputError(
+                    f'{what}, {names} are one file, in {other} and in {part}; leave one of the two out'
+                )
 
 
 def sizes_of(splits: list[Split], listed: int) -> str:
@@ -113,13 +146,20 @@ def sizes_of(splits: list[Split], listed: int) -> str:
     uses = {'train': 'to train on', 'val': 'to choose the epoch', 'test': 'to test on'}
     counts = {use: {len(split.get(part, [])) for split in splits} for part, use in uses.items()}
     counts['in no part'] = {listed - sum(map(len, split.values())) for split in splits}
-    shown = {use: ' to '.join(map(str, sorted({min(found), max(found)}))) for use, found in counts.items() if any(found)}
+    shown = {
+        use: ' to '.join(map(str, sorted({min(found), max(found)})))
+        for use, found in counts.items()
+        if any(found)
+    }
     return ', '.join(f'{count} {use}' for use, count in shown.items())
 
 
 def split_record(split: Split, database: OpenDatabase) -> SplitRecord:
     """What split.json holds: the names of the images of each part that has some, and a digest of the labels."""
-    return {**{part: database.names(images) for part, images in split.items() if images}, 'labels': database.digest}
+    return {
+        **{part: database.names(images) for part, images in split.items() if images},
+        'labels': database.digest,
+    }
 
 
 def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Split:
@@ -146,15 +186,23 @@ def official_split(database: OpenDatabase) -> Split:
     names, remedy = database.entry.official, 'use --split random'
     if not any(sample.official_set for sample in database.samples):
         none = f'the sets are named by {names}, which {database.path} does not have'
-        raise InputError(f'--split official: {none if names else f"{database.entry.title} has no official sets"}; {remedy}')
+        raise InputError(
+            f'--split official: {none if names else f"{database.entry.title} has no official sets"}; {remedy}'
+        )
     for sample in database.samples:
         without = f'correct that row, or do without: {remedy}, or --columns set='
         set_of(sample.official_set, database.label_file, sample.where, remedy=without)
-    return {part: [k for k, sample in enumerate(database.samples) if sample.official_set == part] for part in PARTS}
+    return {
+        part: [k for k, sample in enumerate(database.samples) if sample.official_set == part]
+        for part in PARTS
+    }
 
 
 def read_split(
-    asked: Path | str | Sequence[str], database: OpenDatabase, round_number: int = 1, columns: dict[str, str] | None = None
+    asked: Path | str | Sequence[str],
+    database: OpenDatabase,
+    round_number: int = 1,
+    columns: dict[str, str] | None = None,
 ) -> Split:
     """The images of each part in a split that somebody wrote down.
 
@@ -167,12 +215,17 @@ def read_split(
     Raises:
         InputError: it cannot be read, or it names images that the database does not have, or names one twice.
     """
-    texts = [with_round(text, round_number) for text in ([asked] if isinstance(asked, (str, Path)) else asked)]
+    texts = [
+        with_round(text, round_number)
+        for text in ([asked] if isinstance(asked, (str, Path)) else asked)
+    ]
     chosen = {role: with_round(name, round_number) for role, name in (columns or {}).items()}
     if all('=' in text and text.partition('=')[0] in SETS for text in texts):
         files = {SETS[text.partition('=')[0]]: text.partition('=')[2] for text in texts}
     elif len(texts) > 1:
-        raise InputError(f'--split {" ".join(texts)}: several files are named as train=FILE test=FILE val=FILE')
+        raise InputError(
+            f'--split {" ".join(texts)}: several files are named as train=FILE test=FILE val=FILE'
+        )
     else:
         files = files_in(texts[0], round_number) if os.path.isdir(texts[0]) else {'': texts[0]}
     lists = {part: read_list(file, part, chosen, round_number) for part, file in files.items()}
@@ -181,7 +234,9 @@ def read_split(
 
 
 def with_round(text: Path | str, round_number: int) -> str:
-    return re.sub(r'\{round(:0\d+d)?\}', lambda match: match[0].format(round=round_number), str(text))
+    return re.sub(
+        r'\{round(:0\d+d)?\}', lambda match: match[0].format(round=round_number), str(text)
+    )
 
 
 def files_in(folder: str, round_number: int) -> dict[str, str]:
@@ -191,7 +246,11 @@ def files_in(folder: str, round_number: int) -> dict[str, str]:
     """
     if os.path.isfile(os.path.join(folder, 'config.json')):
         return {'': os.path.join(folder, f'round_{round_number:02d}', 'split.json')}
-    rounds = [name for name in os.listdir(folder) if name.isdigit() and os.path.isdir(os.path.join(folder, name))]
+    rounds = [
+        name
+        for name in os.listdir(folder)
+        if name.isdigit() and os.path.isdir(os.path.join(folder, name))
+    ]
     if rounds:
         if str(round_number) not in rounds:
             raise too_few_rounds(folder, len(rounds))
@@ -202,14 +261,20 @@ def files_in(folder: str, round_number: int) -> dict[str, str]:
         words = [SETS[word] for word in re.split(r'[^a-z]+', stem) if word in SETS]
         if words and kind in ('.txt', '.csv', '.json', '.npy'):
             if words[-1] in files:
-                raise InputError(f'{folder} holds two lists of the {words[-1]} part, also {name}; give train=FILE test=FILE')
+                raise InputError(
+                    f'{folder} holds two lists of the {words[-1]} part, also {name}; give train=FILE test=FILE'
+                )
             files[words[-1]] = os.path.join(folder, name)
     if not files:
-        raise InputError(f'{folder} holds no list with train or test in its name; give train=FILE test=FILE')
+        raise InputError(
+            f'{folder} holds no list with train or test in its name; give train=FILE test=FILE'
+        )
     return files
 
 
-def read_list(file: str, part: str, chosen: dict[str, str], round_number: int) -> list[tuple[Any, str]]:
+def read_list(
+    file: str, part: str, chosen: dict[str, str], round_number: int
+) -> list[tuple[Any, str]]:
     """(name or row number, part) of every image in a file, which is of one `part`, or names the part of each where it is ''."""
     kind = os.path.splitext(file)[1].lower()
     if kind == '.npy':
@@ -219,20 +284,37 @@ def read_list(file: str, part: str, chosen: dict[str, str], round_number: int) -
             content = json.load(opened)
             lists = {part: content} if part else content if isinstance(content, dict) else {}
             if not lists or not all(isinstance(lists.get(own, []), list) for own in (part, *PARTS)):
-                raise ValueError('it holds no list, whose records each need an "image", nor a train and a test list')
-            return [(name_in(record), own) for own in lists if own in (part, *PARTS) for record in lists[own]]
+                raise ValueError(
+                    'it holds no list, whose records each need an "image", nor a train and a test list'
+                )
+            return [
+                (name_in(record), own)
+                for own in lists
+                if own in (part, *PARTS)
+                for record in lists[own]
+            ]
     rows = read_rows(file)
     names = [normalized_name(cell) for cell in rows[0].cells] if rows else []
-    of_rounds = {int(name.rpartition('_')[2]): name for name in names if re.fullmatch(r'.*split_\d+', name)}  # seed123_split_01
+    of_rounds = {
+        int(name.rpartition('_')[2]): name for name in names if re.fullmatch(r'.*split_\d+', name)
+    }  # seed123_split_01
     if of_rounds and not part and not set(ROLES['set']) & set(names) and 'set' not in chosen:
         if round_number not in of_rounds:
             raise too_few_rounds(file, len(of_rounds))
         chosen = {'set': of_rounds[round_number], **chosen}
     # the other choices are of the label table, which this one can have in common with it
-    chosen = {role: own for role, own in chosen.items() if role == 'set' or normalized_name(own) in names}
+    chosen = {
+        role: own for role, own in chosen.items() if role == 'set' or normalized_name(own) in names
+    }
     table = find_columns(file, rows, chosen, ('image',) if part else ('image', 'set'))
-    images = [(where, str(cells[table.columns['image']]).strip(BLANK), cells) for where, cells, _ in table.rows]
-    return [(name, part or set_of(cells[table.columns['set']], file, where)) for where, name, cells in images]
+    images = [
+        (where, str(cells[table.columns['image']]).strip(BLANK), cells)
+        for where, cells, _ in table.rows
+    ]
+    return [
+        (name, part or set_of(cells[table.columns['set']], file, where))
+        for where, name, cells in images
+    ]
 
 
 def read_row_numbers(file: str, round_number: int) -> list[int]:
@@ -240,10 +322,14 @@ def read_row_numbers(file: str, round_number: int) -> list[int]:
     with reading(file, 'a NumPy array of numbers') as opened:
         array = np.lib.format.read_array(opened, allow_pickle=False)
         if array.dtype.kind not in 'iu' or array.ndim not in (1, 2):
-            raise ValueError(f'row numbers are integers in the shape (n,) or (rounds, n), not {array.dtype} {array.shape}')
+            raise ValueError(
+                f'row numbers are integers in the shape (n,) or (rounds, n), not {array.dtype} {array.shape}'
+            )
     if array.ndim == 2 and len(array) < round_number:
         raise too_few_rounds(file, len(array))
-    return [int(row) for row in (array if array.ndim == 1 else array[round_number - 1]) if row != -1]
+    return [
+        int(row) for row in (array if array.ndim == 1 else array[round_number - 1]) if row != -1
+    ]
 
 
 def too_few_rounds(file: str, rounds: int) -> InputError:
@@ -271,7 +357,9 @@ class ImageNames:
         self.ends: dict[str, int | None] = {}
         self.folders: set[str] = set()
         images = list(enumerate(database.all_names))
-        left_out = [entry['image'] for entry in database.left_out] + [database.name_of(path) for path in database.known]
+        left_out = [entry['image'] for entry in database.left_out] + [
+            database.name_of(path) for path in database.known
+        ]
         for k, name in images + [(LEFT_OUT, name) for name in left_out]:
             for end in path_ends(name):
                 self.ends[end] = k if end not in self.ends else None
@@ -290,11 +378,17 @@ class ImageNames:
 
 def path_ends(name: str) -> list[str]:
     """The ends of a path, longest first: 'A/b.png' -> ['a/b.png', 'b.png']."""
-    steps = [step for step in normalized_name(name).replace('\\', '/').split('/') if step not in ('', '.', '..')]
+    steps = [
+        step
+        for step in normalized_name(name).replace('\\', '/').split('/')
+        if step not in ('', '.', '..')
+    ]
     return ['/'.join(steps[k:]) for k in range(len(steps))]
 
 
-def positions_of(listed: list[tuple[Any, str, str]], database: OpenDatabase, is_first: bool) -> Split:
+def positions_of(
+    listed: list[tuple[Any, str, str]], database: OpenDatabase, is_first: bool
+) -> Split:
     """The positions of images, of which each is listed as (name or row number, part, file that lists it).
 
     Of the first round it is logged how many listed images are known and left out.
@@ -317,7 +411,9 @@ def positions_of(listed: list[tuple[Any, str, str]], database: OpenDatabase, is_
             split[part].append(position)
     for file, names in unknown.items():
         first = f'the first of them {", ".join(names[:3])}; a name that fits several images counts as none'
-        raise InputError(f'{file} names {len(names)} images that are not in {database.path}, {first}')
+        raise InputError(
+            f'{file} names {len(names)} images that are not in {database.path}, {first}'
+        )
     for file, count in left_out.items() if is_first else ():
         log(f'{file} names {count} images that are known and left out')
     return split

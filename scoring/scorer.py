@@ -12,18 +12,22 @@ import torch
 from PIL import Image
 
 from data_loader import draw_patches, imagenet_statistics
+from experiment.options import facts_of_koniq, read_record, record_of
 from models import PATCH_SIZE, HyperNet, hyperiqa, predict_scores
 from util import checkpoints, frames
 from util.distributed import has_bfloat16, memory_format, pick_device
 from util.errors import InputError, log, log_once
 from util.files import named
 from util.labels import scale_of
-from util.options import facts_of_koniq, read_record, record_of
 
 BATCH_SIZE = 100
 STRIDE = 112  # pixels of the frame between the patches of a map
-NARROWEST = 1 / 100  # an image that is narrower for its length is not enlarged until it holds a patch
-LOADING = threading.Lock()  # of opened pictures: Pillow loads one at its first use, and it can be in a list twice
+NARROWEST = (
+    1 / 100
+)  # an image that is narrower for its length is not enlarged until it holds a patch
+LOADING = (
+    threading.Lock()
+)  # of opened pictures: Pillow loads one at its first use, and it can be in a list twice
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -41,16 +45,26 @@ class Scorer:
         InputError: the checkpoint or the device cannot be used.
     """
 
-    def __init__(self, checkpoint: Path | str, device: str | None = None, patches: int = 25, amp: bool = False) -> None:
+    def __init__(
+        self,
+        checkpoint: Path | str,
+        device: str | None = None,
+        patches: int = 25,
+        amp: bool = False,
+    ) -> None:
         self.device = pick_device(device)
         if amp and not has_bfloat16(self.device):
-            log('warning: bfloat16 has no instructions on this device, so --amp makes scoring many times slower; leave it out')
+            log(
+                'warning: bfloat16 has no instructions on this device, so --amp makes scoring many times slower; leave it out'
+            )
         self.patches, self.amp, self.checkpoint = patches, amp, checkpoint
         model, self.facts = trained(checkpoint)
         self.network = PatchScorer(model, self.facts['score_range']).eval()
         self.network.to(self.device, memory_format=memory_format(self.device))  # type: ignore[call-overload]  # not in its stub
 
-    def __call__(self, images: Picture | list[Picture] | tuple[Picture, ...], spread: bool = False) -> Any:
+    def __call__(
+        self, images: Picture | list[Picture] | tuple[Picture, ...], spread: bool = False
+    ) -> Any:
         """Score one image or a list of them.
 
         Args:
@@ -86,8 +100,15 @@ class Scorer:
     def crops(self, image: Picture) -> np.ndarray:
         """(patches, 224, 224, 3) uint8 crops of an image, at places that the frame's height and width decide."""
         frame = self.pictures(image)[1]
-        places = draw_patches(frame.shape[:2], np.array([frame.shape[:2]]), self.patches, istrain=False)
-        return np.stack([frame[top : top + PATCH_SIZE, left : left + PATCH_SIZE] for top, left in zip(places.top, places.left)])
+        places = draw_patches(
+            frame.shape[:2], np.array([frame.shape[:2]]), self.patches, istrain=False
+        )
+        return np.stack(
+            [
+                frame[top : top + PATCH_SIZE, left : left + PATCH_SIZE]
+                for top, left in zip(places.top, places.left)
+            ]
+        )
 
     def map(self, image: Picture) -> tuple[np.ndarray, np.ndarray, np.ndarray, Image.Image]:
         """The scores of a grid of overlapping patches; argument and errors as of a call.
@@ -99,14 +120,22 @@ class Scorer:
             of the photo; and the photo, as a viewer shows it.
         """
         photo, frame = self.pictures(image)
-        top, left = (np.array([*range(0, side - PATCH_SIZE, STRIDE), side - PATCH_SIZE]) for side in frame.shape[:2])
+        top, left = (
+            np.array([*range(0, side - PATCH_SIZE, STRIDE), side - PATCH_SIZE])
+            for side in frame.shape[:2]
+        )
         crops = [frame[y : y + PATCH_SIZE, x : x + PATCH_SIZE] for y in top for x in left]
-        y, x = ((start + PATCH_SIZE / 2) * size / side for start, size, side in zip((top, left), photo.size[::-1], frame.shape))
+        y, x = (
+            (start + PATCH_SIZE / 2) * size / side
+            for start, size, side in zip((top, left), photo.size[::-1], frame.shape)
+        )
         return self.patch_scores(np.stack(crops)).view(len(top), len(left)).numpy(), y, x, photo
 
     def drawn_map(self, image: Picture, title: str) -> bytes:
         """The `map` of an image over it, as the bytes of a PNG file."""
-        from util import plots  # a program that scores needs no matplotlib, nor the side effects of importing it
+        from util import (
+            plots,
+        )  # a program that scores needs no matplotlib, nor the side effects of importing it
 
         return plots.score_map(*self.map(image), title, scale_line(self.facts))
 
@@ -132,9 +161,13 @@ class Scorer:
         """
         patches = torch.from_numpy(crops)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.amp):
-            scores = torch.cat([self.network(some.to(self.device)).cpu() for some in patches.split(BATCH_SIZE)]).double()
+            scores = torch.cat(
+                [self.network(some.to(self.device)).cpu() for some in patches.split(BATCH_SIZE)]
+            ).double()
         if not scores.isfinite().all():
-            raise InputError(f'{self.checkpoint} gives a score that is not finite; take the weights of another epoch')
+            raise InputError(
+                f'{self.checkpoint} gives a score that is not finite; take the weights of another epoch'
+            )
         return scores
 
 
@@ -145,7 +178,9 @@ class PatchScorer(torch.nn.Module):
         super().__init__()
         self.model = model
         self.low, self.high = map(float, score_range or (0, 1))
-        self.mean, self.std = (torch.nn.Buffer(values) for values in imagenet_statistics(torch.device('cpu')))
+        self.mean, self.std = (
+            torch.nn.Buffer(values) for values in imagenet_statistics(torch.device('cpu'))
+        )
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """(N, 224, 224, 3) uint8 -> (N,) float32."""
@@ -160,9 +195,21 @@ def rgb_of(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         with LOADING, named('the image', 'an image'):
             return frames.as_rgb(image, exif_rotation=True, srgb=True)[0]
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        found = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
-        raise InputError(f'an image is a path, a PIL image or an (H, W, 3) uint8 RGB array, not {found}')
+    if (
+        not isinstance(image, np.ndarray)
+        or image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] != 3
+        or not image.size
+    ):
+        found = (
+            f'{image.dtype} {image.shape}'
+            if isinstance(image, np.ndarray)
+            else type(image).__name__
+        )
+        raise InputError(
+            f'an image is a path, a PIL image or an (H, W, 3) uint8 RGB array, not {found}'
+        )
     return Image.fromarray(np.ascontiguousarray(image))
 
 
@@ -171,17 +218,23 @@ def enlarged(picture: Image.Image, name: str) -> Image.Image:
     if min(picture.size) >= PATCH_SIZE:
         return picture
     if min(picture.size) < NARROWEST * max(picture.size):
-        raise InputError(f'{name} is {picture.width}x{picture.height}: too narrow to be enlarged until it holds a patch')
+        raise InputError(
+            f'{name} is {picture.width}x{picture.height}: too narrow to be enlarged until it holds a patch'
+        )
     scale = PATCH_SIZE / min(picture.size)
     width, height = (max(PATCH_SIZE, round(side * scale)) for side in picture.size)
-    log_once(f'{name} is {picture.width}x{picture.height}: enlarged to {width}x{height}, so its score is less certain')
+    log_once(
+        f'{name} is {picture.width}x{picture.height}: enlarged to {width}x{height}, so its score is less certain'
+    )
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def scale_line(facts: Mapping[str, Any]) -> str:
     """What the scores mean, in one line."""
     scale = scale_of(facts.get('label_range'), facts.get('higher_is_better', True))
-    return f'scores on the scale of the labels of {facts.get("title", "the training images")}: {scale}'
+    return (
+        f'scores on the scale of the labels of {facts.get("title", "the training images")}: {scale}'
+    )
 
 
 def trained(checkpoint: Path | str) -> tuple[HyperNet, dict[str, Any]]:
@@ -193,7 +246,9 @@ def trained(checkpoint: Path | str) -> tuple[HyperNet, dict[str, Any]]:
     model = hyperiqa()
     layout, facts = checkpoints.load_trained(model, checkpoint)
     if layout == 'pyiqa':
-        log(f'{checkpoint} is of pyiqa: images are prepared as it does, without a resize, and its 0..1 is shown as 0..100')
+        log(
+            f'{checkpoint} is of pyiqa: images are prepared as it does, without a resize, and its 0..1 is shown as 0..100'
+        )
         return model, {**facts_of_koniq(), 'resize': None, 'score_range': (0, 100)}
     record = record_of(checkpoint)
     if record:
@@ -201,5 +256,7 @@ def trained(checkpoint: Path | str) -> tuple[HyperNet, dict[str, Any]]:
     if facts is None:
         facts = facts_of_koniq()
         height, width = facts['resize']
-        log(f'there is no config.json with {checkpoint}: images are resized to {height} high, {width} wide as for KonIQ-10k')
+        log(
+            f'there is no config.json with {checkpoint}: images are resized to {height} high, {width} wide as for KonIQ-10k'
+        )
     return model, facts

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from experiment.splits import sizes_of
 from util.frames import DEEP, TRANSPARENT, WIDE, on_all_cores, read_picture
 from util.labels import Sample
-from util.splits import sizes_of
 
 BINS, LONGEST_BAR = 10, 40  # of the histogram
 NAMED = 5  # of a longer list
@@ -40,9 +40,15 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
     report('Different sizes', len(set(sizes) - {None}))
     if resize:
         report('Resized to', '{} high, {} wide'.format(*resize))
-    unreadable = [f'{path}\n    {picture.fault}' for path, picture in zip(paths, pictures) if picture.fault]
+    unreadable = [
+        f'{path}\n    {picture.fault}' for path, picture in zip(paths, pictures) if picture.fault
+    ]
     final = [size and (resize or size) for size in sizes]
-    small = [f'{size[0]:>5} x {size[1]:<5}  {path}' for path, size in zip(paths, final) if size and min(size) < smallest]
+    small = [
+        f'{size[0]:>5} x {size[1]:<5}  {path}'
+        for path, size in zip(paths, final)
+        if size and min(size) < smallest
+    ]
     report_list('Unreadable', unreadable)
     report_list(f'Below {smallest}x{smallest}', small)
     for oddity, text in ODDITIES.items():
@@ -53,13 +59,23 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
     for k, picture in enumerate(pictures):
         if picture.digest:
             groups.setdefault(picture.digest, []).append(k)
-    report_list('Duplicates', [describe_group(group, samples) for group in groups.values() if len(group) > 1])
-    copies = {number: duplicates(groups, paths, split) for number, split in enumerate(splits, start=1)}
+    report_list(
+        'Duplicates',
+        [describe_group(group, samples) for group in groups.values() if len(group) > 1],
+    )
+    copies = {
+        number: duplicates(groups, paths, split) for number, split in enumerate(splits, start=1)
+    }
     if not any(copies.values()):
-        report('Test images also in training', f'none in {len(splits)} round' + 's' * (len(splits) != 1))
+        report(
+            'Test images also in training',
+            f'none in {len(splits)} round' + 's' * (len(splits) != 1),
+        )
     for number in filter(copies.get, copies):
         report_list(f'Test images also in training, round {number}', copies[number], 'warning: {}')
-    faults = f'the database cannot be trained on: {len(unreadable)} unreadable, {len(small)} too small'
+    faults = (
+        f'the database cannot be trained on: {len(unreadable)} unreadable, {len(small)} too small'
+    )
     usable = not unreadable and not small
     report('Result', 'the database can be trained on' if usable else faults)
     return usable
@@ -71,10 +87,16 @@ def describe_group(group: list[int], samples: list[Sample]) -> str:
     return '\n'.join([f'{len(group)} images', *shortened(members, margin='    ')])
 
 
-def duplicates(groups: dict[bytes, list[int]], paths: list[str], split: dict[str, list[int]]) -> list[str]:
+def duplicates(
+    groups: dict[bytes, list[int]], paths: list[str], split: dict[str, list[int]]
+) -> list[str]:
     """The lines of each test image that has an identical image in train or val: both names."""
     part_of = {k: part for part in ('val', 'train') for k in split.get(part, [])}
-    copies = {k: [other for other in group if other in part_of] for group in groups.values() for k in group}
+    copies = {
+        k: [other for other in group if other in part_of]
+        for group in groups.values()
+        for k in group
+    }
     pairs = [(k, copies[k][0]) for k in split['test'] if copies.get(k)]
     return [f'test   {paths[k]}\n{part_of[other]:<5}  {paths[other]}' for k, other in pairs]
 
@@ -82,11 +104,16 @@ def duplicates(groups: dict[bytes, list[int]], paths: list[str], split: dict[str
 def report_labels(samples: list[Sample]) -> None:
     contents = len({sample.content for sample in samples})
     scores = [sample.score for sample in samples]
-    report('Images', f'{len(samples)} of {contents} contents' if contents < len(samples) else len(samples))
+    report(
+        'Images',
+        f'{len(samples)} of {contents} contents' if contents < len(samples) else len(samples),
+    )
     report('Scores', f'{min(scores):.6g} to {max(scores):.6g}, mean {np.mean(scores):.6g}')
     counts, edges = np.histogram(scores, BINS)
     for low, high, count in zip(edges, edges[1:], counts):
-        bar = '#' * -(-LONGEST_BAR * count // max(counts))  # rounded up, so that a single image shows
+        bar = '#' * -(
+            -LONGEST_BAR * count // max(counts)
+        )  # rounded up, so that a single image shows
         print(f'    {low:>9.6g} to {high:>9.6g}  {count:>6}  {bar}'.rstrip(), flush=True)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 import models
+from scoring.scorer import PatchScorer, trained
 from util.checkpoints import FACTS, read_checkpoint
 from util.errors import InputError, log
 from util.files import write_whole
-from util.scorer import PatchScorer, trained
 
 TOLERANCE = 2e-4  # of the largest score
 
@@ -26,7 +26,9 @@ def export(checkpoint: Path | str, out: Path | str) -> None:
         InputError: a file cannot be read or written, or the exported file does not answer as the network does.
     """
     model, facts = trained(checkpoint)
-    metadata = json.dumps({'model': 'HyperIQA', 'input': 'patches (N, 224, 224, 3) uint8 RGB', **facts})
+    metadata = json.dumps(
+        {'model': 'HyperIQA', 'input': 'patches (N, 224, 224, 3) uint8 RGB', **facts}
+    )
     scorer = PatchScorer(model, facts['score_range']).eval()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')  # of PyTorch's exporters, about their own future
@@ -45,15 +47,21 @@ def write(scorer: PatchScorer, path: Path, metadata: str) -> None:
 
         save_file(scorer.model.state_dict(), path, {'format': 'pt', FACTS: metadata})
         return
-    graph = torch.export.export(scorer, (random_patches(2),), dynamic_shapes={'patches': {0: torch.export.Dim('N', min=1)}})
+    graph = torch.export.export(
+        scorer, (random_patches(2),), dynamic_shapes={'patches': {0: torch.export.Dim('N', min=1)}}
+    )
     if path.suffix == '.pt2':
         torch.export.save(graph, path, extra_files={FACTS: metadata})
         return
     names = {'patches': {0: 'N'}}
     try:
-        written: Any = torch.onnx.export(graph, dynamo=True, dynamic_shapes=names, output_names=['scores'], verbose=False)
+        written: Any = torch.onnx.export(
+            graph, dynamo=True, dynamic_shapes=names, output_names=['scores'], verbose=False
+        )
     except torch.onnx.OnnxExporterError:  # 2.6 fails at any number of patches, 2.7.1 does not
-        raise InputError(f'PyTorch {torch.__version__} cannot write this network as .onnx; take .pt2 or a newer PyTorch')
+        raise InputError(
+            f'PyTorch {torch.__version__} cannot write this network as .onnx; take .pt2 or a newer PyTorch'
+        )
     written.model.metadata_props[FACTS] = metadata
     written.save(path)
 
@@ -66,7 +74,9 @@ def refuse_difference(scorer: PatchScorer, path: Path) -> None:
         expected = scorer(patches)
         difference = (answer(patches) - expected).abs().max().item()
         if not difference <= TOLERANCE * max(1, expected.abs().max().item()):
-            raise InputError(f'the exported network differs by {difference:.2g} from {count} scores; nothing was written')
+            raise InputError(
+                f'the exported network differs by {difference:.2g} from {count} scores; nothing was written'
+            )
 
 
 def answers_of(scorer: PatchScorer, path: Path) -> Callable[[torch.Tensor], Any]:
@@ -84,4 +94,6 @@ def answers_of(scorer: PatchScorer, path: Path) -> Callable[[torch.Tensor], Any]
 
 
 def random_patches(count: int) -> torch.Tensor:
-    return torch.randint(0, 256, (count, models.PATCH_SIZE, models.PATCH_SIZE, 3), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (count, models.PATCH_SIZE, models.PATCH_SIZE, 3), dtype=torch.uint8
+    )

@@ -24,21 +24,35 @@ import torch
 import torchvision
 from PIL.Image import Image
 
+from experiment.options import title_of
+from experiment.run_folder import (
+    project_commit,
+    read_result,
+    refuse_other_images,
+    round_path,
+    without_nan,
+    write_predictions,
+)
+from experiment.splits import SplitRecord
 from util import checkpoints, distributed, plots
 from util.errors import InputError, first_line, rank
 from util.files import locked, remove_abandoned, write_json, write_table, write_whole
 from util.metrics import TestedImages, all_metrics, by_type, intervals
-from util.options import title_of
-from util.run_folder import project_commit, read_result, refuse_other_images, round_path, without_nan, write_predictions
-from util.splits import SplitRecord
 
 
 def surroundings(device: str) -> dict[str, Any]:
     """What the numbers of a run may depend on beside its options, for config.json."""
     versions: dict[str, Any] = {'python': platform.python_version(), 'pillow': PIL.__version__}
-    versions |= {module.__name__: module.__version__ for module in (torch, torchvision, numpy, scipy)}
+    versions |= {
+        module.__name__: module.__version__ for module in (torch, torchvision, numpy, scipy)
+    }
     versions |= {'cuda': torch.version.cuda, 'cudnn': torch.backends.cudnn.version()}
-    return {'command': sys.argv, 'commit': project_commit(), 'device': distributed.device_name(device), 'versions': versions}
+    return {
+        'command': sys.argv,
+        'commit': project_commit(),
+        'device': distributed.device_name(device),
+        'versions': versions,
+    }
 
 
 class RoundFolder:
@@ -58,11 +72,16 @@ class RoundFolder:
         self.epochs = config.epochs
         self.title = f'{title_of(config.dataset)}, seed {config.seed}, round {round_index + 1}'
         # of a last.pth; that the options are the same too is known from config.json
-        self.owner = {'round': round_index + 1, 'split': hashlib.sha256(json.dumps(split).encode()).hexdigest()}
+        self.owner = {
+            'round': round_index + 1,
+            'split': hashlib.sha256(json.dumps(split).encode()).hexdigest(),
+        }
         self.lock = ExitStack()
         if rank() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
-            alone = self.lock.enter_context(locked(self.path / '.lock', f'{self.path} is being trained by another process'))
+            alone = self.lock.enter_context(
+                locked(self.path / '.lock', f'{self.path} is being trained by another process')
+            )
             remove_abandoned(self.path, owned=alone)
             path = self.path / 'split.json'
             refuse_other_images(path, split)
@@ -89,7 +108,9 @@ class RoundFolder:
         path = self.path / 'last.pth'
         if not path.exists():
             if (self.path / 'history.csv').exists():
-                raise InputError(f'{path} is gone, without which the round cannot continue; {self.remedy}')
+                raise InputError(
+                    f'{path} is gone, without which the round cannot continue; {self.remedy}'
+                )
             return
         state = checkpoints.read_checkpoint(path)
         try:
@@ -98,7 +119,9 @@ class RoundFolder:
                 raise ValueError('it belongs to another round, or to another split')
             load_state_dict(state)
         except Exception as error:  # an edited state can raise anything where it does not fit
-            raise InputError(f'{path} is not the checkpoint of this round ({first_line(error)}); {self.remedy}')
+            raise InputError(
+                f'{path} is not the checkpoint of this round ({first_line(error)}); {self.remedy}'
+            )
         if rank() == 0:
             self.write_derived(state)
 
@@ -114,7 +137,9 @@ class RoundFolder:
         if rank() == 0:
             if is_best_last(state):
                 state['best']['weights'] = checkpoints.digest(state['model'])
-            write_whole(self.path / 'last.pth', checkpoints.serialised({**state, 'owner': self.owner}))
+            write_whole(
+                self.path / 'last.pth', checkpoints.serialised({**state, 'owner': self.owner})
+            )
             self.write_derived(state)
         distributed.wait()
 
@@ -124,8 +149,14 @@ class RoundFolder:
             # on the CPU, so that a plain torch.load works where there is no GPU
             weights = {name: value.cpu() for name, value in state['model'].items()}
             write_whole(self.path / 'best.pth', checkpoints.serialised(weights))
-        history = state['history']  # of which epochs of an earlier version lack the columns that it did not know
-        write_table(self.path / 'history.csv', list(dict.fromkeys(name for row in history for name in row)), history)
+        history = state[
+            'history'
+        ]  # of which epochs of an earlier version lack the columns that it did not know
+        write_table(
+            self.path / 'history.csv',
+            list(dict.fromkeys(name for row in history for name in row)),
+            history,
+        )
         best_epoch = (state['best'] or {}).get('epoch')
         write_whole(self.path / 'curves.png', plots.curves(history, self.title, best_epoch))
 
@@ -137,12 +168,22 @@ class RoundFolder:
         """
         try:
             weights = checkpoints.read_checkpoint(self.path / 'best.pth')
-            if 'weights' in best and checkpoints.digest(weights) != best['weights']:  # the first versions kept no digest
+            if (
+                'weights' in best and checkpoints.digest(weights) != best['weights']
+            ):  # the first versions kept no digest
                 raise InputError('best.pth is of other weights')
         except InputError as error:
-            raise InputError(f'the weights of the best epoch, {best["epoch"]}, are lost ({error}); {self.remedy}')
+            raise InputError(
+                f'the weights of the best epoch, {best["epoch"]}, are lost ({error}); {self.remedy}'
+            )
 
-    def finish(self, best: dict[str, Any], tested: TestedImages, thumbnail: Callable[[int], Image], on_others: dict) -> None:
+    def finish(
+        self,
+        best: dict[str, Any],
+        tested: TestedImages,
+        thumbnail: Callable[[int], Image],
+        on_others: dict,
+    ) -> None:
         """Write the test images' scores at the best epoch and their pictures, and last of all the round's result.
 
         Args:
@@ -155,10 +196,17 @@ class RoundFolder:
             self.check_best(best)
             if tested.images:
                 title = f'{self.title}, epoch {best["epoch"]}'
-                write_whole(self.path / 'scatter.png', plots.scatter(tested.predicted, tested.subjective, title))
+                write_whole(
+                    self.path / 'scatter.png',
+                    plots.scatter(tested.predicted, tested.subjective, title),
+                )
                 write_whole(self.path / 'worst.png', plots.worst(tested, thumbnail, title))
             write_predictions(self.path / 'predictions.csv', tested)
-            result = {'epoch': best['epoch'], 'epochs': self.epochs, **all_metrics(tested.predicted, tested.subjective)}
+            result = {
+                'epoch': best['epoch'],
+                'epochs': self.epochs,
+                **all_metrics(tested.predicted, tested.subjective),
+            }
             result |= {**intervals([tested]), **by_type(tested)}
             if on_others:
                 result['test_on'] = on_others
