@@ -1,4 +1,4 @@
-"""What an image and a score mean to a network: how its images were prepared, and the unit of its scores."""
+"""What an image and a score mean to a network: how images are prepared, and the unit of scores."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
