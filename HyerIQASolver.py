@@ -1,10 +1,10 @@
-"""One round of training and testing HyperIQA, with the three repairs of the training loop.
+"""Training and testing of HyperIQA, with the three repairs of its training loop.
 
 1. The backbone's learning rate decays too (`learning_rates`).
 2. One Adam is made in the constructor and lives through the run; its learning rates are set in
    place (`set_learning_rates`).
-3. `hypernet_params` is a list, so the hypernetwork's parameters are still there after the
-   optimizer has read them once.
+3. `hypernet_params` is a list, so the hypernetwork's parameters are still there after the optimizer
+   has read them once.
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 import models
-from data_loader import SCALE_STREAM, TEST_STREAM, Batch, DataLoader
+from data_loader import SCALE_STREAM, Batch, DataLoader
 from experiment.options import with_defaults
 from folders import OpenDatabase
 from util import checkpoints, distributed
@@ -28,7 +28,7 @@ from util.labels import Settings
 from util.metrics import mae, plcc, srcc
 from util.progress import duration, progress
 
-COLUMNS = {  # of the printed table: title, width and format of a value
+COLUMNS = {  # of the printed table: title, width and format
     'epoch': ('Epoch', 5, 'd'),
     'train_loss': ('Train_Loss', 12, '.3f'),
     'train_srcc': ('Train_SRCC', 12, '.4f'),
@@ -40,24 +40,16 @@ COLUMNS = {  # of the printed table: title, width and format of a value
     'left': ('Left', 12, 's'),
 }
 SCALE_IMAGES = 200  # images used to compare the initial weights' scores with the labels
+FIT_HELPS = 2  # a fit that divides the error by more than this is recommended
 
 
 def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float]:
-    """The learning rates after the finished 0-based `epoch`.
-
-    Args:
-        lr: the backbone's first rate.
-        lr_ratio: the hypernetwork's rate is this many times the backbone's, until epoch 9.
-
-    Returns:
-        the rate of the hypernetwork and that of the backbone.
-    """
-    # The original's schedule: a tenth every 6 epochs.
+    """Return the learning rates (hypernetwork, backbone) that follow the finished 0-based epoch."""
+    # The original's schedule. Both rates fall to a tenth after 7 epochs, and again every 6 epochs.
     backbone = lr / 10 ** (epoch // 6)
-    # From then on both parts have one rate, as in the original.
-    if epoch > 8:
-        return backbone, backbone
-    return backbone * lr_ratio, backbone
+    # From the 11th epoch on, the hypernetwork has the backbone's rate.
+    hypernet = backbone if epoch > 8 else backbone * lr_ratio
+    return hypernet, backbone
 
 
 class HyperIQASolver:
@@ -66,22 +58,22 @@ class HyperIQASolver:
     Args:
         config: the script's options as attributes; a missing one has its default
             (`experiment.options.with_defaults`).
-        path: the database's folder, the file of one's own table, or an `OpenDatabase` with open
+        path: the database's folder, the file of a CSV of one's own, or an `OpenDatabase` with open
             frames.
-        train_idx, test_idx, val_idx: positions of the images of each part in an OpenDatabase. With
-            a folder or file, positions of the units (see `folders.OpenDatabase`). If there is a
-            validation part, it chooses the best epoch instead of the test part. Without either, the
-            last epoch is the best.
+        train_idx, test_idx, val_idx: positions of the units of each part (see
+            `folders.OpenDatabase`); with an `OpenDatabase`, positions of images. The best epoch is
+            chosen on the validation part, else on the test part; without both it is the last one.
         round_index: 0-based; the initial weights and the drawn patches depend on it and on
             `config.seed`.
-        score_range: (low, high) that the network's 0 and 1 stand for. By default the range of the
-            labels with `config.normalize_scores`, else (0, 1).
+        score_range: (low, high) that the network's 0..1 stands for. The default is the range of the
+            labels with `config.normalize_scores`, else (0, 1): the network's scores as they are.
 
     Attributes:
         model_hyper: the `models.HyperNet`.
         solver: the one Adam; `param_groups[0]` is the hypernetwork, `[1]` the backbone with the LDA
             heads.
         hypernet_params: list of the parameters outside the backbone.
+        database: the `OpenDatabase` of the three parts.
         history: a dict for each finished epoch, with the columns of history.csv.
         best: the best epoch's row and its test images' `scores`, or None.
     """
@@ -99,17 +91,18 @@ class HyperIQASolver:
     ) -> None:
         config = with_defaults(config)
         self.config = config
-        self.device = torch.device(distributed.pick_device(config.device, config.deterministic))
         self.lr = config.lr
         self.lrratio = config.lr_ratio
         self.weight_decay = config.weight_decay
         self.round_index = round_index
+        if config.deterministic:
+            distributed.make_deterministic()
+        self.device = torch.device(distributed.pick_device(config.device))
 
         if isinstance(path, OpenDatabase):
             database = path
         else:
-            settings = Settings.of(config)
-            database = OpenDatabase(config.dataset, path, config.resize, settings)
+            database = OpenDatabase(config.dataset, path, config.resize, Settings.of(config))
             database.open_frames(config.patch_size, config.cache)
             train_idx = database.images(train_idx)
             test_idx = database.images(test_idx)
@@ -118,45 +111,49 @@ class HyperIQASolver:
         self.train_data = self.loader(database, train_idx, istrain=True)
         self.test_data = self.loader(database, test_idx, istrain=False)
         self.val_data = self.loader(database, val_idx, istrain=False) if val_idx else None
+
         if score_range is None:
             score_range = database.score_range if config.normalize_scores else (0, 1)
         self.score_range = score_range
-
         if val_idx:
             self.selected_on = 'val_srcc'
         elif test_idx:
             self.selected_on = 'test_srcc'
         else:
-            self.selected_on = 'epoch'  # it rises every epoch, so the last one is kept
+            self.selected_on = 'epoch'  # it rises with every epoch, so the last one is the best
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
+        self.make_network()
+        self.make_optimizer()
 
-        # Each round has a seed of its own, so that its weights do not depend on which rounds ran
-        # before it.
-        torch.manual_seed((1000 * config.seed + round_index) % 2**64)
+    def make_network(self) -> None:
+        """Make the network with its initial weights, on the device."""
+        # A seed of its own for every round, so that a round's weights do not depend on the rounds
+        # that ran before it.
+        torch.manual_seed((1000 * self.config.seed + self.round_index) % 2**64)
         self.model_hyper = models.hyperiqa()
-        layout = checkpoints.load_weights(self.model_hyper, config.weights)
-        self.starts_with_scores = layout in checkpoints.WITH_SCORES
-        # Channels last is the fastest memory format, and is chosen for that. It changes digits: in
-        # fp32 training on a CPU, batch norm's variance at batch 96 is off by 7e-4 (1.7e-7 in the
-        # plain format).
-        self.model_hyper.to(
-            self.device,
-            memory_format=distributed.memory_format(self.device),  # type: ignore[call-overload]
+        self.layout = checkpoints.load_weights(self.model_hyper, self.config.weights)
+        # Channels last is the fastest layout, and it costs digits: in fp32 training on a CPU, batch
+        # norm's variance at batch 96 is off by 7e-4 with it, by 1.7e-7 in the plain layout.
+        memory_format = distributed.memory_format(self.device)
+        self.model_hyper.to(  # type: ignore[call-overload]  # not in its stub
+            self.device, memory_format=memory_format
         )
-        if config.compile:
+        if self.config.compile:
             self.model_hyper.compile(dynamic=False)
         self.train_model = distributed.wrap(self.model_hyper)
 
+    def make_optimizer(self) -> None:
+        """Make the one Adam of the round."""
         # Repair 3: a list. The original's `filter` object is empty once the first optimizer has
-        # read it, so from the second epoch on the hypernetwork was in no optimizer and did not
+        # read it, so that from the second epoch on the hypernetwork was in no optimizer and did not
         # train.
         self.hypernet_params = [
             p for name, p in self.model_hyper.named_parameters() if not name.startswith('res.')
         ]
         backbone_params = list(self.model_hyper.res.parameters())
         # Repair 2: the only place that makes an Adam. The original made a new one after every epoch
-        # and lost the moments, so each epoch began with steps of the full learning rate in the
+        # and lost the moments, so that each epoch began with steps of the full learning rate in the
         # direction of single gradients.
         self.solver = torch.optim.Adam(
             [
@@ -164,7 +161,7 @@ class HyperIQASolver:
                 {'params': backbone_params, 'lr': self.lr},
             ],
             weight_decay=self.weight_decay,
-            fused=True,  # one pass over all 196 tensors is several times faster than a loop
+            fused=True,  # one pass over all 196 tensors, several times faster than a loop over them
         )
 
     def loader(
@@ -172,25 +169,30 @@ class HyperIQASolver:
         database: OpenDatabase,
         images: Iterable[int],
         istrain: bool,
+        *,
         patch_num: int | None = None,
-        stream: int = TEST_STREAM,
+        stream: int | None = None,
     ) -> DataLoader:
-        """The patches of images (by position) of an open database, with the options' sizes.
+        """Return a loader of the images at the positions `images` of an open database.
 
         Args:
-            patch_num: patches per image, in the place of what the options say.
-            stream: the random stream of patches that are not trained on.
+            patch_num: patches per image, in the place of the number that the options set.
+            stream: see `DataLoader`.
         """
         config = self.config
-        if patch_num is None:
-            patch_num = config.train_patch_num if istrain else config.test_patch_num
+        if istrain:
+            batch_size = config.batch_size
+            patch_num = patch_num or config.train_patch_num
+        else:
+            batch_size = config.test_batch_size
+            patch_num = patch_num or config.test_patch_num
         return DataLoader(
             database.key,
             database,
             images,
             config.patch_size,
             patch_num=patch_num,
-            batch_size=config.batch_size if istrain else config.test_batch_size,
+            batch_size=batch_size,
             istrain=istrain,
             seed=config.seed,
             round_index=self.round_index,
@@ -205,20 +207,19 @@ class HyperIQASolver:
         """Train the epochs that are not in `history` yet, printing a table row for each.
 
         Args:
-            save: called with the solver's `state_dict` after every epoch; None keeps nothing.
+            save: called with the solver's `state_dict` after each epoch.
             later: how many epochs of later rounds follow, for the estimate of the time left.
 
         Returns:
             SRCC and PLCC on the test part in the best epoch; nan if there is none.
         """
-        if not self.history and self.starts_with_scores:
+        starts_with_scores = self.layout in checkpoints.WITH_SCORES
+        if starts_with_scores and not self.history:
             self.compare_scales()
-        print(''.join(f'{title:>{width}}' for title, width, _ in self.columns.values()), flush=True)
-        for row in self.history:
-            self.print_row(row)
+        self.print_table()
 
         for epoch in range(len(self.history), self.config.epochs):
-            # Epochs in `best` count from 1, so this is how many have finished since then.
+            # A row's epoch counts from 1, so `stale` counts the finished epochs since the best.
             best_epoch = self.best['epoch'] if self.best else 0
             stale = epoch - best_epoch
             if 0 < self.config.patience <= stale:
@@ -227,6 +228,7 @@ class HyperIQASolver:
                     'best: this round stops here'
                 )
                 break
+
             row, test_scores = self.run_epoch(epoch)
             # A network that has diverged is not saved, so that the run folder keeps the last epoch
             # that can be continued from.
@@ -236,11 +238,12 @@ class HyperIQASolver:
                     'is not finite, so this round stops here; a lower --lr may help'
                 )
                 break
-            if self.is_best(row):
+            best_value = self.best[self.selected_on] if self.best else math.nan
+            if is_better(row[self.selected_on], best_value):
                 self.best = {**row, 'scores': torch.from_numpy(test_scores)}
             self.history.append(row)
             self.print_row(row, self.time_left(later))
-            # Before the state is saved, which holds the rates of the next epoch.
+            # Before the save, since the saved state is the start of the next epoch.
             self.set_learning_rates(*learning_rates(epoch, self.lr, self.lrratio))
             if save:
                 save(self.state_dict())
@@ -250,21 +253,15 @@ class HyperIQASolver:
         return self.best['test_srcc'], self.best['test_plcc']
 
     def is_finite(self, row: dict[str, float]) -> bool:
-        """Whether an epoch's training loss and all weights after it are finite numbers."""
-        weights = self.model_hyper.parameters()
-        weights_are_finite = all(bool(weight.isfinite().all()) for weight in weights)
+        """Return whether an epoch's training loss and all weights after it are finite numbers."""
+        weights_are_finite = all(bool(w.isfinite().all()) for w in self.model_hyper.parameters())
         return weights_are_finite and math.isfinite(row['train_loss'])
 
-    def is_best(self, row: dict[str, float]) -> bool:
-        """Whether an epoch is better than the best one so far, by the metric that selects it."""
-        if self.best is None:
-            return not math.isnan(row[self.selected_on])
-        return is_better(row[self.selected_on], self.best[self.selected_on])
-
     def time_left(self, later: int) -> str:
-        """The estimated time of the epochs left in this round and of `later` ones.
+        """Return the estimated time of the epochs to come, or '' if it is unknown.
 
-        '' if it is not known yet, or if no epoch is left.
+        Args:
+            later: how many epochs of later rounds follow.
         """
         # A round's first epoch may have waited for a compiler, so it is not counted.
         seconds = [row['seconds'] for row in self.history[1:]]
@@ -274,16 +271,15 @@ class HyperIQASolver:
         return duration(float(np.mean(seconds)) * epochs_left)
 
     def compare_scales(self) -> None:
-        """Log the initial network's scores of some training images next to those images' labels.
+        """Log the initial network's scores of some training images next to the images' labels.
 
-        This shows whether a HyperIQA was trained on labels of another unit or direction. With
+        This shows if a HyperIQA was trained on labels of another unit or direction. With
         `config.fit_scale` its scores are then fitted to the labels.
 
         Raises:
             InputError: with `config.fit_scale`, all scores are equal or one is not finite.
         """
         images = self.train_data.images[:SCALE_IMAGES]
-        # A stream of its own, so that these patches are no test patches.
         data = self.loader(self.database, images, istrain=False, patch_num=1, stream=SCALE_STREAM)
         scores = self.predict(data)
         labels = data.scores
@@ -292,8 +288,7 @@ class HyperIQASolver:
             f'{scores.min():.4g} to {scores.max():.4g}, the labels {labels.min():.4g} to '
             f'{labels.max():.4g}, SRCC {srcc(scores, labels):.3f}'
         )
-
-        if np.ptp(scores) == 0 or not np.isfinite(scores).all():
+        if not np.isfinite(scores).all() or np.ptp(scores) == 0:
             if self.config.fit_scale:
                 raise InputError(
                     f'--fit_scale: {found}, so there is nothing to fit; give other --weights'
@@ -304,15 +299,13 @@ class HyperIQASolver:
         slope, offset = np.polyfit(scores, labels, 1).tolist()
         error = mae(scores, labels)
         error_fitted = mae(slope * scores + offset, labels)
-        # A fit that halves the error, or turns the direction, is no longer a matter of noise.
-        is_worth_fitting = slope < 0 or error_fitted < error / 2
         if self.config.fit_scale:
             self.fold_scale(slope, offset)
             log(
                 f'{found}; fitted with slope {slope:.4g} and offset {offset:.4g}: '
                 f'the mean absolute error falls from {error:.4g} to {error_fitted:.4g}'
             )
-        elif is_worth_fitting:
+        elif slope < 0 or error_fitted < error / FIT_HELPS:
             log(f'{found}; --fit_scale fits them to the labels before training')
         else:
             log(found)
@@ -320,14 +313,14 @@ class HyperIQASolver:
     def fold_scale(self, slope: float, offset: float) -> None:
         """Make the network's scores `slope * score + offset`, by changing only its last layer.
 
-        Afterwards the fit is in the weights, so nothing that reads them needs to know of it.
+        The fit is in the weights then, so nothing that reads them later needs to know of it.
         """
         low, high = self.score_range
-        # They generate the weight and the bias of the target network's last layer.
+        # These two generate the weight and the bias of the target network's last layer.
         weight_head = self.model_hyper.fc5w_fc
         bias_head = self.model_hyper.fc5b_fc
-        # An output y stands for the score low + (high - low) * y. It has to become slope * y +
-        # shift, where low + (high - low) * shift = slope * low + offset.
+        # An output y stands for the score low + (high - low) * y. It must become slope * y + shift
+        # with low + (high - low) * (slope * y + shift) = slope * (low + (high - low) * y) + offset.
         shift = (slope * low + offset - low) / (high - low)
         with torch.no_grad():
             for parameter in (*weight_head.parameters(), *bias_head.parameters()):
@@ -357,7 +350,8 @@ class HyperIQASolver:
         if self.val_data is not None:
             row['val_srcc'], row['val_plcc'] = self.test(self.val_data)
         row['seconds'] = round(time.monotonic() - started, 3)
-        row['test_mae'] = mae(predicted, labels)  # last: runs of the first versions have none
+        # The last column, since it is younger than the others: older files end before it.
+        row['test_mae'] = mae(predicted, labels)
         return row, predicted
 
     @property
@@ -370,34 +364,42 @@ class HyperIQASolver:
             del columns['val_srcc']
         return columns
 
+    def print_table(self) -> None:
+        """Print the table's header and the rows of the epochs that are finished already."""
+        titles = [f'{title:>{width}}' for title, width, _ in self.columns.values()]
+        print(''.join(titles), flush=True)
+        for row in self.history:
+            self.print_row(row)
+
     def print_row(self, row: dict[str, float], left: str = '') -> None:
-        """Print a row of the history; `left` is the time that all later epochs take."""
-        values: dict[str, Any] = {**row, 'time': duration(row['seconds']), 'left': left}
-        cells = []
+        """Print a row of the history; `left` is the estimated time of all later epochs."""
+        cells: dict[str, Any] = {**row, 'time': duration(row['seconds']), 'left': left}
+        text = ''
         for name, (_, width, form) in self.columns.items():
-            value = values.get(name, math.nan)  # an earlier version had no such column
-            cells.append(f'{value:>{width}{form}}')
-        print(''.join(cells).rstrip(), flush=True)
+            value = cells.get(name, math.nan)  # rows of earlier versions have fewer columns
+            text += f'{value:>{width}{form}}'
+        print(text.rstrip(), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on, as tensors and plain types."""
+        """Return everything that the next epoch depends on, as tensors and plain types."""
+        on_gpu = self.device.type == 'cuda'
         return {
             'model': self.model_hyper.state_dict(),
             'optimizer': self.solver.state_dict(),
             'history': self.history,
             'best': self.best,
             'rng': torch.get_rng_state(),
-            'cuda_rng': torch.cuda.get_rng_state_all() if self.device.type == 'cuda' else [],
+            'cuda_rng': torch.cuda.get_rng_state_all() if on_gpu else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a `state_dict`; training continues with the epoch after it."""
+        """Restore a `state_dict`."""
         self.model_hyper.load_state_dict(state['model'])
         self.solver.load_state_dict(state['optimizer'])
         self.history = state['history']
         self.best = state['best']
         torch.set_rng_state(state['rng'])
-        # A machine with another number of GPUs has no place for these states.
+        # On a machine with another number of GPUs, their generators keep the seed of the round.
         if self.device.type == 'cuda' and len(state['cuda_rng']) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state['cuda_rng'])
 
@@ -405,7 +407,7 @@ class HyperIQASolver:
         """Train the 0-based `epoch`.
 
         Returns:
-            mean absolute error and SRCC over its patches, each predicted before its step.
+            mean absolute error and SRCC over its patches, each predicted before it was trained on.
         """
         self.model_hyper.train()
         self.train_data.set_epoch(epoch)
@@ -419,8 +421,7 @@ class HyperIQASolver:
             loss = F.l1_loss(predicted.cpu()[seen], labels[seen])
             return f', loss so far {loss:.4g}'
 
-        batches = self.with_progress(self.train_data, f'epoch {epoch + 1}', note=loss_so_far)
-        for batch in batches:
+        for batch in with_progress(self.train_data, f'epoch {epoch + 1}', note=loss_so_far):
             predicted[batch.rows] = self.train_step(batch.patches, batch.scores, batch.size)
             seen[batch.rows] = True
         # Each rank has filled in its own patches; the others are 0.
@@ -428,7 +429,7 @@ class HyperIQASolver:
         return F.l1_loss(predicted, labels).item(), srcc(predicted, labels)
 
     def train_step(self, patches: torch.Tensor, scores: torch.Tensor, count: int) -> torch.Tensor:
-        """Run one step of the optimizer.
+        """Do one step of the optimizer.
 
         Args:
             patches: (B, 3, 224, 224), this rank's part of a batch.
@@ -436,7 +437,7 @@ class HyperIQASolver:
             count: patches of the whole batch, on all ranks.
 
         Returns:
-            (B,) the scores that the network gave before the step.
+            the scores that the network gave before the step, of the same shape as `scores`.
         """
         low, high = self.score_range
         is_full = count == self.config.batch_size
@@ -444,8 +445,8 @@ class HyperIQASolver:
         # The patch of a rank that only fills in has no score, so it adds nothing to the gradient.
         output = output[: len(scores)]
         total = F.l1_loss(output, (scores - low) / (high - low), reduction='sum')
-        # The gradients are averaged over the ranks, and
-        # mean over ranks of (total * ranks / count) = sum of the totals / count.
+        # The gradients are averaged over the ranks, and the average of total * ranks / count is the
+        # mean over the whole batch.
         loss = total * distributed.world_size() / count
         self.solver.zero_grad()
         loss.backward()
@@ -453,7 +454,7 @@ class HyperIQASolver:
         return low + (high - low) * output.detach()
 
     def test(self, data: DataLoader) -> tuple[float, float]:
-        """SRCC and PLCC of the mean score of each image of `data`, a loader without `istrain`."""
+        """Return (SRCC, PLCC) of the images of `data`, a `DataLoader` with `istrain` false."""
         predicted = self.predict(data)
         return srcc(predicted, data.scores), plcc(predicted, data.scores)
 
@@ -466,9 +467,9 @@ class HyperIQASolver:
         low, high = self.score_range
         self.model_hyper.eval()
         distributed.copy_buffers(self.model_hyper)  # all ranks test with the first one's batch norm
-        per_patch = torch.zeros(len(data.patches.image), device=self.device)
+        per_patch = torch.zeros(data.patch_count, device=self.device)
         with torch.inference_mode():
-            for batch in self.with_progress(data, 'test'):
+            for batch in with_progress(data, 'test'):
                 is_full = batch.size == data.batch_size
                 output = self.forward(self.model_hyper, batch.patches, is_full)
                 per_patch[batch.rows] = output[: len(batch.scores)]
@@ -481,49 +482,44 @@ class HyperIQASolver:
     def forward(
         self, model: torch.nn.Module, patches: torch.Tensor, is_full: bool = True
     ) -> torch.Tensor:
-        """The scores (B,) of patches (B, 3, 224, 224).
+        """Return the scores (B,) of patches (B, 3, 224, 224).
 
         Args:
-            is_full: the batch has its full size; False for the shorter last one of an epoch. Only
-                the compiler needs to know.
+            is_full: whether they are a full batch, or the shorter last one of an epoch. It matters
+                only to the compiler.
         """
-        # A graph for each length would be compiled in every round, and one graph for all lengths is
-        # slower. So only full batches are compiled: one graph for training and one for testing.
-        if self.config.compile and not is_full:
-            stance = torch.compiler.set_stance('force_eager')
-        else:
-            stance = nullcontext()
+        # A graph for each length would be compiled in every round, and one for all lengths is
+        # slower. Two graphs, of a full batch in training and in testing, serve the whole run.
+        is_eager = self.config.compile and not is_full
+        stance = torch.compiler.set_stance('force_eager') if is_eager else nullcontext()
         with stance, torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
             return models.predict_scores(model, patches)
 
     def set_learning_rates(self, hypernet_lr: float, backbone_lr: float) -> None:
-        """Set the learning rates of the next epoch."""
-        # Repair 1: both rates are set, the backbone's too. The original left that one at its first
-        # value for the whole run. They are set in place, so Adam and its moments stay (repair 2).
+        """Set the rates of the next epoch."""
+        # Repair 1: both rates are set, the backbone's too, which the original left at its first
+        # value for the whole run. In place, so that Adam and its moments stay (repair 2).
         self.solver.param_groups[0]['lr'] = hypernet_lr
         self.solver.param_groups[1]['lr'] = backbone_lr
 
-    def with_progress(
-        self, data: DataLoader, title: str, note: Callable[[], str] | None = None
-    ) -> Iterator[Batch]:
-        """Yields the batches of `data` and shows the progress on stderr.
 
-        Args:
-            title: of the progress.
-            note: gives a text that is shown after it.
-        """
-        return progress(
-            data.batches(),
-            title,
-            total=len(data.patches.image),
-            unit='patches',
-            size=lambda batch: batch.size,
-            note=note,
-        )
+def with_progress(
+    data: DataLoader, title: str, note: Callable[[], str] = lambda: ''
+) -> Iterator[Batch]:
+    """Yield the batches of `data` and show the progress on stderr, with `note` (see `progress`)."""
+    return progress(
+        data.batches(),
+        title,
+        total=data.patch_count,
+        unit='patches',
+        size=lambda batch: batch.size,
+        note=note,
+    )
 
 
 def is_better(value: float, best: float) -> bool:
-    """Whether `value` is higher than `best`; nan is never better, any number is better than nan."""
-    if math.isnan(best):
-        return not math.isnan(value)
-    return value > best
+    """Return whether `value` is higher than `best`, which is nan if there is none yet.
+
+    A nan is never better.
+    """
+    return value > best or (math.isnan(best) and not math.isnan(value))

@@ -58,7 +58,7 @@ def test_the_fit_is_least_squares_and_folded_into_the_weights(make_solver, norma
         make_solver(fit_scale=fit, normalize_scores=normalize) for fit in (False, True)
     )
     fitted.train()
-    data = plain.loader(plain.opened, range(10), istrain=False)
+    data = plain.loader(plain.database, range(10), istrain=False)
     before, after = plain.predict(data), fitted.predict(data)
     slope, offset = np.polyfit(before, after, 1)
     assert after == pytest.approx(slope * before + offset, abs=2e-3 * np.ptp(after) + 1e-3)
