@@ -79,7 +79,9 @@ class HyperIQASolver:
         opened: OpenDatabase | None = None,
     ) -> None:
         self.config = config = with_defaults(config)
-        self.device = torch.device(distributed.pick_device(config.device, config.deterministic))
+        if config.deterministic:
+            distributed.make_deterministic()
+        self.device = torch.device(distributed.pick_device(config.device))
         self.lr, self.lrratio, self.weight_decay = config.lr, config.lr_ratio, config.weight_decay
         self.round_index = round_index
         if opened is None:
