@@ -70,7 +70,9 @@ def log_next(config: Any, number: int, is_whole: bool) -> None:
 
 def start(config: Any, *databases: OpenDatabase) -> str:
     """Meet the other ranks, read the initial weights for the sake of the errors, and open the frames; the device."""
-    device = distributed.pick_device(config.device, config.deterministic)
+    if config.deterministic:
+        distributed.make_deterministic()
+    device = distributed.pick_device(config.device)
     distributed.start(device)
     log(
         f'{distributed.processes_on(device)}; initial weights: {config.weights}; seed: {config.seed}'
@@ -82,11 +84,8 @@ def start(config: Any, *databases: OpenDatabase) -> str:
     if config.weights != 'none':
         with torch.device('meta'):  # names and shapes are all that is asked of this network
             model = models.hyperiqa()
-        if rank() > 0:  # until the first rank has downloaded them
-            distributed.wait()
-        _, layout = checkpoints.initial_weights(model, config.weights)
-        if rank() == 0:
-            distributed.wait()
+        with distributed.first_rank_first():  # it may have to download them
+            _, layout = checkpoints.initial_weights(model, config.weights)
         if (config.fit_scale or config.evaluate) and layout not in checkpoints.WITH_SCORES:
             option = '--evaluate' if config.evaluate else '--fit_scale'
             raise InputError(
