@@ -261,7 +261,8 @@ def find_columns(
 
     columns = {}
     for role in (*needed, *optional):
-        found = columns_of(role, header, chosen.get(role))
+        choice = chosen.get(role)
+        found = columns_of(role, header, choice)
         if len(found) > 1:
             both = ' and '.join(header[k] for k in found)
             advice = shlex.quote(f'{role}={header[found[0]]}')
@@ -271,8 +272,8 @@ def find_columns(
             )
         if found:
             columns[role] = found[0]
-        elif chosen.get(role) or role in needed:
-            raise InputError(no_column(path, first, role, chosen.get(role)))
+        elif choice or role in needed:
+            raise InputError(no_column(path, first, role, choice))
     return Table(header, has_header, columns, body)
 
 
