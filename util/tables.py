@@ -1,7 +1,8 @@
-"""Tables of any kind as rows, and which of their columns is the image, the score, the content and the set.
+"""Tables of any kind as rows, and the columns of images, scores, contents and sets in them.
 
-A table is text in UTF-8, whose cells are separated by commas, semicolons, tabs or the last space of a line, an Excel file, or
-objects in JSON; what it is shows in its content. It has a header, or its columns are numbered from 1.
+A table is UTF-8 text, an Excel file or JSON objects; its content tells the kind. In a text, commas,
+semicolons, tabs or the last space of a line separate the cells. A table has a header, or its
+columns are numbered from 1.
 """
 
 import csv
@@ -20,47 +21,56 @@ from python_calamine import CalamineWorkbook
 from util.errors import InputError
 from util.files import named, reading
 
-EXCEL = (b'PK\3\4', b'\xd0\xcf\x11\xe0')  # how .xlsx and .xls start
-BLANK = ' \t\r\n'  # what is cut off around a cell; other white space can be part of a file's name, as in macOS screenshots
-ROLES = {  # names of columns, found in tables of other people
+EXCEL = (b'PK\3\4', b'\xd0\xcf\x11\xe0')  # first bytes of .xlsx and .xls
+# White space that is cut off around a cell. Other white space can be part of a file's name, as in
+# macOS screenshots.
+BLANK = ' \t\r\n'
+NUMBER = re.compile(r'[+-]?(\d+[.,]?\d*|[.,]\d+|nan|inf)(e[+-]?\d+)?', re.IGNORECASE)
+ROLES = {  # column names in published tables
     'image': (
-        *(
-            'image',
-            'image_name',
-            'img_name',
-            'image name',
-            'name_image',
-            'name',
-            'filename',
-            'file_name',
-            'img_path',
-        ),
-        *('image_path', 'image path', 'dist_img', 'dist_name', 'dis_img_path'),
+        'image',
+        'image_name',
+        'img_name',
+        'image name',
+        'name_image',
+        'name',
+        'filename',
+        'file_name',
+        'img_path',
+        'image_path',
+        'image path',
+        'dist_img',
+        'dist_name',
+        'dis_img_path',
     ),
     'score': (
-        *(
-            'score',
-            'mos',
-            'dmos',
-            'quality_mos',
-            'mos_quality',
-            'qmos',
-            'mos_image',
-            'elo_score',
-            'jod',
-            'gt_score',
-        ),
+        'score',
+        'mos',
+        'dmos',
+        'quality_mos',
+        'mos_quality',
+        'qmos',
+        'mos_image',
+        'elo_score',
+        'jod',
+        'gt_score',
         'human_score',
     ),
     'content': ('content', 'reference', 'ref_name', 'ref_img', 'ref_img_path', 'hq_name', 'scene'),
     'set': ('set', 'split', 'official_split'),
-    'type': (),  # of the distortion; where it is asked for alone, since columns of this name hold other things too
+    # The distortion type is used only if --columns names it: "type" often means something else.
+    'type': (),
 }
 KNOWN = {name for names in ROLES.values() for name in names}
 
 
 class Row(NamedTuple):
-    """The cells of a row, what it is called in messages ('line 3' of a text, 'row 3' of a sheet), and its decimal mark."""
+    """A row of a table.
+
+    Attributes:
+        where: its place in messages: 'line 3' of a text, 'row 3' of a sheet.
+        decimal: the decimal mark of its numbers.
+    """
 
     where: str
     cells: list[Any]
@@ -68,10 +78,11 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table whose columns are understood.
+    """A table with known columns.
 
     Attributes:
-        header: the names of all columns, or their numbers where the table has no header.
+        header: the names of all columns, or their numbers if the table has no header.
+        named: whether the table has a header.
         columns: the index of the column of each role in `ROLES` that the table has.
         rows: without the header.
     """
@@ -83,76 +94,99 @@ class Table(NamedTuple):
 
 
 def normalized_name(name: Any) -> str:
-    """A name without what differs between systems: letter case, spaces around it, and the Unicode form of accents."""
+    """A name in lower case and one Unicode form, without blanks around it, as on any system."""
     return unicodedata.normalize('NFC', str(name)).strip(BLANK).lower()
 
 
+def is_number(cell: Any) -> bool:
+    """Whether a cell is a number, with a decimal point or comma."""
+    return NUMBER.fullmatch(str(cell).strip()) is not None
+
+
 def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
-    """The rows of a table that are not blank, those of a text with as many cells as its first one.
+    """The rows of a table, without blank ones.
 
     Args:
         path: '-' reads standard input.
         sheet: of an Excel file; the first one by default.
 
     Raises:
-        InputError: the file is no table, or a row has more or fewer cells than the first one.
+        InputError: the file is no table, or a line of text has more or fewer cells than the first.
     """
-    with named(path, 'a table') if path == '-' else reading(path, 'a table') as file:
-        content = (file or sys.stdin.buffer).read()
-        if content.startswith(EXCEL):
-            book = CalamineWorkbook.from_filelike(io.BytesIO(content))
-            found = book.get_sheet_by_name(sheet) if sheet else book.get_sheet_by_index(0)
-            rows = [
-                Row(f'row {k}', cells)
-                for k, cells in enumerate(found.to_python(skip_empty_area=False), start=1)
-            ]
-            return [row for row in rows if any(str(cell).strip() for cell in row.cells)]
-        text = content.decode('utf-8-sig')
-        if text.lstrip().startswith(('{', '[')):
-            return rows_of_json(text)
-        rows = rows_of_text(text, path)
-    width = len(rows[0].cells) if rows else 0
-    for where, cells, _ in rows:
-        if len(cells) < width or any(cell.strip() for cell in cells[width:]):
-            which = 'more' if len(cells) > width else 'fewer'
-            raise InputError(
-                f'{path}, {where}: this line has {which} cells than the first one; correct it, or quote a cell'
-            )
-    return [row._replace(cells=row.cells[:width]) for row in rows]
+    if path == '-':
+        with named(path, 'a table'):
+            return rows_of(sys.stdin.buffer.read(), path, sheet)
+    with reading(path, 'a table') as file:
+        return rows_of(file.read(), path, sheet)
+
+
+def rows_of(content: bytes, path: Path | str, sheet: str) -> list[Row]:
+    if content.startswith(EXCEL):
+        return rows_of_excel(content, sheet)
+    text = content.decode('utf-8-sig')
+    if text.lstrip().startswith(('{', '[')):
+        return rows_of_json(text)
+    return cut_to_width(rows_of_text(text, path), path)
+
+
+def rows_of_excel(content: bytes, sheet: str) -> list[Row]:
+    book = CalamineWorkbook.from_filelike(io.BytesIO(content))
+    found = book.get_sheet_by_name(sheet) if sheet else book.get_sheet_by_index(0)
+    rows = []
+    # Blank rows above the table are counted, so that the numbers are those that Excel shows.
+    for number, cells in enumerate(found.to_python(skip_empty_area=False), start=1):
+        if any(str(cell).strip() for cell in cells):
+            rows.append(Row(f'row {number}', cells))
+    return rows
 
 
 def rows_of_json(text: str) -> list[Row]:
-    """The rows of JSON lines, or of one list, whose objects have the columns' names as keys; the first row is the header."""
-    is_list = text.lstrip().startswith('[')
-    records = (
-        json.loads(text)
-        if is_list
-        else [json.loads(line) for line in text.split('\n') if line.strip()]
-    )
+    """The rows of one JSON list of objects, or of an object on each line.
+
+    The keys of the objects are the column names, in a header as the first row.
+    """
+    if text.lstrip().startswith('['):
+        records = json.loads(text)
+    else:
+        records = [json.loads(line) for line in text.split('\n') if line.strip()]
     if not all(isinstance(record, dict) for record in records):
         raise ValueError('its JSON is not of an object for each image')
-    header = list(dict.fromkeys(name for record in records for name in record))
-    rows = [[record.get(name, '') for name in header] for record in records]
-    return [Row('line 1', header)] + [
-        Row(f'record {k}', cells) for k, cells in enumerate(rows, start=1)
-    ]
+
+    # Records may lack keys, so the header has the keys of all, in the order of their appearance.
+    header = list(dict.fromkeys(key for record in records for key in record))
+    rows = [Row('line 1', header)]
+    for number, record in enumerate(records, start=1):
+        rows.append(Row(f'record {number}', [record.get(key, '') for key in header]))
+    return rows
 
 
 def rows_of_text(text: str, path: Path | str) -> list[Row]:
     lines = re.split(r'\r\n|\r|\n', text)
     first = next((line for line in lines if line.strip()), '')
-    # the one that gives most known names; where none does, a tab before a semicolon before a comma, which may be decimal
-    known = {
-        mark: sum(normalized_name(cell.strip(' "')) in KNOWN for cell in first.split(mark))
-        for mark in '\t;,'
-    }
-    delimiter = max('\t;,', key=lambda mark: (known[mark], mark in first))
-    if delimiter not in first:
-        return [
-            Row(f'line {k}', words_of(line))
-            for k, line in enumerate(lines, start=1)
-            if line.strip()
-        ]
+    delimiter = delimiter_of(first)
+    if delimiter:
+        return rows_of_csv(text, delimiter, path)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            rows.append(Row(f'line {number}', words_of(line)))
+    return rows
+
+
+def delimiter_of(first: str) -> str:
+    """The delimiter that splits a table's first line into the most known names; '' without one."""
+
+    def known_names(mark: str) -> int:
+        return sum(normalized_name(cell.strip(' "')) in KNOWN for cell in first.split(mark))
+
+    # On a tie a tab wins over a semicolon, and that over a comma, which may be a decimal mark.
+    present = [mark for mark in '\t;,' if mark in first]
+    return max(present, key=known_names, default='')
+
+
+def rows_of_csv(text: str, delimiter: str, path: Path | str) -> list[Row]:
+    # Where the comma is not the delimiter, it is the decimal mark.
+    decimal = '.' if delimiter == ',' else ','
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     end = 0
@@ -160,30 +194,40 @@ def rows_of_text(text: str, path: Path | str) -> list[Row]:
         for cells in reader:
             end = reader.line_num
             if any(cell.strip() for cell in cells):
-                rows.append(Row(f'line {end}', cells, '.' if delimiter == ',' else ','))
+                rows.append(Row(f'line {end}', cells, decimal))
     except csv.Error as error:
         raise InputError(f'{path}, line {end + 1}: {error}; correct the quotes')
     return rows
 
 
 def words_of(line: str) -> list[str]:
-    """The cells of a line without a delimiter: a name, which may hold spaces, and perhaps a number before or behind it."""
-    words = re.split(r'[ \t]+', line.strip(BLANK))
-    numbers = [is_number(word) for word in words]
-    if sum(numbers) >= len(words) - 1:
+    """The cells of a line without a delimiter: a name, perhaps with a number before or after it."""
+    line = line.strip(BLANK)
+    words = re.split(r'[ \t]+', line)
+    names = [word for word in words if not is_number(word)]
+    if len(names) <= 1:
         return words
-    if numbers[-1]:
-        return [line.strip(BLANK).removesuffix(words[-1]).strip(f'{BLANK}"'), words[-1].strip('"')]
-    return [line.strip(f'{BLANK}"')]
+    # Several words that are no numbers are one name with spaces, before the score if there is one.
+    if is_number(words[-1]):
+        name = line.removesuffix(words[-1])
+        return [name.strip(BLANK + '"'), words[-1]]
+    return [line.strip(BLANK + '"')]
 
 
-def is_number(cell: Any) -> bool:
-    """Whether a cell is a number, with a decimal point or comma."""
-    return bool(
-        re.fullmatch(
-            r'[+-]?(\d+[.,]?\d*|[.,]\d+|nan|inf)(e[+-]?\d+)?', str(cell).strip(), re.IGNORECASE
-        )
-    )
+def cut_to_width(rows: list[Row], path: Path | str) -> list[Row]:
+    """The rows of a text, each with as many cells as the first; only empty cells are cut off."""
+    width = len(rows[0].cells) if rows else 0
+    cut = []
+    for row in rows:
+        surplus = row.cells[width:]
+        if len(row.cells) < width or any(cell.strip() for cell in surplus):
+            which = 'more' if surplus else 'fewer'
+            raise InputError(
+                f'{path}, {row.where}: this line has {which} cells than the first one; correct it, '
+                'or quote a cell'
+            )
+        cut.append(row._replace(cells=row.cells[:width]))
+    return cut
 
 
 def find_columns(
@@ -195,53 +239,98 @@ def find_columns(
 ) -> Table:
     """Find the columns of a table by their names, or by the user's choice.
 
-    The first row is a header if it has a known or chosen name. A table without one is as if its header were 1, 2, 3 ...
-
     Args:
-        chosen: names or numbers of columns by role; the exact spelling wins, and '' means that there is no such column.
-        needed, optional: roles that are looked for.
+        path: of the table, for messages.
+        chosen: names or numbers of columns by role; '' means that the table has no such column.
+        needed: roles that the table must have a column for.
+        optional: roles that it may have a column for.
 
     Raises:
         InputError: a needed or chosen role has no column, or a role could have two.
     """
-    where, first, _ = rows[0] if rows else Row('line 1', [])
-    wanted = KNOWN | {normalized_name(name) for name in chosen.values() if not name.isdigit()}
-    named = any(normalized_name(cell) in wanted for cell in first) or not (
-        needed == ('image',) or any(map(is_number, first))
-    )
-    header = (
-        [str(cell).strip() for cell in first]
-        if named
-        else [str(k) for k in range(1, len(first) + 1)]
-    )
-    if not named:
-        chosen = {**guessed_columns(first), **chosen}
+    first = rows[0] if rows else Row('line 1', [])
+    has_header = is_header(first.cells, chosen, needed)
+    if has_header:
+        header = [str(cell).strip() for cell in first.cells]
+        body = rows[1:]
+    else:
+        # As if its header were 1, 2, 3 ...; the user's choice goes before the guess.
+        header = [str(number) for number in range(1, len(first.cells) + 1)]
+        body = rows
+        chosen = {**guessed_columns(first.cells), **chosen}
+
     columns = {}
     for role in (*needed, *optional):
-        own = chosen.get(role)
-        accepted = [normalized_name(own)] if own else () if own == '' else ROLES[role]
-        exact = [k for k, name in enumerate(header) if name == own]
-        if not exact and own and own.isdigit() and 1 <= int(own) <= len(header):
-            exact = [int(own) - 1]
-        found = exact or [k for k, name in enumerate(header) if normalized_name(name) in accepted]
+        choice = chosen.get(role)
+        found = columns_of(role, header, choice)
         if len(found) > 1:
-            both, advice = (
-                ' and '.join(header[k] for k in found),
-                shlex.quote(f'{role}={header[found[0]]}'),
-            )
+            both = ' and '.join(header[k] for k in found)
+            advice = shlex.quote(f'{role}={header[found[0]]}')
             raise InputError(
-                f'{path}, {where}: {both} can each be the column of the {role}; --columns {advice} settles it'
+                f'{path}, {first.where}: {both} can each be the column of the {role}; '
+                f'--columns {advice} settles it'
             )
         if found:
             columns[role] = found[0]
-        elif own or role in needed:
-            remedy = f'name it {" or ".join(accepted[:4])}, or give --columns {role}=NAME or {role}=NUMBER'
-            cells = ','.join(map(str, first))[:200]
-            raise InputError(f'{path}, {where}: no column is the {role} in {cells!r}; {remedy}')
-    return Table(header, named, columns, rows[named:])
+        elif choice or role in needed:
+            raise InputError(no_column(path, first, role, choice))
+    return Table(header, has_header, columns, body)
+
+
+def is_header(cells: list[Any], chosen: Mapping[str, str], needed: Sequence[str]) -> bool:
+    """Whether a table's first row holds the names of its columns.
+
+    It does if one of them is known or chosen. Without such a name, a row with a number is data, and
+    so is the first row of a list of images, which need not have numbers.
+    """
+    own_names = {normalized_name(name) for name in chosen.values() if not name.isdigit()}
+    wanted = KNOWN | own_names - {''}
+    if any(normalized_name(cell) in wanted for cell in cells):
+        return True
+    if needed == ('image',):
+        return False
+    return not any(is_number(cell) for cell in cells)
 
 
 def guessed_columns(cells: list[Any]) -> dict[str, str]:
-    """The numbers, by role, of the columns in a row without names: of a name, and of the one number beside it."""
-    image = next((k for k, cell in enumerate(cells, start=1) if not is_number(cell)), 1)
-    return {'image': str(image), **({'score': str(3 - image)} if len(cells) == 2 else {})}
+    """The numbers of the columns of a row without names, by role.
+
+    The image is the first cell that is not a number. In a row of two, the other one is the score.
+    """
+    image = 1
+    for number, cell in enumerate(cells, start=1):
+        if not is_number(cell):
+            image = number
+            break
+    if len(cells) != 2:
+        return {'image': str(image)}
+    score = 2 if image == 1 else 1
+    return {'image': str(image), 'score': str(score)}
+
+
+def columns_of(role: str, header: list[str], chosen: str | None) -> list[int]:
+    """The indices of the columns that can have a role, by the user's choice or by known names.
+
+    A choice in the exact spelling goes before a column's number, and that before other letter case.
+    """
+    names = [normalized_name(name) for name in header]
+    if chosen is None:
+        return [k for k, name in enumerate(names) if name in ROLES[role]]
+    if chosen == '':
+        return []
+    exact = [k for k, name in enumerate(header) if name == chosen]
+    if exact:
+        return exact
+    if chosen.isdigit() and 1 <= int(chosen) <= len(header):
+        return [int(chosen) - 1]
+    return [k for k, name in enumerate(names) if name == normalized_name(chosen)]
+
+
+def no_column(path: Path | str, first: Row, role: str, chosen: str | None) -> str:
+    """The message about a role without a column."""
+    names = [normalized_name(chosen)] if chosen else ROLES[role][:4]
+    cells = ','.join(str(cell) for cell in first.cells)[:200]
+    return (
+        f'{path}, {first.where}: no column is the {role} in {cells!r}; name it '
+        f'{" or ".join(names)}, or give --columns {role}=NAME or {role}=NUMBER'
+    )
