@@ -224,6 +224,17 @@ def test_correlations_of_constant_or_nan_scores_are_nan_without_a_warning(recwar
     assert not recwarn.list
 
 
+@pytest.mark.parametrize('amp, dtype', [(False, torch.float32), (True, torch.bfloat16)])
+def test_amp_computes_in_bfloat16_in_training_and_in_testing(make_solver, amp, dtype):
+    solver = make_solver((0,), (4,), amp=amp)
+    seen = []
+    hook = lambda layer, inputs, output: seen.append((layer.training, output.dtype))  # noqa: E731
+    solver.model_hyper.res.conv1.register_forward_hook(hook)
+    solver.train_epoch(0)
+    solver.predict(solver.test_data)
+    assert seen == [(True, dtype), (False, dtype)]
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize('options', [{}, {'amp': True}, {'amp': True, 'compile': True}])
 def test_an_epoch_on_cuda_is_that_of_the_cpu(make_solver, options):
