@@ -1,4 +1,7 @@
-"""One of several ranks or alone: an epoch with batch norm in eval mode, so that the numbers do not depend on the shares."""
+"""One of several ranks, or the only process: an epoch of training, and a test.
+
+Batch norm is in eval mode, so that the numbers do not depend on the shares of the ranks.
+"""
 
 from types import SimpleNamespace
 
@@ -28,6 +31,10 @@ def main(database):
     assert len(seen) == 2 and all(patches and min(patches) > 0.1 for patches in seen), (
         seen
     )  # every rank, in every step
+    # after a training each rank has statistics of its own, and all ranks test with those of the first one
+    for name, buffer in solver.model_hyper.named_buffers():
+        if name.endswith('running_mean'):
+            buffer += rank()
     scores = solver.predict(solver.test_data).tolist()
     if rank() == 0:
         print(loss, train_srcc, *scores)

@@ -25,8 +25,12 @@ def make_run(
     names='r{k}/{i}.jpg',
     contents=20,
     options=None,
+    val=0,
 ):
-    """A run folder with predictions of `rounds` rounds whose errors have the deviation `noise`."""
+    """A run folder with predictions of `rounds` rounds whose errors have the deviation `noise`.
+
+    With `val` the split has a validation part of that many images.
+    """
     folder.mkdir(parents=True)
     model = {'resize': None, 'exif_rotation': False, 'score_range': None, 'higher_is_better': True}
     record = {
@@ -60,10 +64,11 @@ def make_run(
         ]
         files.write_table(path / 'history.csv', list(curve[0]), curve)
         files.write_json(path / 'result.json', {'epoch': 1})
-        trained = [f'train{i}.jpg' for i in range(TRAINED)]
-        files.write_json(
-            path / 'split.json', {'train': trained, 'test': [row['image'] for row in rows]}
-        )
+        split = {'train': [f'train{i}.jpg' for i in range(TRAINED)]}
+        if val:
+            split['val'] = [f'val{i}.jpg' for i in range(val)]
+        split['test'] = [row['image'] for row in rows]
+        files.write_json(path / 'split.json', split)
     return folder
 
 
@@ -93,16 +98,18 @@ def test_runs_of_equal_predictions_differ_by_exactly_nothing(in_process, tmp_pat
     assert ('(p 1)' in done.stdout) == (not settings)
 
 
-def test_the_mean_of_rounds_with_different_images_has_the_corrected_t_interval(tmp_path):
+@pytest.mark.parametrize('val', [0, 40])
+def test_the_mean_of_rounds_with_different_images_has_the_corrected_t_interval(tmp_path, val):
+    """The ratio is of test images to all others: a validation part takes part in the training too."""
     runs = [
-        make_run(tmp_path / name, noise, 6, seed)
+        make_run(tmp_path / name, noise, 6, seed, val=val)
         for name, noise, seed in (('a', 0.4, 1), ('b', 0.7, 2))
     ]
     for metric in ('SRCC', 'PLCC'):
         *rounds, mean, last = rows_of(runs, metric)
         differences = [row['difference'] for row in rounds]
         root = np.std(differences, ddof=1) * np.sqrt(
-            1 / 6 + IMAGES / TRAINED
+            1 / 6 + IMAGES / (TRAINED + val)
         )  # Nadeau and Bengio (2003)
         low, high = stats.t.interval(0.95, 5, np.mean(differences), root)
         assert (mean['low'], mean['high']) == pytest.approx((low, high), abs=1e-12)

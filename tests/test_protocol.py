@@ -205,6 +205,9 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(
     assert [float(row['score']) for row in rows] == [10 * k for k in range(9, 15)]
     predicted = np.array([float(row['prediction']) for row in rows])
     assert spearmanr(predicted, range(6)).statistic == pytest.approx(-across['SRCC'])
+    # the sign is turned for the correlations only
+    errors = np.abs(predicted - [float(row['score']) for row in rows])
+    assert errors.mean() == pytest.approx(across['MAE'])
     assert_plain_checkpoint_is_tested_on_tables(folder / 'best.pth', file, program)
 
     assert_demo_scores_in_the_labels_unit(folder / 'best.pth', tmp_path / 'mine' / '3.png', capsys)

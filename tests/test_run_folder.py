@@ -257,6 +257,24 @@ def test_refused_run_folders(workplace, copied_run, resume):
     assert fingerprint(copied_run) == before
 
 
+def test_every_option_that_changes_a_number_must_agree_on_resume(copied_run, resume):
+    for option, value, before, now in (
+        ('--train_patch_num', 2, '1', '2'),
+        ('--lr', 1e-3, '2e-05', '0.001'),
+        ('--lr_ratio', 3, '10', '3.0'),
+        ('--weight_decay', 0, '0.0005', '0.0'),
+        ('--batch_size', 5, '4', '5'),
+        ('--patience', 1, '0', '1'),
+        ('--seed', 4, '0', '4'),
+        ('--weights', 'imagenet', 'none', 'imagenet'),
+        ('--val_ratio', 0.4, '0', '0.4'),
+        ('--test_patch_num', 3, '2', '3'),
+    ):
+        done = resume('--resume', option, value)
+        reason = f'other options: {option} was {before}, is {now}; '
+        assert done.returncode == 2 and reason in done.stderr.splitlines()[-1], option
+
+
 @pytest.mark.parametrize('kept', ['best.pth', 'history.csv', 'predictions.csv', 'result.json'])
 def test_whatever_was_earned_protects_a_folder(copied_run, resume, kept):
     """Also where last.pth was deleted to save room."""

@@ -30,7 +30,7 @@ def make_solver(tmp_path_factory):
     root = tmp_path_factory.mktemp('livec')
     databases.livec(root)
 
-    def make(train=(0, 1, 2, 3), test=(4, 5), **options):
+    def make(train=(0, 1, 2, 3), test=(4, 5), val=(), **options):
         config = SimpleNamespace(
             **{
                 'dataset': 'livec',
@@ -42,7 +42,7 @@ def make_solver(tmp_path_factory):
                 **options,
             }
         )
-        return HyperIQASolver(config, root, list(train), list(test))
+        return HyperIQASolver(config, root, list(train), list(test), val_idx=list(val))
 
     return make
 
@@ -172,6 +172,18 @@ def test_test_averages_the_patches_of_each_image(make_solver):
     assert solver.test(solver.test_data) == (srcc(means, [130, 140]), plcc(means, [130, 140]))
 
 
+def test_the_validation_columns_are_of_the_validation_part(make_solver):
+    """The same training tests the same images once as its validation part and once as its test part."""
+    part, other = (2, 3, 4), (1, 5)
+    rows = []
+    for parts in ({'test': other, 'val': part}, {'test': part}):
+        solver = make_solver((0,), epochs=1, **parts)
+        solver.train()
+        rows.append(solver.history[0])
+    assert (rows[0]['val_srcc'], rows[0]['val_plcc']) == (rows[1]['test_srcc'], rows[1]['test_plcc'])
+    assert rows[0]['val_plcc'] != rows[0]['test_plcc']
+
+
 def test_a_last_batch_of_one_patch_trains(make_solver):
     loss, _ = make_solver(batch_size=3).train_epoch(0)
     assert math.isfinite(loss)
@@ -220,6 +232,17 @@ def test_correlations_of_constant_or_nan_scores_are_nan_without_a_warning(recwar
         )
         assert math.isnan(function([1], [1]))
     assert not recwarn.list
+
+
+@pytest.mark.parametrize('amp, dtype', [(False, torch.float32), (True, torch.bfloat16)])
+def test_amp_computes_in_bfloat16_in_training_and_in_testing(make_solver, amp, dtype):
+    solver = make_solver((0,), (4,), amp=amp)
+    seen = []
+    hook = lambda layer, inputs, output: seen.append((layer.training, output.dtype))  # noqa: E731
+    solver.model_hyper.res.conv1.register_forward_hook(hook)
+    solver.train_epoch(0)
+    solver.predict(solver.test_data)
+    assert seen == [(True, dtype), (False, dtype)]
 
 
 @pytest.mark.cuda
