@@ -218,7 +218,7 @@ def open_database(config: Namespace) -> OpenDatabase:
 def open_others(config: Namespace) -> dict[str, OpenDatabase]:
     """Return the databases of --test_on by their names."""
     plain = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
-    # Without --csv, the options that describe a table are those of the tables of --test_on. They are
+    # Without --csv, the options that describe a table describe the tables of --test_on. These are
     # tested as a whole, so nothing splits them.
     if config.csv:
         of_table = plain
