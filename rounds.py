@@ -40,6 +40,7 @@ def run(config: Any, job: Job) -> None:
     open_frames(config, [job.database, *job.others.values()])
     if rank() == 0:
         write_run_files(config, job, device)
+    # The other ranks read the files of the run once they are all there.
     distributed.wait()
 
     rounds = list(config.rounds or range(1, config.train_test_num + 1))
@@ -50,6 +51,7 @@ def run(config: Any, job: Job) -> None:
         results = train_round(config, job, number - 1, later=epochs_after)
     if rank() == 0:
         print_medians(results)
+    # Before an exit of the first rank, which would abort the others.
     distributed.stop()
     exit_if_a_round_is_missing(config, results, rounds)
     is_whole = len(results['rounds']) == config.train_test_num
@@ -127,6 +129,7 @@ def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict
     """
     split = job.splits[round_index]
     record = split_record(split, job.database)
+    # The folder is locked until it is closed, so that no other process trains this round.
     with closing(RoundFolder(config, round_index, record)) as folder:
         print(f'Round {round_index + 1}', flush=True)
         # Ranks that do not share a disk could find the round finished on some machines only, or
@@ -142,10 +145,12 @@ def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict
                 val_idx=split['val'],
                 round_index=round_index,
             )
+            # The state of the last finished epoch, if there is one.
             folder.restore(solver.load_state_dict)
             digest = checkpoints.digest(solver.model_hyper.state_dict())
             distributed.refuse_differences(f'{len(solver.history)} epochs, weights {digest[:8]}')
             solver.train(folder.save, later)
+            # A round whose first epoch diverged has no best epoch, and so no result.
             if solver.best:
                 finish_round(folder, solver, solver.best, job)
 

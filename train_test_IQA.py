@@ -93,6 +93,7 @@ def prepare_run(config: Namespace) -> Job:
     """
     database = open_database(config)
     database.warn_of_count()
+    # Now and not at the end of the first round, so that a fault in them shows before the training.
     others = open_others(config)
     warn_of_trained(config, others, database.samples)
     splits = draw_splits(config, database)
@@ -142,6 +143,7 @@ def prepare_test(config: Namespace) -> Job:
 
     check_predictions(config, ['predictions'])
     database = open_database(config)
+    # The images are converted as they were for the training.
     database.srgb = meaning.srgb
     split = read_tested_split(checkpoint, database)
     return Job(database, {}, [split], meaning, round_index)
@@ -216,7 +218,8 @@ def open_database(config: Namespace) -> OpenDatabase:
 def open_others(config: Namespace) -> dict[str, OpenDatabase]:
     """Return the databases of --test_on by their names."""
     plain = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
-    # Without --csv, the options that describe a table are those of the tables of --test_on.
+    # Without --csv, the options that describe a table describe the tables of --test_on. These are
+    # tested as a whole, so nothing splits them.
     if config.csv:
         of_table = plain
     else:
