@@ -41,6 +41,7 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
     pictures = on_all_cores('check', lambda path: read_picture(path, exif_rotation), paths)
     print_sizes(pictures, database.resize)
 
+    # Training stops at the first such image, so all are looked for here.
     unreadable = []
     small = []
     for path, picture in zip(paths, pictures):
@@ -55,6 +56,7 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
 
     for oddity, text in ODDITIES.items():
         odd = [path for path, picture in zip(paths, pictures) if oddity in picture.oddities]
+        # All are named: the user may have to convert them.
         if odd:
             print_list(oddity.capitalize(), odd, text, most=len(odd))
     groups = equal_pictures(pictures)
@@ -89,7 +91,7 @@ def print_labels(samples: list[Sample]) -> None:
 def print_sizes(pictures: list[Picture], resize: Sequence[int] | None) -> None:
     """Print the heights and widths of the pictures that can be read."""
     sizes = {picture.size for picture in pictures if picture.size}
-    if sizes:
+    if sizes:  # at least one image can be read
         heights, widths = zip(*sizes)
         print_line('Height', f'{min(heights)} to {max(heights)} pixels')
         print_line('Width', f'{min(widths)} to {max(widths)} pixels')

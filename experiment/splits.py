@@ -59,7 +59,7 @@ def draw_splits(config: Any, database: OpenDatabase) -> list[Split]:
         refuse_equal_scores(config, database, split, source, number)
         refuse_links(database, split, f'{source}: in round {number}')
     warn_of_single_content(database, splits, source)
-    # With --train_on_all this is what the user requested.
+    # With --train_on_all the user knows it already.
     is_repeated = all(split == splits[0] for split in splits) and not config.train_on_all
     if len(splits) > 1 and is_repeated:
         log(
@@ -74,7 +74,7 @@ def asked_splits(config: Any, database: OpenDatabase) -> tuple[str, list[Split]]
     """The requested split of every round, after the name of their source in messages."""
     rounds = range(config.train_test_num)
     if config.train_on_all:
-        # The rounds differ in initial weights and patches.
+        # The rounds still differ in initial weights and patches.
         everything = {'train': list(range(len(database.samples))), 'val': [], 'test': []}
         return '--train_on_all', [everything for _ in rounds]
 
@@ -100,7 +100,7 @@ def default_kind(database: OpenDatabase) -> str:
 
     Otherwise it is 'random', and a line tells of sets that are not used.
     """
-    # The other databases are split randomly, as in the original, even if they have official sets.
+    # Published databases are split randomly, as in the original, even if they have official sets.
     if database.key != 'csv':
         return 'random'
     sets = {sample.official_set for sample in database.samples} - {''}
@@ -240,7 +240,6 @@ def official_split(database: OpenDatabase) -> Split:
             reason = f'{database.entry.title} has no official sets'
         raise InputError(f'--split official: {reason}; use --split random')
 
-    # One image without a set, or in a set of another name, is a fault in the labels.
     split: Split = {part: [] for part in PARTS}
     remedy = 'correct that row, or do without: use --split random, or --columns set='
     for k, sample in enumerate(database.samples):
@@ -305,10 +304,8 @@ def files_in(folder: str, round_number: int) -> dict[str, str]:
         return {'': os.path.join(folder, f'round_{round_number:02d}', 'split.json')}
 
     # LIQE publishes a folder for each round, called 1, 2, 3 ...
-    rounds = []
-    for name in os.listdir(folder):
-        if name.isdigit() and os.path.isdir(os.path.join(folder, name)):
-            rounds.append(name)
+    names = os.listdir(folder)
+    rounds = [n for n in names if n.isdigit() and os.path.isdir(os.path.join(folder, n))]
     if rounds:
         if str(round_number) not in rounds:
             raise too_few_rounds(folder, len(rounds))
@@ -525,7 +522,7 @@ def positions_of(
             f'{file} names {len(names)} images that are not in {database.path}, the first of them '
             f'{", ".join(names[:3])}; a name that fits several images counts as none'
         )
-    # The other rounds usually leave out the same images.
+    # The later rounds usually leave out the same images.
     if is_first:
         for file, count in left_out.items():
             log(f'{file} names {count} images that are known and left out')
