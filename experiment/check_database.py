@@ -1,134 +1,171 @@
-"""A look at a whole database before hours of work: its scores, its sizes, and the images that would spoil a run."""
+"""A look at a whole database before hours of work: scores, sizes, and images that spoil a run."""
 
+import math
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from experiment.splits import sizes_of
-from util.frames import DEEP, TRANSPARENT, WIDE, on_all_cores, read_picture
+from util.frames import DEEP, TRANSPARENT, WIDE, Picture, on_all_cores, read_picture
 from util.labels import Sample
 
-BINS, LONGEST_BAR = 10, 40  # of the histogram
-NAMED = 5  # of a longer list
+BINS = 10  # of the histogram
+LONGEST_BAR = 40
+NAMED = 5  # entries of a list that are printed
 ODDITIES = {
     DEEP: '{}, scaled to 8 bits',
     TRANSPARENT: '{}, shown on white',
-    WIDE: '{}: of a table of your own they are converted to sRGB, a published database is read as it is',
+    WIDE: '{}: of a table of your own they are converted to sRGB, a published database is read as '
+    'it is',
 }
 
 
 def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: int) -> bool:
-    """Decodes every image and prints to stdout what a user should know before training.
+    """Decode every image and print to stdout what a user should know before training.
 
     Args:
         database: a `folders.OpenDatabase`.
-        splits: a dict for each round, from 'train', 'test' and perhaps 'val' to positions in its samples.
-        smallest: height and width that an image must have at least after the resize.
+        splits: of each round: the positions of its samples, by 'train', 'test' and perhaps 'val'.
+        smallest: least height and width of an image, after the resize.
 
     Returns:
-        whether the database can be trained on: every image can be read and is large enough for a patch.
+        whether the database can be trained on: all images can be read and none is too small.
     """
-    samples, resize, exif_rotation = database.samples, database.resize, database.entry.exif_rotation
-    report_labels(samples)
-    report('Split', sizes_of(splits, len(samples)))
+    samples = database.samples
+    print_labels(samples)
+    print_line('Split', sizes_of(splits, len(samples)))
     paths = [sample.path for sample in samples]
+    exif_rotation = database.entry.exif_rotation
     pictures = on_all_cores('check', lambda path: read_picture(path, exif_rotation), paths)
-    sizes = [picture.size for picture in pictures]
-    for name, lengths in zip(('Height', 'Width'), zip(*filter(None, sizes))):
-        report(name, f'{min(lengths)} to {max(lengths)} pixels')
-    report('Different sizes', len(set(sizes) - {None}))
-    if resize:
-        report('Resized to', '{} high, {} wide'.format(*resize))
-    unreadable = [
-        f'{path}\n    {picture.fault}' for path, picture in zip(paths, pictures) if picture.fault
-    ]
-    final = [size and (resize or size) for size in sizes]
-    small = [
-        f'{size[0]:>5} x {size[1]:<5}  {path}'
-        for path, size in zip(paths, final)
-        if size and min(size) < smallest
-    ]
-    report_list('Unreadable', unreadable)
-    report_list(f'Below {smallest}x{smallest}', small)
+    print_sizes(pictures, database.resize)
+
+    # Training stops at the first such image, so all are looked for here.
+    unreadable = []
+    small = []
+    for path, picture in zip(paths, pictures):
+        if picture.size is None:
+            unreadable.append(f'{path}\n    {picture.fault}')
+            continue
+        height, width = database.resize or picture.size
+        if min(height, width) < smallest:
+            small.append(f'{height:>5} x {width:<5}  {path}')
+    print_list('Unreadable', unreadable)
+    print_list(f'Below {smallest}x{smallest}', small)
+
     for oddity, text in ODDITIES.items():
         odd = [path for path, picture in zip(paths, pictures) if oddity in picture.oddities]
+        # All are named: the user may have to convert them.
         if odd:
-            report_list(oddity[:1].upper() + oddity[1:], odd, text, most=len(odd))
+            print_list(oddity.capitalize(), odd, text, most=len(odd))
+    groups = equal_pictures(pictures)
+    print_list('Duplicates', [describe_group(group, samples) for group in groups])
+    print_copies(groups, paths, splits)
+
+    if unreadable or small:
+        faults = f'{len(unreadable)} unreadable, {len(small)} too small'
+        print_line('Result', f'the database cannot be trained on: {faults}')
+        return False
+    print_line('Result', 'the database can be trained on')
+    return True
+
+
+def print_labels(samples: list[Sample]) -> None:
+    """Print the number of images and contents, and a histogram of the scores."""
+    contents = len({sample.content for sample in samples})
+    images = f'{len(samples)}'
+    if contents < len(samples):
+        images += f' of {contents} contents'
+    print_line('Images', images)
+
+    scores = [sample.score for sample in samples]
+    print_line('Scores', f'{min(scores):.6g} to {max(scores):.6g}, mean {np.mean(scores):.6g}')
+    counts, edges = np.histogram(scores, BINS)
+    for low, high, count in zip(edges, edges[1:], counts):
+        # Rounded up, so that a single image shows.
+        bar = '#' * math.ceil(LONGEST_BAR * count / max(counts))
+        print(f'    {low:>9.6g} to {high:>9.6g}  {count:>6}  {bar}'.rstrip(), flush=True)
+
+
+def print_sizes(pictures: list[Picture], resize: Sequence[int] | None) -> None:
+    """Print the heights and widths of the pictures that can be read."""
+    sizes = {picture.size for picture in pictures if picture.size}
+    if sizes:  # at least one image can be read
+        heights, widths = zip(*sizes)
+        print_line('Height', f'{min(heights)} to {max(heights)} pixels')
+        print_line('Width', f'{min(widths)} to {max(widths)} pixels')
+    print_line('Different sizes', len(sizes))
+    if resize:
+        print_line('Resized to', '{} high, {} wide'.format(*resize))
+
+
+def equal_pictures(pictures: list[Picture]) -> list[list[int]]:
+    """The positions of images that decode to the same picture, a list for each such picture."""
     groups: dict[bytes, list[int]] = {}
     for k, picture in enumerate(pictures):
         if picture.digest:
             groups.setdefault(picture.digest, []).append(k)
-    report_list(
-        'Duplicates',
-        [describe_group(group, samples) for group in groups.values() if len(group) > 1],
-    )
-    copies = {
-        number: duplicates(groups, paths, split) for number, split in enumerate(splits, start=1)
-    }
-    if not any(copies.values()):
-        report(
-            'Test images also in training',
-            f'none in {len(splits)} round' + 's' * (len(splits) != 1),
-        )
-    for number in filter(copies.get, copies):
-        report_list(f'Test images also in training, round {number}', copies[number], 'warning: {}')
-    faults = (
-        f'the database cannot be trained on: {len(unreadable)} unreadable, {len(small)} too small'
-    )
-    usable = not unreadable and not small
-    report('Result', 'the database can be trained on' if usable else faults)
-    return usable
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def describe_group(group: list[int], samples: list[Sample]) -> str:
-    """The lines of samples that decode to the same picture: the first of them with their scores."""
+    """The number of a group's images, and the first of them with their scores, a line each."""
+    # Equal pictures with very different scores are the worst case, so the scores are shown too.
     members = [f'    score {samples[k].score:<10.6g}  {samples[k].path}' for k in group]
-    return '\n'.join([f'{len(group)} images', *shortened(members, margin='    ')])
+    return '\n'.join([f'{len(group)} images', *first_of(members, margin='    ')])
 
 
-def duplicates(
-    groups: dict[bytes, list[int]], paths: list[str], split: dict[str, list[int]]
+def print_copies(
+    groups: list[list[int]], paths: list[str], splits: list[dict[str, list[int]]]
+) -> None:
+    """Warn of test images in each round that have an identical image in train or val."""
+    title = 'Test images also in training'
+    has_copies = False
+    for number, split in enumerate(splits, start=1):
+        copies = copies_in_training(groups, paths, split)
+        if copies:
+            print_list(f'{title}, round {number}', copies, 'warning: {}')
+            has_copies = True
+    if not has_copies:
+        rounds = '1 round' if len(splits) == 1 else f'{len(splits)} rounds'
+        print_line(title, f'none in {rounds}')
+
+
+def copies_in_training(
+    groups: list[list[int]], paths: list[str], split: dict[str, list[int]]
 ) -> list[str]:
-    """The lines of each test image that has an identical image in train or val: both names."""
+    """Two lines for each test image with an identical one in train or val: the names of both."""
+    # An image that chooses the best epoch is as bad in the test as one that is trained on.
     part_of = {k: part for part in ('val', 'train') for k in split.get(part, [])}
-    copies = {
-        k: [other for other in group if other in part_of]
-        for group in groups.values()
-        for k in group
-    }
-    pairs = [(k, copies[k][0]) for k in split['test'] if copies.get(k)]
-    return [f'test   {paths[k]}\n{part_of[other]:<5}  {paths[other]}' for k, other in pairs]
+    copy_of: dict[int, int] = {}
+    for group in groups:
+        copies = [k for k in group if k in part_of]
+        if copies:
+            copy_of.update(dict.fromkeys(group, copies[0]))
+
+    lines = []
+    for k in split['test']:
+        if k in copy_of:
+            copy = copy_of[k]
+            lines.append(f'test   {paths[k]}\n{part_of[copy]:<5}  {paths[copy]}')
+    return lines
 
 
-def report_labels(samples: list[Sample]) -> None:
-    contents = len({sample.content for sample in samples})
-    scores = [sample.score for sample in samples]
-    report(
-        'Images',
-        f'{len(samples)} of {contents} contents' if contents < len(samples) else len(samples),
-    )
-    report('Scores', f'{min(scores):.6g} to {max(scores):.6g}, mean {np.mean(scores):.6g}')
-    counts, edges = np.histogram(scores, BINS)
-    for low, high, count in zip(edges, edges[1:], counts):
-        bar = '#' * -(
-            -LONGEST_BAR * count // max(counts)
-        )  # rounded up, so that a single image shows
-        print(f'    {low:>9.6g} to {high:>9.6g}  {count:>6}  {bar}'.rstrip(), flush=True)
-
-
-def report_list(name: str, entries: list[str], text: str = '{}', most: int = NAMED) -> None:
+def print_list(name: str, entries: list[str], text: str = '{}', most: int = NAMED) -> None:
     """Print `text` with the number of `entries`, or none, and then the first of them."""
-    report(name, text.format(len(entries)) if entries else 'none')
-    for entry in shortened(entries, most):
+    print_line(name, text.format(len(entries)) if entries else 'none')
+    for entry in first_of(entries, most):
         print(textwrap.indent(entry, '    '))
 
 
-def shortened(entries: list[str], most: int = NAMED, margin: str = '') -> list[str]:
-    """The first entries, and one that counts the others."""
-    others = len(entries) - most
-    return entries[:most] + [f'{margin}... and {others} more'] * (others > 0)
+def first_of(entries: list[str], most: int = NAMED, margin: str = '') -> list[str]:
+    """The first entries, and one that counts the others if there are more."""
+    shown = entries[:most]
+    if len(entries) > most:
+        shown.append(f'{margin}... and {len(entries) - most} more')
+    return shown
 
 
-def report(name: str, text: Any) -> None:
+def print_line(name: str, text: Any) -> None:
     print(f'{name:<30}{text}')

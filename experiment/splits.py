@@ -1,6 +1,8 @@
-"""What each round trains and tests on. A split gives the positions of the images in its `train`, `val` and `test` part.
+"""The images that each round trains and tests on.
 
-A split of other people is a file or a folder of files. It names images (see `ImageNames`), or rows of the label file by number.
+A split gives the positions of the images in its `train`, `val` and `test` part. A published split
+is a file or a folder of files. It lists images by name (see `ImageNames`), or by their row number
+in the label file.
 """
 
 import json
@@ -23,19 +25,20 @@ TRAIN_FRACTION = 0.8
 PARTS = ('train', 'val', 'test')
 LEFT_OUT = -1  # position of an image that is known and left out
 Split = dict[str, list[int]]
-SplitRecord = dict[
-    str, Any
-]  # of a round: the names of the images of each part, and in `labels` a digest of the labels
+# The names of the images in each part of a round's split, and in `labels` a digest of the labels.
+SplitRecord = dict[str, Any]
+Listed = list[tuple[Any, str]]  # (name or row number, part) of images in somebody's list
 
 
 class Job(NamedTuple):
-    """What a run or a test works on.
+    """The databases and splits of a run or a test.
 
     Attributes:
-        database, others: the one that is trained on, and those of --test_on by their names.
-        splits: of every round, or of a test the one that its checkpoint was trained with.
-        meaning: what an image and a score mean to the network.
-        round_index: of a test, the 0-based round that its checkpoint is of.
+        database: the one that is trained on.
+        others: those of --test_on, by their names.
+        splits: of every round; of a test, the one that its checkpoint was trained with.
+        meaning: of an image and a score to the network.
+        round_index: of a test, the 0-based round of its checkpoint.
     """
 
     database: OpenDatabase
@@ -46,121 +49,164 @@ class Job(NamedTuple):
 
 
 def draw_splits(config: Any, database: OpenDatabase) -> list[Split]:
-    """The split of every round that the options `config` ask for.
+    """The split of every round, as the options `config` request it.
 
     Raises:
-        InputError: there are too few images, the asked sets or file do not fit the database, or a part has no two scores that
-            differ, so that there would be no SRCC.
+        InputError: there are too few images, the requested sets or file do not fit the database, or
+            a part has no two different scores, so that there would be no SRCC.
     """
-    what, splits = asked_splits(config, database)
-    needed = ('train',) if config.train_on_all else ('train', 'test')
-    scores = np.array(
-        [sample.score for sample in database.samples], np.float32
-    )  # as the network sees them
+    source, splits = asked_splits(config, database)
     for number, split in enumerate(splits, start=1):
-        for part in PARTS:
-            different = len(np.unique(scores[split[part]]))
-            if different < 2 and (split[part] or part in needed):
-                where = f'{"--val_ratio" if part == "val" and config.val_ratio else what}: in round {number}, the {part} part'
-                few = f'too little for an SRCC (images: {len(split[part])}, different scores: {different})'
-                raise InputError(
-                    f'{where} has {few}; give another split (--split, --split_by) or more images'
-                )
-        refuse_links(database, split, f'{what}: in round {number}')
-    alone = [
-        k
-        for k, split in enumerate(splits, 1)
-        if database.by_content and len({*database.contents(split['test'])}) == 1
-    ]
-    if alone:
+        refuse_equal_scores(config, database, split, source, number)
+        refuse_links(database, split, f'{source}: in round {number}')
+    warn_of_single_content(database, splits, source)
+    # With --train_on_all the user knows it already.
+    is_repeated = all(split == splits[0] for split in splits) and not config.train_on_all
+    if len(splits) > 1 and is_repeated:
         log(
-            f'warning: {what}: in round {alone[0]}, the test part has one content alone, so its SRCC has no interval'
+            f'{source}: one split for all {len(splits)} rounds, which differ only in initial '
+            'weights and patches'
         )
-    if len(splits) > 1 and all(split == splits[0] for split in splits) and not config.train_on_all:
-        log(
-            f'{what}: one split for all {len(splits)} rounds, which differ in initial weights and patches alone'
-        )
-    trained, tested = (
-        {database.samples[k].content for k in splits[0][part]} for part in ('train', 'test')
-    )
-    shared = sorted(trained & tested)
-    if shared:
-        log(
-            f'warning: {len(shared)} contents are in train and in test, the first is {shared[0]!r}: this inflates every score'
-        )
+    warn_of_shared_contents(database, splits[0])
     return splits
 
 
 def asked_splits(config: Any, database: OpenDatabase) -> tuple[str, list[Split]]:
-    """What the options ask for, in the words of messages, and the split of every round."""
+    """The requested split of every round, after the name of their source in messages."""
     rounds = range(config.train_test_num)
     if config.train_on_all:
-        return '--train_on_all', [
-            {'train': list(range(len(database.samples))), 'val': [], 'test': []} for _ in rounds
-        ]
-    if config.split == 'random' or (config.split is None and not has_usable_sets(database)):
-        drawn = [
-            draw_split(len(database.units), config.seed, round_index, config.val_ratio)
-            for round_index in rounds
-        ]
-        return '--split random', [
-            {part: database.images(split[part]) for part in split} for split in drawn
-        ]
+        # The rounds still differ in initial weights and patches.
+        everything = {'train': list(range(len(database.samples))), 'val': [], 'test': []}
+        return '--train_on_all', [everything for _ in rounds]
+
+    kind = default_kind(database) if config.split is None else config.split
+    if kind == 'random':
+        return '--split random', [random_split(config, database, k) for k in rounds]
     if config.val_ratio:
         raise InputError(
-            f'--val_ratio: the sets in {database.path} already name the images that choose the epoch'
+            f'--val_ratio: the sets in {database.path} already name the images that choose the '
+            'epoch'
         )
-    if config.split in (None, 'official'):
-        return f'--split official (the sets in {database.path})', [official_split(database)] * len(
-            rounds
-        )
-    what = f'--split {config.split if isinstance(config.split, str) else " ".join(config.split)}'
-    return what, [read_split(config.split, database, k + 1, config.columns or {}) for k in rounds]
+    if kind == 'official':
+        split = official_split(database)
+        return f'--split official (the sets in {database.path})', [split for _ in rounds]
+
+    source = f'--split {kind if isinstance(kind, str) else " ".join(kind)}'
+    columns = config.columns or {}
+    return source, [read_split(kind, database, k + 1, columns) for k in rounds]
 
 
-def has_usable_sets(database: OpenDatabase) -> bool:
-    """Whether a table of one's own names sets that split it without being asked to; log it where they do not."""
-    sets = {sample.official_set for sample in database.samples if database.key == 'csv'} - {''}
-    if sets and 'test' not in sets:
+def default_kind(database: OpenDatabase) -> str:
+    """The kind of split without --split: 'official' if a table of one's own has a test set.
+
+    Otherwise it is 'random', and a line tells of sets that are not used.
+    """
+    # Published databases are split randomly, as in the original, even if they have official sets.
+    if database.key != 'csv':
+        return 'random'
+    sets = {sample.official_set for sample in database.samples} - {''}
+    if 'test' in sets:
+        return 'official'
+    if sets:
         found = ', '.join(sorted(sets)[:3])
         log(
-            f'{database.label_file}: its sets ({found}) name no test images, so splits are random, as with --split random'
+            f'{database.label_file}: its sets ({found}) name no test images, so splits are random, '
+            'as with --split random'
         )
-    return 'test' in sets
+    return 'random'
 
 
-def refuse_links(database: OpenDatabase, split: Split, what: str) -> None:
+def refuse_equal_scores(
+    config: Any, database: OpenDatabase, split: Split, source: str, number: int
+) -> None:
+    """Refuse a round's split if all scores of a part are equal: the part would have no SRCC."""
+    needed = ('train',) if config.train_on_all else ('train', 'test')
+    for part in PARTS:
+        # Scores that differ only beyond float32 are equal to the network.
+        scores = np.array([database.samples[k].score for k in split[part]], np.float32)
+        different = len(np.unique(scores))
+        is_used = split[part] or part in needed
+        if different < 2 and is_used:
+            if part == 'val' and config.val_ratio:
+                source = '--val_ratio'
+            raise InputError(
+                f'{source}: in round {number}, the {part} part needs two different scores for an '
+                f'SRCC (images: {len(scores)}, different scores: {different}); give another split '
+                '(--split, --split_by) or more images'
+            )
+
+
+def refuse_links(database: OpenDatabase, split: Split, where: str) -> None:
     """Refuse a split that has one file, under two names, in two parts."""
     part_of: dict[Any, tuple[str, int]] = {}
     for part in PARTS:
         for k in split[part]:
+            # A link has the identity of its target.
             other, first = part_of.setdefault(database.samples[k].file, (part, k))
             if other != part:
                 names = ' and '.join(database.names([first, k]))
                 raise InputError(
-                    f'{what}, {names} are one file, in {other} and in {part}; leave one of the two out'
+                    f'{where}, {names} are one file, in {other} and in {part}; leave one of the '
+                    'two out'
                 )
 
 
+def warn_of_single_content(database: OpenDatabase, splits: list[Split], source: str) -> None:
+    """Warn of the first round that tests on the images of a single content."""
+    if not database.by_content:
+        return
+    for number, split in enumerate(splits, start=1):
+        if len(set(database.contents(split['test']))) == 1:
+            log(
+                f'warning: {source}: in round {number}, the test part has only one content, so its '
+                'SRCC has no interval'
+            )
+            return
+
+
+def warn_of_shared_contents(database: OpenDatabase, split: Split) -> None:
+    """Warn if images of one content are trained on and tested on."""
+    trained = {database.samples[k].content for k in split['train']}
+    tested = {database.samples[k].content for k in split['test']}
+    shared = sorted(trained & tested)
+    if shared:
+        log(
+            f'warning: {len(shared)} contents are in train and in test, the first is '
+            f'{shared[0]!r}: this inflates every score'
+        )
+
+
 def sizes_of(splits: list[Split], listed: int) -> str:
-    """How many images each part has, over the rounds, and how many are in none, as '94 to 96 to train on, 24 to test on'."""
+    """The sizes of the parts over the rounds, such as '94 to 96 to train on, 24 to test on'.
+
+    Args:
+        listed: images of the database; those in no part are counted too.
+    """
     uses = {'train': 'to train on', 'val': 'to choose the epoch', 'test': 'to test on'}
-    counts = {use: {len(split.get(part, [])) for split in splits} for part, use in uses.items()}
-    counts['in no part'] = {listed - sum(map(len, split.values())) for split in splits}
-    shown = {
-        use: ' to '.join(map(str, sorted({min(found), max(found)})))
-        for use, found in counts.items()
-        if any(found)
-    }
-    return ', '.join(f'{count} {use}' for use, count in shown.items())
+    sizes = {}
+    for part, use in uses.items():
+        sizes[use] = [len(split.get(part, [])) for split in splits]
+    sizes['in no part'] = [listed - sum(map(len, split.values())) for split in splits]
+
+    shown = []
+    for use, counts in sizes.items():
+        if any(counts):
+            extremes = sorted({min(counts), max(counts)})  # one number if they are equal
+            shown.append(f'{" to ".join(map(str, extremes))} {use}')
+    return ', '.join(shown)
 
 
 def split_record(split: Split, database: OpenDatabase) -> SplitRecord:
-    """What split.json holds: the names of the images of each part that has some, and a digest of the labels."""
-    return {
-        **{part: database.names(images) for part, images in split.items() if images},
-        'labels': database.digest,
-    }
+    """The content of split.json: the images of each part that has some, and the labels' digest."""
+    record: SplitRecord = {part: database.names(images) for part, images in split.items() if images}
+    record['labels'] = database.digest
+    return record
+
+
+def random_split(config: Any, database: OpenDatabase, round_index: int) -> Split:
+    """The images of each part in a random split of the database's contents or images."""
+    units = draw_split(len(database.units), config.seed, round_index, config.val_ratio)
+    return {part: database.images(units[part]) for part in units}
 
 
 def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Split:
@@ -168,14 +214,16 @@ def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Spl
 
     Args:
         units: how many there are to draw from.
-        val_ratio: fraction of the training units that choose the best epoch instead of being trained on.
+        val_ratio: fraction of the training units that choose the best epoch instead.
 
     Returns:
         positions of the `train`, `val` and `test` units.
     """
+    # RandomState keeps its numbers in all versions of NumPy.
     order = np.random.RandomState((seed, round_index)).permutation(units).tolist()
     cut = round(TRAIN_FRACTION * units)
     held_out = round(val_ratio * cut)
+    # The val part comes out of the training units, so the test part is the same without one.
     split = {'train': order[held_out:cut], 'val': order[:held_out], 'test': order[cut:]}
     if not split['train'] or not split['test'] or bool(split['val']) != bool(val_ratio):
         raise InputError(f'{units} images or contents are too few to split')
@@ -184,19 +232,21 @@ def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Spl
 
 def official_split(database: OpenDatabase) -> Split:
     """The images of each official set."""
-    names, remedy = database.entry.official, 'use --split random'
+    # Some databases name their sets in a further file, which a copy may lack.
     if not any(sample.official_set for sample in database.samples):
-        none = f'the sets are named by {names}, which {database.path} does not have'
-        raise InputError(
-            f'--split official: {none if names else f"{database.entry.title} has no official sets"}; {remedy}'
-        )
-    for sample in database.samples:
-        without = f'correct that row, or do without: {remedy}, or --columns set='
-        set_of(sample.official_set, database.label_file, sample.where, remedy=without)
-    return {
-        part: [k for k, sample in enumerate(database.samples) if sample.official_set == part]
-        for part in PARTS
-    }
+        names = database.entry.official
+        if names:
+            reason = f'the sets are named by {names}, which {database.path} does not have'
+        else:
+            reason = f'{database.entry.title} has no official sets'
+        raise InputError(f'--split official: {reason}; use --split random')
+
+    split: Split = {part: [] for part in PARTS}
+    remedy = 'correct that row, or do without: use --split random, or --columns set='
+    for k, sample in enumerate(database.samples):
+        part = set_of(sample.official_set, database.label_file, sample.where, remedy=remedy)
+        split[part].append(k)
+    return split
 
 
 def read_split(
@@ -208,64 +258,70 @@ def read_split(
     """The images of each part in a split that somebody wrote down.
 
     Args:
-        asked: a run, a split.json of one, a table with a set column, a folder with a list for each part, or with such a
-            folder for each round, or several `part=FILE`. `{round}` in it stands for the round.
+        asked: a run, the split.json of one, a table with a set column, a folder with a list for
+            each part, a folder with such a folder for each round, or several `part=FILE`. `{round}`
+            in it stands for the round.
         round_number: 1-based.
         columns: names or numbers of a table's columns by role; `{round}` in them too.
 
     Raises:
-        InputError: it cannot be read, or it names images that the database does not have, or names one twice.
+        InputError: it cannot be read, lists images that the database does not have, or lists one
+            twice.
     """
-    texts = [
-        with_round(text, round_number)
-        for text in ([asked] if isinstance(asked, (str, Path)) else asked)
-    ]
+    texts = [asked] if isinstance(asked, (str, Path)) else asked
+    files = files_of([with_round(text, round_number) for text in texts], round_number)
     chosen = {role: with_round(name, round_number) for role, name in (columns or {}).items()}
-    if all('=' in text and text.partition('=')[0] in SETS for text in texts):
-        files = {SETS[text.partition('=')[0]]: text.partition('=')[2] for text in texts}
-    elif len(texts) > 1:
-        raise InputError(
-            f'--split {" ".join(texts)}: several files are named as train=FILE test=FILE val=FILE'
-        )
-    else:
-        files = files_in(texts[0], round_number) if os.path.isdir(texts[0]) else {'': texts[0]}
-    lists = {part: read_list(file, part, chosen, round_number) for part, file in files.items()}
-    listed = [(name, own, files[part]) for part in files for name, own in lists[part]]
+    listed = []
+    for part, file in files.items():
+        for name, own_part in listed_in(file, part, chosen, round_number):
+            listed.append((name, own_part, file))
     return positions_of(listed, database, is_first=round_number == 1)
 
 
 def with_round(text: Path | str, round_number: int) -> str:
+    """`text` with the round's number in the place of {round}, or of {round:02d} and the like."""
     return re.sub(
         r'\{round(:0\d+d)?\}', lambda match: match[0].format(round=round_number), str(text)
     )
 
 
-def files_in(folder: str, round_number: int) -> dict[str, str]:
-    """The list of each part in `folder`, or in the folder of the round inside: the files with the part in their names.
+def files_of(texts: list[str], round_number: int) -> dict[str, str]:
+    """The file that lists each part, or one that lists them all as the part ''."""
+    pairs = [text.partition('=') for text in texts]
+    if all(mark and word in SETS for word, mark, _ in pairs):
+        return {SETS[word]: file for word, _, file in pairs}
+    if len(texts) > 1:
+        raise InputError(
+            f'--split {" ".join(texts)}: several files are named as train=FILE test=FILE val=FILE'
+        )
+    if os.path.isdir(texts[0]):
+        return files_in(texts[0], round_number)
+    return {'': texts[0]}
 
-    Of a run it is the round's split.json, with all parts.
-    """
+
+def files_in(folder: str, round_number: int) -> dict[str, str]:
+    """As `files_of`: in a run, in a folder of lists, or in one of such folders for the rounds."""
     if os.path.isfile(os.path.join(folder, 'config.json')):
         return {'': os.path.join(folder, f'round_{round_number:02d}', 'split.json')}
-    rounds = [
-        name
-        for name in os.listdir(folder)
-        if name.isdigit() and os.path.isdir(os.path.join(folder, name))
-    ]
+
+    # LIQE publishes a folder for each round, called 1, 2, 3 ...
+    names = os.listdir(folder)
+    rounds = [n for n in names if n.isdigit() and os.path.isdir(os.path.join(folder, n))]
     if rounds:
         if str(round_number) not in rounds:
             raise too_few_rounds(folder, len(rounds))
         folder = os.path.join(folder, str(round_number))
+
     files: dict[str, str] = {}
     for name in sorted(os.listdir(folder)):
-        stem, kind = os.path.splitext(name.lower())
-        words = [SETS[word] for word in re.split(r'[^a-z]+', stem) if word in SETS]
-        if words and kind in ('.txt', '.csv', '.json', '.npy'):
-            if words[-1] in files:
-                raise InputError(
-                    f'{folder} holds two lists of the {words[-1]} part, also {name}; give train=FILE test=FILE'
-                )
-            files[words[-1]] = os.path.join(folder, name)
+        part = part_of_list(name)
+        if part in files:
+            raise InputError(
+                f'{folder} holds two lists of the {part} part, also {name}; give train=FILE '
+                'test=FILE'
+            )
+        if part:
+            files[part] = os.path.join(folder, name)
     if not files:
         raise InputError(
             f'{folder} holds no list with train or test in its name; give train=FILE test=FILE'
@@ -273,68 +329,62 @@ def files_in(folder: str, round_number: int) -> dict[str, str]:
     return files
 
 
-def read_list(
-    file: str, part: str, chosen: dict[str, str], round_number: int
-) -> list[tuple[Any, str]]:
-    """(name or row number, part) of every image in a file, which is of one `part`, or names the part of each where it is ''."""
+def part_of_list(name: str) -> str:
+    """The part that a list's file name has last, as in kadid10k_train.txt; '' for other files."""
+    stem, kind = os.path.splitext(name.lower())
+    words = [word for word in re.split(r'[^a-z]+', stem) if word in SETS]
+    if not words or kind not in ('.txt', '.csv', '.json', '.npy'):
+        return ''
+    return SETS[words[-1]]
+
+
+def listed_in(file: str, part: str, chosen: dict[str, str], round_number: int) -> Listed:
+    """The images that a file lists.
+
+    Args:
+        part: the part of all of them; with '' the file itself gives each image's part.
+        chosen: as in `find_columns`, if the file is a table.
+    """
     kind = os.path.splitext(file)[1].lower()
     if kind == '.npy':
-        return [(row, part) for row in read_row_numbers(file, round_number)]
+        return read_npy_list(file, part, round_number)
     if kind == '.json':
-        with reading(file, 'JSON') as opened:
-            content = json.load(opened)
-            lists = {part: content} if part else content if isinstance(content, dict) else {}
-            if not lists or not all(isinstance(lists.get(own, []), list) for own in (part, *PARTS)):
-                raise ValueError(
-                    'it holds no list, whose records each need an "image", nor a train and a test list'
-                )
-            return [
-                (name_in(record), own)
-                for own in lists
-                if own in (part, *PARTS)
-                for record in lists[own]
-            ]
-    rows = read_rows(file)
-    names = [normalized_name(cell) for cell in rows[0].cells] if rows else []
-    of_rounds = {
-        int(name.rpartition('_')[2]): name for name in names if re.fullmatch(r'.*split_\d+', name)
-    }  # seed123_split_01
-    if of_rounds and not part and not set(ROLES['set']) & set(names) and 'set' not in chosen:
-        if round_number not in of_rounds:
-            raise too_few_rounds(file, len(of_rounds))
-        chosen = {'set': of_rounds[round_number], **chosen}
-    # the other choices are of the label table, which this one can have in common with it
-    chosen = {
-        role: own for role, own in chosen.items() if role == 'set' or normalized_name(own) in names
-    }
-    table = find_columns(file, rows, chosen, ('image',) if part else ('image', 'set'))
-    images = [
-        (where, str(cells[table.columns['image']]).strip(BLANK), cells)
-        for where, cells, _ in table.rows
-    ]
-    return [
-        (name, part or set_of(cells[table.columns['set']], file, where))
-        for where, name, cells in images
-    ]
+        return read_json_list(file, part)
+    return read_table_list(file, part, chosen, round_number)
 
 
-def read_row_numbers(file: str, round_number: int) -> list[int]:
-    """The row numbers in an integer .npy file of shape (n,) or (rounds, n), without its padding of -1."""
+def read_npy_list(file: str, part: str, round_number: int) -> Listed:
+    """The row numbers in an integer .npy file of shape (n,) or (rounds, n)."""
     with reading(file, 'a NumPy array of numbers') as opened:
         array = np.lib.format.read_array(opened, allow_pickle=False)
         if array.dtype.kind not in 'iu' or array.ndim not in (1, 2):
             raise ValueError(
-                f'row numbers are integers in the shape (n,) or (rounds, n), not {array.dtype} {array.shape}'
+                'row numbers are integers in the shape (n,) or (rounds, n), not '
+                f'{array.dtype} {array.shape}'
             )
-    if array.ndim == 2 and len(array) < round_number:
-        raise too_few_rounds(file, len(array))
-    return [
-        int(row) for row in (array if array.ndim == 1 else array[round_number - 1]) if row != -1
-    ]
+    if array.ndim == 2:
+        if len(array) < round_number:
+            raise too_few_rounds(file, len(array))
+        array = array[round_number - 1]
+    # Rounds with fewer images than others are padded with -1.
+    return [(row, part) for row in array.tolist() if row != -1]
 
 
-def too_few_rounds(file: str, rounds: int) -> InputError:
-    return InputError(f'{file} is for {rounds} rounds; --train_test_num {rounds} runs those')
+def read_json_list(file: str, part: str) -> Listed:
+    """The images in a JSON list, or in the lists of all parts in a JSON object."""
+    with reading(file, 'JSON') as opened:
+        content = json.load(opened)
+        if part:
+            content = {part: content}
+        elif not isinstance(content, dict):
+            content = {}
+        # A split.json also has a digest of the labels, which is no list.
+        lists = {key: records for key, records in content.items() if key in PARTS}
+        if not content or not all(isinstance(records, list) for records in lists.values()):
+            raise ValueError(
+                'it holds no list, whose records each need an "image", nor a train and a test list'
+            )
+        return [(name_in(record), key) for key in lists for record in lists[key]]
 
 
 def name_in(record: Any) -> str:
@@ -345,33 +395,85 @@ def name_in(record: Any) -> str:
     return name
 
 
-class ImageNames:
-    """Which image of a database a name in somebody's list means, in any letter case and Unicode form.
+def read_table_list(file: str, part: str, chosen: dict[str, str], round_number: int) -> Listed:
+    """The images in a table with a set column, with one for each round, or of a single part."""
+    rows = read_rows(file)
+    header = [normalized_name(cell) for cell in rows[0].cells] if rows else []
+    has_sets = 'set' in chosen or any(name in ROLES['set'] for name in header)
+    if not part and not has_sets:
+        chosen = {**chosen, **column_of_round(file, header, round_number)}
+    # The other choices are about the label table; they count if this table has such a column too.
+    chosen = {
+        role: name
+        for role, name in chosen.items()
+        if role == 'set' or normalized_name(name) in header
+    }
+    table = find_columns(file, rows, chosen, needed=('image',) if part else ('image', 'set'))
 
-    It is the image with exactly that path, else the only one that shares the longest end of the path. A folder in the name
-    that exists in the database too is never ignored: b/1.png is not a/1.png where the database has a folder b.
+    listed = []
+    for where, cells, _ in table.rows:
+        name = str(cells[table.columns['image']]).strip(BLANK)
+        own_part = part or set_of(cells[table.columns['set']], file, where)
+        listed.append((name, own_part))
+    return listed
+
+
+def column_of_round(file: str, header: list[str], round_number: int) -> dict[str, str]:
+    """The choice of a round's column among columns such as seed123_split_01; none without them."""
+    columns = {}
+    for name in header:
+        match = re.fullmatch(r'.*split_(\d+)', name)
+        if match:
+            columns[int(match[1])] = name
+    if not columns:
+        return {}
+    if round_number not in columns:
+        raise too_few_rounds(file, len(columns))
+    return {'set': columns[round_number]}
+
+
+def too_few_rounds(file: str, rounds: int) -> InputError:
+    return InputError(f'{file} is for {rounds} rounds; --train_test_num {rounds} runs those')
+
+
+class ImageNames:
+    """The image of a database that a name in somebody's list means, in any letter case.
+
+    It is the image with exactly that path, else the only one that shares the longest end of the
+    path. A folder in the name that exists in the database too is never ignored: b/1.png is not
+    a/1.png if the database has a folder b.
     """
 
     def __init__(self, database: OpenDatabase) -> None:
+        # A split of row numbers counts the rows of the label file, also those of missing images.
         self.rows = {sample.row: k for k, sample in enumerate(database.samples)}
         self.listed = len(database.samples) + len(database.left_out)
-        self.ends: dict[str, int | None] = {}
+        self.ends: dict[str, int | None] = {}  # None for an end that several images share
         self.folders: set[str] = set()
-        images = list(enumerate(database.all_names))
-        left_out = [entry['image'] for entry in database.left_out] + [
-            database.name_of(path) for path in database.known
-        ]
-        for k, name in images + [(LEFT_OUT, name) for name in left_out]:
-            for end in path_ends(name):
-                self.ends[end] = k if end not in self.ends else None
-                self.folders.update(end.split('/')[:-1])
-        self.ends.update({path_ends(name)[0]: k for k, name in images})
+        for k, name in enumerate(database.all_names):
+            self.add_ends(name, k)
+        for entry in database.left_out:
+            self.add_ends(entry['image'], LEFT_OUT)
+        for path in database.known:
+            self.add_ends(database.name_of(path), LEFT_OUT)
+        # A whole path means its image, even if it is also the end of another path.
+        for k, name in enumerate(database.all_names):
+            self.ends[path_ends(name)[0]] = k
+
+    def add_ends(self, name: str, position: int) -> None:
+        for end in path_ends(name):
+            self.ends[end] = None if end in self.ends else position
+            self.folders.update(end.split('/')[:-1])
 
     def position(self, name: str | int) -> int | None:
-        """The position of the image with this name or in this row of the label file, LEFT_OUT, or None unless one fits."""
+        """The position of the image with this name, or in this row of the label file.
+
+        LEFT_OUT stands for an image that is known and left out, None for no image or several.
+        """
         if isinstance(name, int):
             return self.rows.get(name, LEFT_OUT) if 0 <= name < self.listed else None
         for end in path_ends(name):
+            # The search stops at a folder that the database has, even if the path is not in it.
             if end in self.ends or end.partition('/')[0] in self.folders:
                 return self.ends.get(end)
         return None
@@ -379,42 +481,50 @@ class ImageNames:
 
 def path_ends(name: str) -> list[str]:
     """The ends of a path, longest first: 'A/b.png' -> ['a/b.png', 'b.png']."""
-    steps = [
-        step
-        for step in normalized_name(name).replace('\\', '/').split('/')
-        if step not in ('', '.', '..')
-    ]
+    steps = []
+    for step in normalized_name(name).replace('\\', '/').split('/'):
+        if step not in ('', '.', '..'):
+            steps.append(step)
     return ['/'.join(steps[k:]) for k in range(len(steps))]
 
 
 def positions_of(
     listed: list[tuple[Any, str, str]], database: OpenDatabase, is_first: bool
 ) -> Split:
-    """The positions of images, of which each is listed as (name or row number, part, file that lists it).
+    """Look up listed images in the database.
 
-    Of the first round it is logged how many listed images are known and left out.
+    Args:
+        listed: (name or row number, part, file that lists it) of each image.
+        is_first: whether to log how many of them are known and left out; once, in the first round.
     """
     known = ImageNames(database)
+    # Faults are collected, so that a message can tell whether a list has one odd name or fits
+    # another database.
     split: Split = {part: [] for part in PARTS}
-    seen: dict[int, str] = {}
+    part_of: dict[int, str] = {}
     left_out: dict[str, int] = {}
     unknown: dict[str, list[str]] = {}
     for name, part, file in listed:
         position = known.position(name)
         if position is None:
             unknown.setdefault(file, []).append(str(name))
-        elif position in seen and not (database.settings.average_votes and seen[position] == part):
-            raise InputError(f'{file} names {name} twice; an image belongs to one part')
         elif position == LEFT_OUT:
             left_out[file] = left_out.get(file, 0) + 1
-        elif position not in seen:  # otherwise it is a further vote
-            seen[position] = part
+        elif position not in part_of:
+            part_of[position] = part
             split[part].append(position)
-    for file, names in unknown.items():
-        first = f'the first of them {", ".join(names[:3])}; a name that fits several images counts as none'
+        # A table of votes lists an image once for each vote.
+        elif not database.settings.average_votes or part_of[position] != part:
+            raise InputError(f'{file} names {name} twice; an image belongs to one part')
+
+    if unknown:
+        file, names = next(iter(unknown.items()))
         raise InputError(
-            f'{file} names {len(names)} images that are not in {database.path}, {first}'
+            f'{file} names {len(names)} images that are not in {database.path}, the first of them '
+            f'{", ".join(names[:3])}; a name that fits several images counts as none'
         )
-    for file, count in left_out.items() if is_first else ():
-        log(f'{file} names {count} images that are known and left out')
+    # The later rounds usually leave out the same images.
+    if is_first:
+        for file, count in left_out.items():
+            log(f'{file} names {count} images that are known and left out')
     return split

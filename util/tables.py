@@ -121,9 +121,10 @@ def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
 
 
 def rows_of(content: bytes, path: Path | str, sheet: str) -> list[Row]:
+    # By the content, since tables come with any ending, and standard input with none.
     if content.startswith(EXCEL):
         return rows_of_excel(content, sheet)
-    text = content.decode('utf-8-sig')
+    text = content.decode('utf-8-sig')  # Excel saves CSV with a byte-order mark
     if text.lstrip().startswith(('{', '[')):
         return rows_of_json(text)
     return cut_to_width(rows_of_text(text, path), path)
@@ -161,6 +162,7 @@ def rows_of_json(text: str) -> list[Row]:
 
 
 def rows_of_text(text: str, path: Path | str) -> list[Row]:
+    # `splitlines` would also split at characters that can be part of a name.
     lines = re.split(r'\r\n|\r|\n', text)
     first = next((line for line in lines if line.strip()), '')
     delimiter = delimiter_of(first)
@@ -187,6 +189,7 @@ def delimiter_of(first: str) -> str:
 def rows_of_csv(text: str, delimiter: str, path: Path | str) -> list[Row]:
     # Where the comma is not the delimiter, it is the decimal mark.
     decimal = '.' if delimiter == ',' else ','
+    # Without `strict`, a quote that is never closed would make one cell of the rest of the file.
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
     rows: list[Row] = []
     end = 0
@@ -215,10 +218,15 @@ def words_of(line: str) -> list[str]:
 
 
 def cut_to_width(rows: list[Row], path: Path | str) -> list[Row]:
-    """The rows of a text, each with as many cells as the first; only empty cells are cut off."""
+    """The rows of a text, each cut to as many cells as the first.
+
+    Raises:
+        InputError: a row has fewer cells, or more that are not empty.
+    """
     width = len(rows[0].cells) if rows else 0
     cut = []
     for row in rows:
+        # Spreadsheets may write empty cells behind the table.
         surplus = row.cells[width:]
         if len(row.cells) < width or any(cell.strip() for cell in surplus):
             which = 'more' if surplus else 'fewer'
@@ -280,13 +288,14 @@ def find_columns(
 def is_header(cells: list[Any], chosen: Mapping[str, str], needed: Sequence[str]) -> bool:
     """Whether a table's first row holds the names of its columns.
 
-    It does if one of them is known or chosen. Without such a name, a row with a number is data, and
-    so is the first row of a list of images, which need not have numbers.
+    It does if one of them is known or chosen. Without such a name, it is data if it has a number,
+    or if the table is a list of images.
     """
     own_names = {normalized_name(name) for name in chosen.values() if not name.isdigit()}
     wanted = KNOWN | own_names - {''}
     if any(normalized_name(cell) in wanted for cell in cells):
         return True
+    # A row without numbers looks the same as a header, and a list of images has no others.
     if needed == ('image',):
         return False
     return not any(is_number(cell) for cell in cells)
@@ -302,6 +311,7 @@ def guessed_columns(cells: list[Any]) -> dict[str, str]:
         if not is_number(cell):
             image = number
             break
+    # Of several numbers nobody knows which is the score, so the user has to choose.
     if len(cells) != 2:
         return {'image': str(image)}
     score = 2 if image == 1 else 1
