@@ -180,7 +180,10 @@ def test_the_validation_columns_are_of_the_validation_part(make_solver):
         solver = make_solver((0,), epochs=1, **parts)
         solver.train()
         rows.append(solver.history[0])
-    assert (rows[0]['val_srcc'], rows[0]['val_plcc']) == (rows[1]['test_srcc'], rows[1]['test_plcc'])
+    assert (rows[0]['val_srcc'], rows[0]['val_plcc']) == (
+        rows[1]['test_srcc'],
+        rows[1]['test_plcc'],
+    )
     assert rows[0]['val_plcc'] != rows[0]['test_plcc']
 
 
