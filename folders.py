@@ -29,6 +29,7 @@ from util.frames import (
     read_picture,
 )
 from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, known_set, scale_of, set_of
+from util.meaning import Meaning
 from util.own_table import read_csv
 from util.tables import normalized_name
 
@@ -574,6 +575,22 @@ class OpenDatabase:
         scores = [sample.score for sample in self.samples]
         return self.entry.score_range or (min(scores), max(scores))
 
+    def meaning(self, normalized: bool) -> Meaning:
+        """Return what an image and a score mean to a network that is trained on this database.
+
+        Args:
+            normalized: whether the network's 0..1 stands for the range of the labels.
+        """
+        return Meaning(
+            title=self.entry.title,
+            label_range=self.score_range,
+            higher_is_better=self.higher_is_better,
+            score_range=self.score_range if normalized else None,
+            resize=self.resize,
+            exif_rotation=self.entry.exif_rotation,
+            srgb=self.srgb,
+        )
+
     def warn_of_count(self) -> None:
         """Warn if the labels list more or fewer images than the complete database has."""
         listed = len(self.samples) + len(self.left_out)
@@ -590,6 +607,20 @@ def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:
     for k, key in enumerate(keys):
         units[key].append(k)
     return list(units.values())
+
+
+def koniq_meaning() -> Meaning:
+    """Return what an image and a score mean to the original authors' model for KonIQ-10k."""
+    entry = DATABASES['koniq']
+    return Meaning(
+        title=entry.title,
+        label_range=entry.score_range,
+        higher_is_better=entry.higher_is_better,
+        score_range=None,
+        resize=entry.resize,
+        exif_rotation=entry.exif_rotation,
+        srgb=entry.srgb,
+    )
 
 
 def dataset_table() -> str:

@@ -1,6 +1,7 @@
-"""HyperIQA: a backbone, a hypernetwork, and the small target network that it generates for each image.
+"""HyperIQA: a backbone, and a hypernetwork that generates a small target network for each image.
 
-Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper Network", CVPR 2020.
+Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper Network",
+CVPR 2020.
 
     paras = HyperNet(16, 112, 224, 112, 56, 28, 14, 7)(patches)     # patches: (B, 3, 224, 224)
     scores = TargetNet(paras)(paras['target_in_vec'])               # (B,)
@@ -19,7 +20,9 @@ PATCH_SIZE = 224
 
 
 class ResNetBackbone(ResNet):
-    """ResNet-50 without its classifier, with the local distortion aware (LDA) heads of section 3.2 of the paper.
+    """ResNet-50 without its classifier, with the paper's local distortion aware (LDA) heads.
+
+    See section 3.2 of the paper.
 
     Args:
         lda_out_channels: features that each of the first three heads gives.
@@ -30,6 +33,8 @@ class ResNetBackbone(ResNet):
         super().__init__(Bottleneck, [3, 4, 6, 3])
         del self.avgpool, self.fc
 
+        # After the four layers of ResNet-50 there are 56x56, 28x28, 14x14 and 7x7 features. Pooled
+        # in steps of 7, they are 8x8, 4x4, 2x2 and 1x1.
         self.lda1_pool = nn.Sequential(nn.Conv2d(256, 16, 1, bias=False), nn.AvgPool2d(7, stride=7))
         self.lda1_fc = nn.Linear(16 * 64, lda_out_channels)
         self.lda2_pool = nn.Sequential(nn.Conv2d(512, 32, 1, bias=False), nn.AvgPool2d(7, stride=7))
@@ -41,12 +46,17 @@ class ResNetBackbone(ResNet):
         self.lda4_pool = nn.AvgPool2d(7, stride=7)
         self.lda4_fc = nn.Linear(2048, in_chn - lda_out_channels * 3)
 
+        # The order decides which random numbers a layer gets.
         convolutions = (self.lda1_pool[0], self.lda2_pool[0], self.lda3_pool[0])
         for layer in (*convolutions, self.lda1_fc, self.lda2_fc, self.lda3_fc, self.lda4_fc):
             nn.init.kaiming_normal_(cast(torch.Tensor, layer.weight))
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, 3, 224, 224) images -> `hyper_in_feat` (B, 2048, 7, 7) and `target_in_vec` (B, in_chn)."""
+        """Return the features of (B, 3, 224, 224) images.
+
+        Returns:
+            `hyper_in_feat` (B, 2048, 7, 7), and `target_in_vec` (B, in_chn).
+        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer1(x)
         lda_1 = self.lda1_fc(self.lda1_pool(x).flatten(1))
@@ -60,18 +70,19 @@ class ResNetBackbone(ResNet):
 
 
 def resnet50_backbone(lda_out_channels: int, in_chn: int) -> ResNetBackbone:
-    """A randomly initialised `ResNetBackbone`."""
+    """Return a randomly initialised `ResNetBackbone`."""
     return ResNetBackbone(lda_out_channels, in_chn)
 
 
 class HyperNet(nn.Module):
-    """Generates the weights and biases of a target network for each image (section 3.3 of the paper).
+    """Generates a target network's weights and biases for each image (section 3.3 of the paper).
 
     Args:
         lda_out_channels: features of each of the first three LDA heads (16).
         hyper_in_channels: channels of the feature that weights are generated from (112).
         target_in_size: size of the target network's input (224).
-        target_fc1_size ... target_fc4_size: its layers' output sizes (112, 56, 28, 14); the fifth gives the score.
+        target_fc1_size ... target_fc4_size: output sizes of its first four layers (112, 56, 28,
+            14); the fifth gives the score.
         feature_size: height and width of the backbone's last feature (7).
     """
 
@@ -107,14 +118,14 @@ class HyperNet(nn.Module):
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
 
-        for k, (f_in, f_out) in enumerate(
-            pairwise(self.sizes), start=1
-        ):  # fc1w_conv, fc1b_fc ... fc4w_conv, fc4b_fc
-            self.add_module(
-                f'fc{k}w_conv',
-                nn.Conv2d(hyper_in_channels, f_in * f_out // feature_size**2, 3, padding=1),
-            )
-            self.add_module(f'fc{k}b_fc', nn.Linear(hyper_in_channels, f_out))
+        # fc1w_conv, fc1b_fc ... fc4w_conv, fc4b_fc: they generate the layers' weights and biases.
+        for k, (f_in, f_out) in enumerate(pairwise(self.sizes), start=1):
+            # Each position of the 7x7 feature gives an equal share of the f_in * f_out weights.
+            channels = f_in * f_out // feature_size**2
+            weight_head = nn.Conv2d(hyper_in_channels, channels, 3, padding=1)
+            bias_head = nn.Linear(hyper_in_channels, f_out)
+            self.add_module(f'fc{k}w_conv', weight_head)
+            self.add_module(f'fc{k}b_fc', bias_head)
         self.fc5w_fc = nn.Linear(hyper_in_channels, target_fc4_size)
         self.fc5b_fc = nn.Linear(hyper_in_channels, 1)
         for name, layer in self.named_children():
@@ -122,11 +133,14 @@ class HyperNet(nn.Module):
                 nn.init.kaiming_normal_(cast(torch.Tensor, layer.weight))
 
     def forward(self, img: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, 3, 224, 224) ImageNet-normalised patches -> the target network's parameters, one set an image.
+        """Generate the target network's parameters for each image.
+
+        Args:
+            img: (B, 3, 224, 224) patches, normalised with the statistics of ImageNet.
 
         Returns:
-            `target_in_vec` (B, 224, 1, 1); `target_fc{k}w` (B, out, in, 1, 1) and `target_fc{k}b` (B, out)
-            for k = 1 ... 5.
+            `target_in_vec` (B, 224, 1, 1), the input of the target network; `target_fc{k}w`
+            (B, out, in, 1, 1) and `target_fc{k}b` (B, out) for k = 1 ... 5.
 
         Raises:
             ValueError: the patches are not 224x224.
@@ -138,20 +152,20 @@ class HyperNet(nn.Module):
         hyper_feat = self.conv1(features['hyper_in_feat'])
         pooled = self.pool(hyper_feat).flatten(1)
         for k, (f_in, f_out) in enumerate(pairwise(self.sizes), start=1):
-            paras[f'target_fc{k}w'] = getattr(self, f'fc{k}w_conv')(hyper_feat).reshape(
-                -1, f_out, f_in, 1, 1
-            )
-            paras[f'target_fc{k}b'] = getattr(self, f'fc{k}b_fc')(pooled)
+            weight_head = self.get_submodule(f'fc{k}w_conv')
+            bias_head = self.get_submodule(f'fc{k}b_fc')
+            paras[f'target_fc{k}w'] = weight_head(hyper_feat).reshape(-1, f_out, f_in, 1, 1)
+            paras[f'target_fc{k}b'] = bias_head(pooled)
         paras['target_fc5w'] = self.fc5w_fc(pooled).view(-1, 1, self.sizes[-1], 1, 1)
         paras['target_fc5b'] = self.fc5b_fc(pooled)
         return paras
 
 
 def patch_size_reason(size: int | str) -> str:
-    """The one explanation, for the script and the network, of why patches are 224x224."""
+    """Return the message of why patches are 224x224, for the script and the network."""
     return (
-        f'the patch size must be {PATCH_SIZE}, not {size}: the LDA heads and the generated weights are sized '
-        f'for the 7x7 features that ResNet-50 makes of a {PATCH_SIZE}x{PATCH_SIZE} patch'
+        f'the patch size must be {PATCH_SIZE}, not {size}: the LDA heads and the generated weights '
+        f'are sized for the 7x7 features that ResNet-50 makes of a {PATCH_SIZE}x{PATCH_SIZE} patch'
     )
 
 
@@ -169,7 +183,8 @@ class TargetFC(nn.Module):
         self.bias = bias
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
-        """(B, in, 1, 1) -> (B, out, 1, 1), as one batched matrix product."""
+        """Return the output (B, out, 1, 1) for an input (B, in, 1, 1)."""
+        # One batched matrix product: each image has a weight matrix of its own.
         out = torch.baddbmm(self.bias.unsqueeze(2), self.weight.flatten(2), input_.flatten(2))
         return out.unsqueeze(3)
 
@@ -177,24 +192,25 @@ class TargetFC(nn.Module):
 class TargetNet(nn.Module):
     """The quality predictor whose parameters `HyperNet` generated (section 3.4 of the paper).
 
-    It always computes in float32, since its input is one vector an image and its output is compared to the third decimal.
+    It always computes in float32: that costs little, since its input is one vector per image, and
+    its output is compared to the third decimal.
     """
 
     def __init__(self, paras: dict[str, torch.Tensor]) -> None:
         super().__init__()
-        names = [(f'target_fc{k}w', f'target_fc{k}b') for k in range(1, 6)]
-        self.layers = nn.ModuleList(
-            TargetFC(paras[weight].float(), paras[bias].float()) for weight, bias in names
-        )
+        self.layers = nn.ModuleList()
+        for k in range(1, 6):
+            weight = paras[f'target_fc{k}w'].float()
+            bias = paras[f'target_fc{k}b'].float()
+            self.layers.append(TargetFC(weight, bias))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`target_in_vec` (B, 224, 1, 1) -> unbounded scores (B,)."""
-        # only where there is one to switch off: an exported graph with a switch in it is not read by PyTorch 2.6
-        with (
-            torch.autocast(x.device.type, enabled=False)
-            if torch.is_autocast_enabled(x.device.type)
-            else nullcontext()
-        ):
+        """Return unbounded scores (B,) for the `target_in_vec` (B, 224, 1, 1) of `HyperNet`."""
+        # Switch autocast off only if it is on: PyTorch 2.6 cannot load an exported graph with the
+        # switch.
+        device = x.device.type
+        is_on = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if is_on else nullcontext():
             x = x.float()
             for layer in self.layers[:-1]:
                 x = torch.sigmoid(layer(x))
@@ -202,11 +218,20 @@ class TargetNet(nn.Module):
 
 
 def predict_scores(model: nn.Module, patches: torch.Tensor) -> torch.Tensor:
-    """(B, 3, 224, 224) normalised patches -> scores (B,): both networks in one call."""
+    """Return the scores (B,) of normalised patches (B, 3, 224, 224): both networks in one call."""
     paras = model(patches)
     return TargetNet(paras)(paras['target_in_vec'])
 
 
 def hyperiqa() -> HyperNet:
-    """The network with the paper's sizes, randomly initialised."""
-    return HyperNet(16, 112, 224, 112, 56, 28, 14, 7)
+    """Return the network with the paper's sizes, randomly initialised."""
+    return HyperNet(
+        lda_out_channels=16,
+        hyper_in_channels=112,
+        target_in_size=224,
+        target_fc1_size=112,
+        target_fc2_size=56,
+        target_fc3_size=28,
+        target_fc4_size=14,
+        feature_size=7,
+    )

@@ -12,9 +12,19 @@ import torch
 
 import models
 from data_loader import DataLoader
-from experiment import run_folder
 from experiment.round_folder import RoundFolder, surroundings
-from experiment.splits import PARTS, Job, split_record
+from experiment.run_folder import (
+    ON_OTHERS,
+    open_run,
+    print_medians,
+    print_on_others,
+    print_round,
+    round_path,
+    summarise,
+    with_intervals,
+    write_predictions,
+)
+from experiment.splits import Job, split_record
 from folders import OpenDatabase
 from HyerIQASolver import HyperIQASolver
 from util import checkpoints, distributed
@@ -25,104 +35,129 @@ from util.metrics import TestedImages, all_metrics, by_type, intervals, mae
 
 def run(config: Any, job: Job) -> None:
     """Train and test the rounds into the run folder and print their medians."""
-    device = start(config, job.database, *job.others.values())
+    device = join_ranks(config)
+    check_initial_weights(config)
+    open_frames(config, [job.database, *job.others.values()])
     if rank() == 0:
-        records = [split_record(split, job.database) for split in job.splits]
-        run_folder.open_run(config, job.model, records, surroundings(device))
-        if job.database.left_out:
-            write_table(
-                Path(config.output) / 'left_out.csv',
-                ['image', 'row', 'reason'],
-                job.database.left_out,
-            )
+        write_run_files(config, job, device)
+    # The other ranks read the files of the run once they are all there.
     distributed.wait()
-    rounds = config.rounds or range(1, config.train_test_num + 1)
-    for later, number in zip(reversed(range(len(rounds))), rounds):
-        results = train_round(config, job, number - 1, later * config.epochs)
+
+    rounds = list(config.rounds or range(1, config.train_test_num + 1))
+    results: dict[str, Any] = {}
+    for k, number in enumerate(rounds):
+        epochs_after = config.epochs * (len(rounds) - k - 1)
+        # Each round returns the results of all rounds so far, so the last ones are complete.
+        results = train_round(config, job, number - 1, later=epochs_after)
     if rank() == 0:
-        run_folder.print_medians(results)
+        print_medians(results)
+    # Before an exit of the first rank, which would abort the others.
     distributed.stop()
-    finished = {int(number): result['SRCC'] for number, result in results['rounds'].items()}
-    without = [
-        k
-        for k in rounds
-        if k not in finished or (math.isnan(finished[k]) and not config.train_on_all)
-    ]
-    if without and rank() == 0:
-        log(
-            f'no result: in round {", ".join(map(str, without[:5]))} no epoch has a finite loss and test SRCC'
-        )
-        sys.exit(NO_RESULT)
-    log_next(config, number, is_whole=len(finished) == config.train_test_num)
+    exit_if_a_round_is_missing(config, results, rounds)
+    is_whole = len(results['rounds']) == config.train_test_num
+    log_next(config, rounds[-1], is_whole)
 
 
-def log_next(config: Any, number: int, is_whole: bool) -> None:
-    """Log where the results of a run are, `number` being its last round, and what can be done with them."""
-    run, folder = Path(config.output), run_folder.round_path(config.output, number)
-    best, quoted = shlex.quote(f'{folder}/best.pth'), shlex.quote(str(run))
-    log(f'Results: {run}/results.json; weights: {folder}/best.pth; pictures: {folder}/*.png')
-    log(f'Score a photo:    python demo.py --checkpoint {best} PHOTO')
-    if is_whole:
-        log(f'Compare two runs: python compare.py {quoted} OTHER_RUN')
-    else:
-        log(f'Other rounds:     python train_test_IQA.py --resume {quoted}')
+def join_ranks(config: Any) -> str:
+    """Meet the other ranks of torchrun, if there are any.
 
-
-def start(config: Any, *databases: OpenDatabase) -> str:
-    """Meet the other ranks, read the initial weights for the sake of the errors, and open the frames; the device."""
-    device = distributed.pick_device(config.device, config.deterministic)
+    Returns:
+        the device that this rank computes on.
+    """
+    if config.deterministic:
+        distributed.make_deterministic()
+    device = distributed.pick_device(config.device)
     distributed.start(device)
     log(
-        f'{distributed.processes_on(device)}; initial weights: {config.weights}; seed: {config.seed}'
+        f'{distributed.processes_on(device)}; initial weights: {config.weights}; '
+        f'seed: {config.seed}'
     )
     if config.amp and not distributed.has_bfloat16(device):
         log(
-            'warning: bfloat16 has no instructions on this device, so --amp makes training many times slower; leave --amp out'
+            'warning: bfloat16 has no instructions on this device, so --amp makes training many '
+            'times slower; leave --amp out'
         )
-    if config.weights != 'none':
-        with torch.device('meta'):  # names and shapes are all that is asked of this network
-            model = models.hyperiqa()
-        if rank() > 0:  # until the first rank has downloaded them
-            distributed.wait()
-        _, layout = checkpoints.initial_weights(model, config.weights)
-        if rank() == 0:
-            distributed.wait()
-        if (config.fit_scale or config.evaluate) and layout not in checkpoints.WITH_SCORES:
-            option = '--evaluate' if config.evaluate else '--fit_scale'
-            raise InputError(
-                f'{option}: {config.weights} holds a {layout} alone, which gives no scores; give a HyperIQA'
-            )
-    for database in databases:
-        database.open_frames(config.patch_size, config.cache)
-    distributed.wait()
     return device
 
 
+def check_initial_weights(config: Any) -> None:
+    """Read the initial weights once, so that a fault in them shows before images are decoded.
+
+    With --evaluate, the initial weights are the checkpoint.
+    """
+    if config.weights == 'none':
+        return
+    with torch.device('meta'):  # only the names and shapes of its parameters are needed
+        model = models.hyperiqa()
+    # The first rank may have to download the weights; the others then read the same file.
+    with distributed.first_rank_first():
+        _, layout = checkpoints.initial_weights(model, config.weights)
+    if layout not in checkpoints.WITH_SCORES:
+        for option in ('evaluate', 'fit_scale'):
+            if getattr(config, option):
+                raise InputError(
+                    f'--{option}: {config.weights} holds only a {layout}, which gives no scores; '
+                    'give a HyperIQA'
+                )
+
+
+def open_frames(config: Any, databases: list[OpenDatabase]) -> None:
+    """Decode the images of the databases, or map the caches of decoded ones into memory."""
+    for database in databases:
+        database.open_frames(config.patch_size, config.cache)
+    distributed.wait()
+
+
+def write_run_files(config: Any, job: Job, device: str) -> None:
+    """Make or continue the run folder, and write which listed images are left out."""
+    records = [split_record(split, job.database) for split in job.splits]
+    open_run(config, job.meaning._asdict(), records, surroundings(device))
+    if job.database.left_out:
+        path = Path(config.output) / 'left_out.csv'
+        write_table(path, ['image', 'row', 'reason'], job.database.left_out)
+
+
 def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict[str, Any]:
-    """Train and test one round, or what is left of it, and write its results; those of all rounds that are finished.
+    """Train and test one round, or what is left of it, and write its results.
 
     Args:
+        round_index: 0-based.
         later: how many epochs of later rounds follow.
+
+    Returns:
+        the results of all rounds that are finished (see `summarise`); none on the other ranks.
     """
     split = job.splits[round_index]
-    record, state = split_record(split, job.database), 'the round is finished'
+    record = split_record(split, job.database)
+    # The folder is locked until it is closed, so that no other process trains this round.
     with closing(RoundFolder(config, round_index, record)) as folder:
         print(f'Round {round_index + 1}', flush=True)
-        solver = None
-        if not folder.finished:
-            train, val, test = (split[part] for part in PARTS)
+        # Ranks that do not share a disk could find the round finished on some machines only, or
+        # continue from different epochs.
+        if folder.finished:
+            distributed.refuse_differences('the round is finished')
+        else:
             solver = HyperIQASolver(
-                config, '', train, test, val_idx=val, round_index=round_index, opened=job.database
+                config,
+                job.database,
+                split['train'],
+                split['test'],
+                val_idx=split['val'],
+                round_index=round_index,
             )
+            # The state of the last finished epoch, if there is one.
             folder.restore(solver.load_state_dict)
-            state = f'{len(solver.history)} epochs, weights {checkpoints.digest(solver.model_hyper.state_dict())[:8]}'
-        distributed.refuse_differences(state)
-        if solver:
+            digest = checkpoints.digest(solver.model_hyper.state_dict())
+            distributed.refuse_differences(f'{len(solver.history)} epochs, weights {digest[:8]}')
             solver.train(folder.save, later)
+            # A round whose first epoch diverged has no best epoch, and so no result.
             if solver.best:
                 finish_round(folder, solver, solver.best, job)
-    results = run_folder.summarise(config.output) if rank() == 0 else {'rounds': {}}
-    run_folder.print_round(results['rounds'].get(str(round_index + 1)), record)
+
+    if rank() > 0:
+        return {'rounds': {}}
+    results = summarise(config.output)
+    print_round(results['rounds'].get(str(round_index + 1)), record)
     return results
 
 
@@ -130,19 +165,24 @@ def finish_round(
     folder: RoundFolder, solver: HyperIQASolver, best: dict[str, Any], job: Job
 ) -> None:
     """Test the best epoch on the other databases too, and write the round's results."""
+    # The solver has the weights of the last epoch, and the best one may be another.
     if job.others:
         checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
     on_others = test_on_others(solver, job, folder.path)
+    images = solver.test_data.images
     tested = tested_images(job.database, solver.test_data, best['scores'].numpy())
-    folder.finish(
-        best, tested, lambda k: job.database.thumbnail(solver.test_data.images[k]), on_others
-    )
+    folder.finish(best, tested, lambda k: job.database.thumbnail(images[k]), on_others)
 
 
 def tested_images(database: OpenDatabase, data: DataLoader, predicted: np.ndarray) -> TestedImages:
-    """The images that `data` delivers, beside their predictions."""
-    names, contents = database.names(data.images), database.contents(data.images)
-    return TestedImages(names, contents, data.scores, predicted, database.facts(data.images))
+    """Return the images of `data`, a loader of `database`, with their predictions."""
+    return TestedImages(
+        images=database.names(data.images),
+        contents=database.contents(data.images),
+        subjective=data.scores,
+        predicted=predicted,
+        facts=database.facts(data.images),
+    )
 
 
 def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, dict[str, Any]]:
@@ -152,48 +192,118 @@ def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, 
         folder: for a predictions_<name>.csv of each database.
 
     Returns:
-        by the database's name how many images it has, and SRCC, PLCC, KRCC and MAE with intervals. A higher correlation
-        always means more agreement: where one of the two databases has scores that fall with quality, the sign is turned.
+        for each database, by its name: the number of images, and SRCC, PLCC, KRCC and MAE with
+        intervals. A higher correlation always means more agreement: if the scores of only one of
+        the two databases fall with quality, the sign is turned.
     """
     results = {}
     for name, database in job.others.items():
         data = solver.loader(database, range(len(database.samples)), istrain=False)
-        sign = 1 if database.higher_is_better == job.model['higher_is_better'] else -1
         tested = tested_images(database, data, solver.predict(data))
         if rank() == 0:
-            run_folder.write_predictions(folder / f'predictions_{name}.csv', tested)
-        of_images = {'images': len(tested.images), 'MAE': mae(tested.predicted, tested.subjective)}
-        tested = tested._replace(predicted=sign * tested.predicted)
-        metrics: dict[str, Any] = {
-            **all_metrics(tested.predicted, tested.subjective),
-            **intervals([tested]),
-            **by_type(tested),
+            write_predictions(folder / f'predictions_{name}.csv', tested)
+        result: dict[str, Any] = {
+            'images': len(tested.images),
+            'MAE': mae(tested.predicted, tested.subjective),
         }
-        results[name] = of_images | {
-            metric: metrics[metric] for metric in run_folder.ON_OTHERS if metric in metrics
-        }
+        # Only the correlations have a sign, so it is turned after the error is taken.
+        if database.higher_is_better != job.meaning.higher_is_better:
+            tested = tested._replace(predicted=-tested.predicted)
+        metrics: dict[str, Any] = all_metrics(tested.predicted, tested.subjective)
+        metrics.update(intervals([tested]))
+        metrics.update(by_type(tested))
+        for metric in ON_OTHERS:
+            if metric in metrics:
+                result[metric] = metrics[metric]
+        results[name] = result
     return results
 
 
-def evaluate(config: Any, job: Job) -> None:
-    """Repeat the test of the round that a checkpoint is of, or test the checkpoint on the other databases of a job."""
-    start(config, *(job.others.values() or [job.database]))
-    # with --test_on a solver without images, for its network and its way to predict
-    test = [] if job.others else job.splits[0]['test']
-    solver = HyperIQASolver(config, '', [], test, round_index=job.round_index, opened=job.database)
-    folder = Path(config.output)
-    if job.others:
-        solver.score_range = job.model['score_range'] or (
-            0,
-            1,
-        )  # the network's scores are in the unit that it was trained in
-        run_folder.print_on_others(test_on_others(solver, job, folder))
+def exit_if_a_round_is_missing(config: Any, results: dict[str, Any], rounds: list[int]) -> None:
+    """Exit with 3 if a round of this command has no result.
+
+    That is a round whose first epoch diverged, or whose test SRCC is undefined in every epoch.
+    """
+    if rank() > 0:
+        return  # only the first rank has the results
+    missing = []
+    for number in rounds:
+        result = results['rounds'].get(str(number))
+        if result is None or (math.isnan(result['SRCC']) and not config.train_on_all):
+            missing.append(str(number))
+    if missing:
+        numbers = ', '.join(missing[:5])
+        log(f'no result: in round {numbers} no epoch has a finite loss and test SRCC')
+        sys.exit(NO_RESULT)
+
+
+def log_next(config: Any, number: int, is_whole: bool) -> None:
+    """Log where a run's results are and what can be done with them.
+
+    Args:
+        number: the 1-based number of the last round.
+        is_whole: whether all rounds of the run are finished.
+    """
+    run = Path(config.output)
+    folder = round_path(run, number)
+    log(f'Results: {run}/results.json; weights: {folder}/best.pth; pictures: {folder}/*.png')
+    checkpoint = shlex.quote(f'{folder}/best.pth')
+    log(f'Score a photo:    python demo.py --checkpoint {checkpoint} PHOTO')
+    quoted_run = shlex.quote(str(run))
+    if is_whole:
+        log(f'Compare two runs: python compare.py {quoted_run} OTHER_RUN')
     else:
-        tested = tested_images(job.database, solver.test_data, solver.predict(solver.test_data))
-        metrics = all_metrics(tested.predicted, tested.subjective) | intervals([tested])
-        print(f'test_srcc {metrics["SRCC"]}\ntest_plcc {metrics["PLCC"]}')
-        print(f'{len(test)} test images: {run_folder.with_intervals(metrics)}')
-        if rank() == 0:
-            run_folder.write_predictions(folder / 'predictions.csv', tested)
-    log(f'Predictions: {folder}/predictions*.csv')
+        log(f'Other rounds:     python train_test_IQA.py --resume {quoted_run}')
+
+
+def evaluate(config: Any, job: Job) -> None:
+    """Test the checkpoint `config.weights`, on the other databases of a job or again on its own.
+
+    On its own database it is tested on the test part of its round.
+    """
+    join_ranks(config)
+    check_initial_weights(config)
+    if job.others:
+        evaluate_on_others(config, job)
+    else:
+        repeat_test(config, job)
+    log(f'Predictions: {Path(config.output)}/predictions*.csv')
     distributed.stop()
+
+
+def evaluate_on_others(config: Any, job: Job) -> None:
+    """Test a checkpoint on the whole other databases of a job, and print the results."""
+    open_frames(config, list(job.others.values()))
+    # A solver without images, for its network and its way to predict. Its scores are in the unit of
+    # the labels that the network was trained on.
+    solver = HyperIQASolver(
+        config,
+        job.database,
+        train_idx=[],
+        test_idx=[],
+        round_index=job.round_index,
+        score_range=job.meaning.score_range or (0, 1),
+    )
+    print_on_others(test_on_others(solver, job, Path(config.output)))
+
+
+def repeat_test(config: Any, job: Job) -> None:
+    """Repeat the test of a checkpoint's round, and print the results."""
+    open_frames(config, [job.database])
+    test_images = job.splits[0]['test']
+    solver = HyperIQASolver(
+        config,
+        job.database,
+        train_idx=[],
+        test_idx=test_images,
+        round_index=job.round_index,
+    )
+    data = solver.test_data
+    tested = tested_images(job.database, data, solver.predict(data))
+    metrics: dict[str, Any] = all_metrics(tested.predicted, tested.subjective)
+    metrics.update(intervals([tested]))
+    print(f'test_srcc {metrics["SRCC"]}')
+    print(f'test_plcc {metrics["PLCC"]}')
+    print(f'{len(test_images)} test images: {with_intervals(metrics)}')
+    if rank() == 0:
+        write_predictions(Path(config.output) / 'predictions.csv', tested)

@@ -9,168 +9,72 @@ import os
 import shlex
 import sys
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import folders
-from experiment import run_folder
 from experiment.check_database import check_images
 from experiment.options import parse_options, read_record, record_of
-from experiment.splits import Job, draw_splits, read_split, sizes_of, split_record
+from experiment.run_folder import (
+    PREDICTION_COLUMNS,
+    check_run,
+    print_medians,
+    refuse_other_images,
+    round_index_of,
+    summarise,
+)
+from experiment.splits import Job, Split, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
 from util.errors import NO_RESULT, InputError, boundary, log, rank
 from util.files import check_input, check_output
 from util.labels import Sample, Settings
+from util.meaning import Meaning
 
 
 def main(argv: list[str] | None = None) -> None:
+    # Only the first rank prints. Files are guarded where they are written.
     if rank() > 0:
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115, until the process ends
     with boundary() as remedies:
         config = parse_options(argv)
         if config.list_datasets:
-            key = config.list_datasets
-            print(
-                folders.dataset_table()
-                if key == 'all'
-                else folders.dataset_facts(folders.database_key(key))
-            )
+            list_datasets(config.list_datasets)
         elif config.summarize:
-            summarize(config.summarize)
+            print_summary(config.summarize)
         elif config.check:
             check(config)
-        else:
-            job = prepare_test(config) if config.evaluate else prepare_run(config)
-            # Here and not at the top, since torch takes seconds to import: --help, a typo and a missing file answer at once.
+        elif config.evaluate:
+            job = prepare_test(config)
+            # Here and not at the top, since torch takes seconds to import: --help, a typo and a
+            # missing file answer at once.
             import rounds
 
-            if config.evaluate:
-                rounds.evaluate(config, job)
-            else:
-                remedies.append(
-                    'the same command with --resume continues after the last finished epoch'
-                )
-                rounds.run(config, job)
+            rounds.evaluate(config, job)
+        else:
+            job = prepare_run(config)
+            import rounds
+
+            remedies.append(
+                'the same command with --resume continues after the last finished epoch'
+            )
+            rounds.run(config, job)
 
 
-def prepare_run(config: Namespace) -> Job:
-    """Open the databases and draw the splits; what can be known without torch and without decoding an image is checked."""
-    database = open_database(config)
-    database.warn_of_count()
-    others = open_others(config)
-    warn_of_trained(config, others, database.samples)
-    splits = draw_splits(config, database)
-    model = {
-        'title': database.entry.title,
-        'label_range': database.score_range,
-        'higher_is_better': database.higher_is_better,
-    }
-    model['score_range'] = (
-        database.score_range if config.normalize_scores else None
-    )  # that the network's 0..1 stands for
-    model |= {
-        'resize': database.resize,
-        'exif_rotation': database.entry.exif_rotation,
-        'srgb': database.srgb,
-    }
-    before = run_folder.check_run(
-        config, model, [split_record(split, database) for split in splits]
-    )
-    log(
-        f'Run folder: {config.output}'
-        + f' (--resume {shlex.quote(config.output)} continues it)' * (not before)
-    )
-    log(f'{database.entry.title}: {sizes_of(splits, len(database.samples))}')
-    if before and 'srgb' not in before['model']:  # an earlier version converted no image
-        for earlier in (database, *others.values()):
-            earlier.srgb = False
-    if config.weights not in ('none', 'imagenet'):
-        check_input(config.weights, 'a checkpoint')
-    return Job(database, others, splits, model)
-
-
-def prepare_test(config: Namespace) -> Job:
-    """As `prepare_run`, for --evaluate: the database and split of the checkpoint's round, or the databases of --test_on."""
-    checkpoint = Path(os.path.abspath(config.evaluate))
-    record = record_of(checkpoint)
-    if record is None:
-        entry, round_index = folders.DATABASES[config.dataset], 0
-        model: dict[str, Any] = {'score_range': None, 'higher_is_better': entry.higher_is_better}
-        log(
-            f'{checkpoint} is in no run folder; its scores are taken for those of --dataset {config.dataset}: {entry.scale}'
-        )
+def list_datasets(key: str) -> None:
+    """Print a table of all databases, or the facts of one."""
+    if key == 'all':
+        print(folders.dataset_table())
     else:
-        if record.parent not in checkpoint.parents[:2]:  # by a link, from outside the run folder
-            checkpoint = Path(os.path.realpath(checkpoint))
-        is_copy = record.parent == checkpoint.parent  # with its config.json, of no round
-        model, round_index = (
-            read_record(record)['model'],
-            0 if is_copy else run_folder.round_index_of(checkpoint.parent),
-        )
-    check_input(config.weights, 'a checkpoint')
-    for name in [f'_{name}' for name, _, _ in config.test_on or []] or ['']:
-        check_output(
-            f'{config.output}/predictions{name}.csv',
-            ['.csv'],
-            ','.join(run_folder.PREDICTION_COLUMNS),
-        )
-    if config.test_on:
-        others = open_others(config)
-        warn_of_trained(config, others)
-        return Job(next(iter(others.values())), others, [], model, round_index)
-    database = open_database(config)
-    database.srgb = model.get('srgb', False)
-    path = checkpoint.with_name('split.json')
-    split = read_split(path, database)
-    if not split['test']:
-        raise InputError(
-            f'{checkpoint} was trained without a test part; --test_on NAME=DIR tests it on a database'
-        )
-    run_folder.refuse_other_images(
-        path, split_record(split, database), 'test on other labels with --test_on NAME=DIR'
-    )
-    return Job(database, {}, [split], model, round_index)
+        print(folders.dataset_facts(folders.database_key(key)))
 
 
-def summarize(run: str) -> None:
-    """Print the medians of the finished rounds; exit with 3 where there is no result."""
-    results = run_folder.summarise(run)
-    run_folder.print_medians(results)
+def print_summary(run: str) -> None:
+    """Print the medians of the finished rounds; exit with 3 if there is no result."""
+    results = summarise(run)
+    print_medians(results)
     if not results['rounds']:
         log(f'no result: no round in {run} is finished')
         sys.exit(NO_RESULT)
-
-
-def open_database(config: Namespace) -> OpenDatabase:
-    return OpenDatabase(config.dataset, config.data_root, config.resize, Settings.of(config))
-
-
-def open_others(config: Namespace) -> dict[str, OpenDatabase]:
-    """The databases of --test_on by their names; the settings for a table apply to theirs unless there is a --csv."""
-    defaults = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
-    of_table = defaults if config.csv else Settings.of(config)._replace(split_by=None)
-    asked = config.test_on or []
-    return {
-        name: OpenDatabase(key, path, None, of_table if key == 'csv' else defaults)
-        for name, key, path in asked
-    }
-
-
-def warn_of_trained(
-    config: Namespace, others: dict[str, OpenDatabase], samples: list[Sample] | None = None
-) -> None:
-    """Warn of the databases of --test_on that the network is trained on, as a whole or with some of their images."""
-    trained = {sample.file for sample in samples or []}
-    for name, database in others.items():
-        shared = sum(sample.file in trained for sample in database.samples)
-        is_same = database.key != 'csv' or os.path.realpath(database.path) == os.path.realpath(
-            config.csv or ''
-        )
-        if shared or (database.key == config.dataset and is_same):
-            of_all = f'{shared or "some or all"} of its {len(database.samples)} images'
-            log(
-                f'warning: --test_on {name}: {of_all} are of the training database, so the result is no test on other images'
-            )
 
 
 def check(config: Namespace) -> None:
@@ -180,6 +84,184 @@ def check(config: Namespace) -> None:
     database.warn_of_count()
     if not check_images(database, splits, config.patch_size):
         sys.exit(2)
+
+
+def prepare_run(config: Namespace) -> Job:
+    """Open the databases, draw the splits and check the run folder.
+
+    All faults that show without torch and without decoding an image are found here.
+    """
+    database = open_database(config)
+    database.warn_of_count()
+    # Now and not at the end of the first round, so that a fault in them shows before the training.
+    others = open_others(config)
+    warn_of_trained(config, others, database.samples)
+    splits = draw_splits(config, database)
+    records = [split_record(split, database) for split in splits]
+
+    meaning = database.meaning(config.normalize_scores)
+    old_record = check_run(config, meaning._asdict(), records)
+    text = f'Run folder: {config.output}'
+    if old_record is None:
+        text += f' (--resume {shlex.quote(config.output)} continues it)'
+    log(text)
+    log(f'{database.entry.title}: {sizes_of(splits, len(database.samples))}')
+
+    # Runs of the first versions converted no image to sRGB, and are continued as they began.
+    if old_record is not None and 'srgb' not in old_record['model']:
+        meaning = meaning._replace(srgb=False)
+        for opened in (database, *others.values()):
+            opened.srgb = False
+    if config.weights not in ('none', 'imagenet'):
+        check_input(config.weights, 'a checkpoint')
+    return Job(database, others, splits, meaning)
+
+
+def prepare_test(config: Namespace) -> Job:
+    """Return the job of --evaluate.
+
+    With --test_on that is a test on the other databases, else the test of the checkpoint's round.
+    """
+    checkpoint = Path(os.path.abspath(config.evaluate))
+    record = record_of(checkpoint)
+    if record is None:
+        meaning = meaning_of_option(config, checkpoint)
+        round_index = 0
+    else:
+        meaning = Meaning.of_record(read_record(record)['model'])
+        checkpoint = inside_run(checkpoint, record)
+        round_index = round_index_of_checkpoint(checkpoint, record)
+    check_input(config.weights, 'a checkpoint')
+
+    if config.test_on:
+        check_predictions(config, [f'predictions_{name}' for name, _, _ in config.test_on])
+        others = open_others(config)
+        warn_of_trained(config, others, trained=[])
+        # Nothing is trained or tested on the first one only; the solver needs an open database.
+        first = next(iter(others.values()))
+        return Job(first, others, [], meaning, round_index)
+
+    check_predictions(config, ['predictions'])
+    database = open_database(config)
+    # The images are converted as they were for the training.
+    database.srgb = meaning.srgb
+    split = read_tested_split(checkpoint, database)
+    return Job(database, {}, [split], meaning, round_index)
+
+
+def meaning_of_option(config: Namespace, checkpoint: Path) -> Meaning:
+    """Return the meaning of a checkpoint's scores by --dataset, for want of its run's record."""
+    entry = folders.DATABASES[config.dataset]
+    log(
+        f'{checkpoint} is in no run folder; its scores are taken for those of '
+        f'--dataset {config.dataset}: {entry.scale}'
+    )
+    return Meaning(
+        title=entry.title,
+        label_range=entry.score_range,
+        higher_is_better=entry.higher_is_better,
+        score_range=None,
+        resize=entry.resize,
+        exif_rotation=entry.exif_rotation,
+        srgb=entry.srgb,
+    )
+
+
+def inside_run(checkpoint: Path, record: Path) -> Path:
+    """Return the path of a checkpoint inside the run whose config.json is `record`.
+
+    A link elsewhere that points to a checkpoint of the run stands for that checkpoint.
+    """
+    folder_and_above = checkpoint.parents[:2]
+    if record.parent in folder_and_above:
+        return checkpoint
+    return Path(os.path.realpath(checkpoint))
+
+
+def round_index_of_checkpoint(checkpoint: Path, record: Path) -> int:
+    """Return the 0-based round of a checkpoint in the run whose config.json is `record`."""
+    # A checkpoint that was copied next to a config.json is in no round's folder.
+    if checkpoint.parent == record.parent:
+        return 0
+    return round_index_of(checkpoint.parent)
+
+
+def check_predictions(config: Namespace, names: list[str]) -> None:
+    """Refuse to replace a file of the user's by the predictions that --evaluate writes."""
+    header = ','.join(PREDICTION_COLUMNS)
+    for name in names:
+        check_output(f'{config.output}/{name}.csv', ['.csv'], header)
+
+
+def read_tested_split(checkpoint: Path, database: OpenDatabase) -> Split:
+    """Return the split of a checkpoint's round.
+
+    Raises:
+        InputError: it has no test part, or the images or labels have changed since the training.
+    """
+    path = checkpoint.with_name('split.json')
+    split = read_split(path, database)
+    if not split['test']:
+        raise InputError(
+            f'{checkpoint} was trained without a test part; '
+            '--test_on NAME=DIR tests it on a database'
+        )
+    remedy = 'test on other labels with --test_on NAME=DIR'
+    refuse_other_images(path, split_record(split, database), remedy)
+    return split
+
+
+def open_database(config: Namespace) -> OpenDatabase:
+    return OpenDatabase(config.dataset, config.data_root, config.resize, Settings.of(config))
+
+
+def open_others(config: Namespace) -> dict[str, OpenDatabase]:
+    """Return the databases of --test_on by their names."""
+    plain = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
+    # Without --csv, the options that describe a table describe the tables of --test_on. These are
+    # tested as a whole, so nothing splits them.
+    if config.csv:
+        of_table = plain
+    else:
+        of_table = Settings.of(config)._replace(split_by=None)
+
+    others = {}
+    for name, key, path in config.test_on or []:
+        settings = of_table if key == 'csv' else plain
+        others[name] = OpenDatabase(key, path, resize=None, settings=settings)
+    return others
+
+
+def warn_of_trained(
+    config: Namespace, others: dict[str, OpenDatabase], trained: Iterable[Sample]
+) -> None:
+    """Warn of databases of --test_on that the network is trained on, as a whole or in part.
+
+    Args:
+        trained: the images of the training database, as far as they are known.
+    """
+    trained_files = {sample.file for sample in trained}
+    for name, database in others.items():
+        shared = sum(sample.file in trained_files for sample in database.samples)
+        if shared:
+            count = str(shared)
+        elif is_training_database(config, database):
+            count = 'some or all'  # its images are not known, or are another copy
+        else:
+            continue
+        log(
+            f'warning: --test_on {name}: {count} of its {len(database.samples)} images are of the '
+            'training database, so this is no test on new images'
+        )
+
+
+def is_training_database(config: Namespace, database: OpenDatabase) -> bool:
+    """Return whether a database of --test_on is the one of --dataset, perhaps in another place."""
+    if database.key != config.dataset:
+        return False
+    if database.key != 'csv':
+        return True
+    return os.path.realpath(database.path) == os.path.realpath(config.csv or '')
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from folders import OpenDatabase
 from util.errors import InputError, log
 from util.files import reading
 from util.labels import SETS, set_of
+from util.meaning import Meaning
 from util.tables import BLANK, ROLES, find_columns, normalized_name, read_rows
 
 TRAIN_FRACTION = 0.8
@@ -33,14 +34,14 @@ class Job(NamedTuple):
     Attributes:
         database, others: the one that is trained on, and those of --test_on by their names.
         splits: of every round, or of a test the one that its checkpoint was trained with.
-        model: what an image and a score mean to the network, as in config.json.
+        meaning: what an image and a score mean to the network.
         round_index: of a test, the 0-based round that its checkpoint is of.
     """
 
     database: OpenDatabase
     others: dict[str, OpenDatabase]
     splits: list[Split]
-    model: dict[str, Any]
+    meaning: Meaning
     round_index: int = 0
 
 

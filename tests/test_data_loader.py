@@ -32,9 +32,9 @@ def same(first, second):
 @pytest.mark.parametrize('cache', [None, 'none'])
 def test_a_batch_is_the_original_transform_of_the_drawn_crops(make_database, cache, workers):
     root = make_database('koniq', images=3)
-    opened = open_database('koniq', root, cache)
+    database = open_database('koniq', root, cache)
     loader = DataLoader(
-        'koniq', root, [2, 0, 1], 224, 3, 4, seed=1, num_workers=workers, opened=opened
+        'koniq', database, [2, 0, 1], 224, 3, 4, seed=1, num_workers=workers
     ).get_data()
     samples = folders.read_labels('koniq', root).samples
     resize = transforms.Resize((512, 384))
@@ -57,6 +57,22 @@ def test_a_batch_is_the_original_transform_of_the_drawn_crops(make_database, cac
         samples[(2, 0, 1)[k]].score for k in loader.patches.image
     ]
     assert loader.patches.flip.any() and not loader.patches.flip.all()
+
+
+def test_a_path_and_an_open_database_give_the_same_batches(make_database):
+    """The call of the original: DataLoader(dataset, path, img_indx, patch_size, patch_num)."""
+    root = make_database('livec')
+    by_path = DataLoader('livec', root, [2, 0], 224, 2)
+    by_database = DataLoader('livec', open_database('livec', root), [2, 0], 224, 2)
+    assert same(list(by_path.get_data()), list(by_database.get_data()))
+    assert by_path.scores.tolist() == [110, 90]
+
+
+def test_a_batch_knows_its_rows_and_its_size(make_database):
+    loader = DataLoader('livec', make_database('livec'), [0, 1, 2], 224, 1, 2)
+    found = list(loader.batches())
+    assert [(batch.rows, batch.size) for batch in found] == [(slice(0, 2), 2), (slice(2, 3), 1)]
+    assert same([(batch.patches, batch.scores) for batch in found], list(loader))
 
 
 def test_patches_depend_on_seed_round_and_epoch_and_not_on_workers(make_database):

@@ -58,7 +58,7 @@ def test_the_fit_is_least_squares_and_folded_into_the_weights(make_solver, norma
         make_solver(fit_scale=fit, normalize_scores=normalize) for fit in (False, True)
     )
     fitted.train()
-    data = plain.loader(plain.opened, range(10), istrain=False)
+    data = plain.loader(plain.database, range(10), istrain=False)
     before, after = plain.predict(data), fitted.predict(data)
     slope, offset = np.polyfit(before, after, 1)
     assert after == pytest.approx(slope * before + offset, abs=2e-3 * np.ptp(after) + 1e-3)
@@ -77,5 +77,5 @@ def test_what_cannot_be_fitted_is_refused(make_solver, program, tmp_path):
     done = program(*options, '--weights', 'resnet.pth')
     assert (
         done.returncode == 2
-        and 'resnet.pth holds a ResNet-50 alone, which gives no scores' in done.stderr
+        and 'resnet.pth holds only a ResNet-50, which gives no scores' in done.stderr
     )

@@ -12,7 +12,7 @@ import forked
 import numpy as np
 import pytest
 import torch
-from helpers import QUICK, tensors
+from helpers import QUICK, open_database, tensors
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train_test_IQA
@@ -206,6 +206,16 @@ def test_same_seed_same_weights_and_another_seed_or_round_others(make_database):
     assert torch.equal(first_weights(0, 0), first_weights(0, 0))
     assert not torch.equal(first_weights(0, 0), first_weights(1, 0))
     assert not torch.equal(first_weights(0, 0), first_weights(0, 1))
+
+
+def test_a_path_and_an_open_database_make_the_same_solver(make_database):
+    """The call of the original: HyperIQASolver(config, path, train_idx, test_idx)."""
+    root = make_database('livec')
+    config = SimpleNamespace(dataset='livec', weights='none', device='cpu')
+    for place in (root, open_database('livec', root)):
+        solver = HyperIQASolver(config, place, [2, 0], [3])
+        assert solver.train_data.scores.tolist() == [110, 90]
+        assert solver.test_data.scores.tolist() == [120]
 
 
 def test_nan_is_never_the_best():

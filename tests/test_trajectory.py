@@ -14,6 +14,7 @@ import pytest
 import torch
 from parity import fill
 
+from folders import OpenDatabase
 from HyerIQASolver import HyperIQASolver, learning_rates
 
 GOLDEN = json.loads(
@@ -52,8 +53,9 @@ def test_the_trajectory_of_the_original_is_ours(monkeypatch):
     monkeypatch.setattr(
         HyperIQASolver, 'loader', lambda *arguments, **options: None
     )  # no database is needed
+    database = OpenDatabase.__new__(OpenDatabase)  # it has read nothing
     config = SimpleNamespace(dataset='demo', weights='none', device='cpu', lr=LR, lr_ratio=LR_RATIO)
-    solver = HyperIQASolver(config, '', [], [], opened=SimpleNamespace(score_range=(0, 1)))
+    solver = HyperIQASolver(config, database, [], [], score_range=(0, 1))
     solver.model_hyper.load_state_dict(fill.fill(solver.model_hyper.state_dict()))
     solver.model_hyper.double().train()
     start = {id(p): p.detach().clone() for p in solver.model_hyper.parameters()}

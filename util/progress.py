@@ -1,4 +1,4 @@
-"""How far a long piece of work is, and how long the rest takes."""
+"""The progress of a long piece of work, and how long the rest of it takes."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,33 +17,41 @@ def progress(
     total: int,
     unit: str,
     size: Callable[[Any], int] = lambda item: 1,
-    note: Callable[[], str] = str,
+    note: Callable[[], str] = lambda: '',
 ) -> Iterator[Any]:
-    """Yields `items` and shows on stderr how far the work is: a bar on a terminal, elsewhere a line every few minutes.
+    """Yields `items` and shows the progress on stderr.
+
+    That is a bar on a terminal, and elsewhere a line every few minutes.
 
     Args:
-        total: of the sizes of all items, in `unit`.
-        note: what else a line reports.
+        total: the sizes of all items, added up, in `unit`.
+        size: gives an item's size.
+        note: gives more text for the end of a line.
     """
-    started = reported = time.monotonic()
+    # tqdm's None is a bar on terminals only; the other ranks have none anywhere.
+    disable = True if rank() else None
+    started = time.monotonic()
+    reported = started
     done = 0
-    with tqdm(
-        total=total, desc=title, unit=f' {unit}', leave=False, disable=True if rank() else None
-    ) as bar:
+    with tqdm(total=total, desc=title, unit=f' {unit}', leave=False, disable=disable) as bar:
         for item in items:
             yield item
             done += size(item)
             bar.update(size(item))
+
             now = time.monotonic()
             if bar.disable and now - reported > EVERY:
-                reported, rate = now, done / (now - started)
+                reported = now
+                rate = done / (now - started)
                 left = duration((total - done) / rate)
                 log(f'{title}: {done} of {total} {unit}, {rate:.3g} {unit}/s{note()}, {left} left')
 
 
 def duration(seconds: float) -> str:
     """'40 s', '12 min' or '3 h 05 min'."""
-    minutes = round(seconds / 60)
     if seconds < 100:
         return f'{seconds:.0f} s'
-    return f'{minutes} min' if minutes < 100 else f'{minutes // 60} h {minutes % 60:02d} min'
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f'{minutes} min'
+    return f'{minutes // 60} h {minutes % 60:02d} min'

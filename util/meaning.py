@@ -1,0 +1,43 @@
+"""What an image and a score mean to a network: how images are prepared, and the unit of scores."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Meaning(NamedTuple):
+    """What an image and a score mean to a network; `_asdict()` is the `model` of config.json.
+
+    Attributes:
+        title: the database that the network is trained on, as users read it.
+        label_range: (low, high) of that database's labels, or None if unknown.
+        higher_is_better: False if the labels fall with quality, as a DMOS does.
+        score_range: (low, high) that the network's 0..1 stands for, or None if it gives scores in
+            the unit of the labels.
+        resize: (height, width) that every image is resized to, or None.
+        exif_rotation: whether images are turned by their EXIF orientation.
+        srgb: whether images with a wide-gamut profile are converted to sRGB.
+    """
+
+    title: str | None
+    label_range: Sequence[float] | None
+    higher_is_better: bool
+    score_range: Sequence[float] | None
+    resize: Sequence[int] | None
+    exif_rotation: bool
+    srgb: bool
+
+    @classmethod
+    def of_record(cls, model: Mapping[str, Any]) -> 'Meaning':
+        """Return the meaning that a config.json, or the metadata of export.py, holds.
+
+        Files of earlier versions lack some keys: they converted no image to sRGB.
+        """
+        return cls(
+            title=model.get('title'),
+            label_range=model.get('label_range'),
+            higher_is_better=model.get('higher_is_better', True),
+            score_range=model['score_range'],
+            resize=model['resize'],
+            exif_rotation=model.get('exif_rotation', False),
+            srgb=model.get('srgb', False),
+        )
