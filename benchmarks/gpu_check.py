@@ -1,21 +1,22 @@
-"""What only a GPU can show, in about six minutes: a line for each check, and a table to paste into an issue.
+"""Check what only a GPU can show. Prints a line per check, and at the end a table for an issue.
 
-    python benchmarks/gpu_check.py                     # on CUDA
+    python benchmarks/gpu_check.py                     # on CUDA, about six minutes
     python benchmarks/gpu_check.py --device cpu        # small; what needs CUDA is skipped
 
-PASS and FAIL stand before what must hold, INFO before what is only measured.
+PASS and FAIL report what must hold; INFO only measures. The exit code is 1 if a check fails, and 2
+without such a device.
 """
 
-import argparse
-import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -24,351 +25,368 @@ from torch import distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from throughput import (
-    flags,
+    Contender,
+    Variant,
+    epoch_with_data,
+    kind_of,
     make_koniq,
     make_solver,
-    run_python,
+    own_steps,
     run_short_batch,
     steps_of,
-    synchronise,
+    timed,
+    variants,
 )
 
+from experiment.options import Parser
 from folders import OpenDatabase
+from HyerIQASolver import HyperIQASolver
 from util import distributed
 from util.distributed import device_name, has_bfloat16, memory_format, pick_device
-from util.errors import launched
+from util.errors import NO_RESULT, boundary
 
+PROJECT = Path(__file__).parent.parent
 GIB = 2**30
-# patches in a batch, of which two ranks have shares of 8 and 8, 7 and 8, and 1 and 1; 1 and 2 on a CPU
+# Patches in a batch. Two ranks share them as 8 and 8, 7 and 8, 1 and 1; on a CPU as 1 and 2.
 BATCHES = {'cuda': (16, 15, 2), 'cpu': (3,)}
-RUNS = (('whole', '2'), ('parts', '1'), ('parts', '2'))  # run folder and epochs
-# what a child process runs: trainings one after the other; 3 ends one whose SRCC is undefined, as that of noise can be
-TRAIN = """
-import json, sys, train_test_IQA
-for options in json.loads(sys.argv[1]):
-    try:
-        train_test_IQA.main(options)
-    except SystemExit as end:
-        if end.code != 3:
-            raise
-"""
-rows: list[tuple[str, str, str]] = []
 
 
-def main():
-    options = parse_options()
-    if launched():  # started by `gradients` as one of two ranks
-        torch.save(gradients_of(options), f'{options.gradients}.{os.environ["RANK"]}')
-        return
-    print(
-        f'{options.device} ({device_name(options.device)}), torch {torch.__version__}, batches of {options.batch_size}'
+class Result(NamedTuple):
+    """A row of the table. `verdict` is PASS, FAIL, INFO or SKIP."""
+
+    verdict: str
+    check: str
+    figure: str
+
+
+def main() -> None:
+    with boundary():
+        options = parse_options()
+        name = device_name(options.device)
+        version = f'torch {torch.__version__}'
+        batches = f'batches of {options.batch_size}'
+        print(f'{options.device} ({name}), {version}, {batches}')
+        results = []
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            make_koniq(root, options.images)
+            for check in CHECKS:
+                for result in check(root, options):
+                    print(f'{result.verdict}  {result.check}: {result.figure}', flush=True)
+                    results.append(result)
+
+        print('\n| | check | figure |\n|---|---|---|')
+        print(f'| | {name}, {version} | {batches} |')
+        for result in results:
+            print(f'| {result.verdict} | {result.check} | {result.figure} |')
+        if any(result.verdict == 'FAIL' for result in results):
+            sys.exit(1)
+
+
+def parse_options() -> Namespace:
+    parser = Parser('Checks that need a GPU, with a table to send.', __doc__)
+    parser.add_argument('--device', default='cuda', help='cuda, cuda:1 ... or cpu (default: cuda)')
+    parser.add_argument(
+        '--no_compile', action='store_true', help='leave out torch.compile, which takes minutes'
     )
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        make_koniq(root, options.images)
-        for check in (gradients, resume, scores, synchronisation, memory, speed, data, determinism):
-            check(root, options)
-    print('\n| | check | figure |\n|---|---|---|')
-    print(
-        f'| | {device_name(options.device)}, torch {torch.__version__} | batches of {options.batch_size} |'
-    )
-    for row in rows:
-        print('| ' + ' | '.join(row) + ' |')
-    sys.exit(any(verdict == 'FAIL' for verdict, _, _ in rows))
+    options = parser.parse_args()
+    options.device = pick_device(options.device)
+    if is_cuda(options.device):
+        options.batch_size = 96
+        options.steps = 30
+        options.repetitions = 3
+        options.images = 48
+    else:
+        options.batch_size = 2
+        options.steps = 1
+        options.repetitions = 1
+        options.images = 6
+    return options
 
 
-def report(name, figure, passed=None):
-    """Print a line; `passed` is None for what is only measured."""
-    verdict = 'INFO' if passed is None else 'PASS' if passed else 'FAIL'
-    rows.append((verdict, name, figure))
-    print(f'{verdict}  {name}: {figure}', flush=True)
+def is_cuda(device: str) -> bool:
+    return kind_of(device) == 'cuda'
 
 
-def skip(name, reason):
-    rows.append(('SKIP', name, reason))
-    print(f'SKIP  {name}: {reason}', flush=True)
+def verdict(passed: bool) -> str:
+    return 'PASS' if passed else 'FAIL'
 
 
-def gradients(root, options):
+# What must hold.
+
+
+def gradients(root: Path, options: Namespace) -> Iterator[Result]:
     """Two ranks on gloo have the gradients of one process, in float64.
 
-    Batch norm is synchronised over the ranks on CUDA; on a CPU it cannot be, so it is in eval mode there.
+    On CUDA batch norm is synchronised over the ranks. On a CPU it cannot be, so there it is in eval
+    mode.
     """
-    options.gradients = root / 'gradients'
-    environment = {
-        **os.environ,
-        'MASTER_ADDR': '127.0.0.1',
-        'MASTER_PORT': '29533',
-        'WORLD_SIZE': '2',
-        'LOCAL_RANK': '0',
-    }
-    command = [
-        sys.executable,
-        __file__,
-        '--device',
-        options.device,
-        '--gradients',
-        options.gradients,
-    ]
-    ranks = [
-        subprocess.Popen(command, env={**environment, 'RANK': str(number)}) for number in range(2)
-    ]
-    expected = gradients_of(options)
-    codes = [process.wait() for process in ranks]
-    counts = ', '.join(map(str, BATCHES[kind_of(options.device)]))
-    title = f'gradients of two ranks against one process, batches of {counts}, float64'
-    if any(codes):
-        return report(title, 'a rank has failed', False)
-    found = [torch.load(f'{options.gradients}.{number}') for number in range(2)]
-    pairs = [
-        (a, b) for rank in found for batch, own in zip(expected, rank) for a, b in zip(batch, own)
-    ]
-    worst = max(((a - b).abs().max() / a.abs().max().clamp_min(1e-300)).item() for a, b in pairs)
-    report(title, f'at most {worst:.1e} of a tensor', worst < 1e-8)
+    # New interpreters, since a forked process cannot use CUDA once its parent has.
+    context = multiprocessing.get_context('spawn')
+    paths = [root / f'gradients.{number}' for number in range(2)]
+    ranks = []
+    for number, path in enumerate(paths):
+        process = context.Process(target=save_gradients, args=(number, options.device, path))
+        process.start()
+        ranks.append(process)
+    expected = gradients_of(options.device)
+    for process in ranks:
+        process.join()
+
+    counts = ', '.join(str(count) for count in BATCHES[kind_of(options.device)])
+    check = f'gradients of two ranks against one process, batches of {counts}, float64'
+    if any(process.exitcode != 0 for process in ranks):
+        yield Result('FAIL', check, 'a rank has failed')
+        return
+    differences = []
+    for path in paths:
+        for of_one, of_rank in zip(expected, torch.load(path)):
+            for a, b in zip(of_one, of_rank):
+                largest = a.abs().max().clamp_min(1e-300)  # some gradients are all 0
+                differences.append(((a - b).abs().max() / largest).item())
+    worst = float(np.max(differences))
+    yield Result(verdict(worst < 1e-8), check, f'at most {worst:.1e} of a tensor')
 
 
-def gradients_of(options):
-    """The gradients of every parameter after a step of each of `BATCHES`, of this rank or of one process alone."""
-    kind = kind_of(options.device)
-    with tempfile.TemporaryDirectory() as folder:
-        make_koniq(Path(folder), 4)
-        if launched():
-            dist.init_process_group(
-                'gloo'
-            )  # which works for two ranks on one GPU, as NCCL does not
-        torch.set_default_dtype(torch.float64)
-        device = kind if launched() else options.device
-        solver = make_solver(
-            Path(folder), argparse.Namespace(device=device, batch_size=2), images=2, lr=0.0
-        )
-        torch.set_default_dtype(torch.float32)
+def save_gradients(number: int, device: str, path: Path) -> None:
+    """Join the other one of two ranks, and save the gradients of this one."""
+    os.environ.update(
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT='29533',
+        WORLD_SIZE='2',
+        RANK=str(number),
+        LOCAL_RANK='0',
+    )
+    # gloo works for two ranks on one GPU, and NCCL does not.
+    dist.init_process_group('gloo')
+    torch.save(gradients_of(kind_of(device)), path)
+    dist.destroy_process_group()
+
+
+def gradients_of(device: str) -> list[list[torch.Tensor]]:
+    """This process's gradients of all parameters after a step on each of `BATCHES`."""
+    solver = make_double_solver(device)
     solver.model_hyper.train()
-    if kind == 'cpu':
-        norms = [
-            module
-            for module in solver.model_hyper.modules()
-            if isinstance(module, torch.nn.BatchNorm2d)
-        ]
-        for module in norms:
-            module.momentum = 1
-        torch.manual_seed(0)
-        solver.model_hyper(
-            torch.randn(2, 3, 224, 224, dtype=torch.float64)
-        )  # for running statistics that fit the weights
-        for module in norms:
-            module.eval()
+    if solver.device.type == 'cpu':
+        fix_batch_norm(solver.model_hyper)
     found = []
-    for count in BATCHES[kind]:
-        torch.manual_seed(count)
-        patches, wanted = (
-            torch.randn(count, 3, 224, 224, dtype=torch.float64),
-            torch.rand(count, dtype=torch.float64),
-        )
-        share = distributed.rank_slice(0, count)
-        own = (
-            patches[share].to(solver.device).contiguous(memory_format=memory_format(solver.device))
-        )
-        with patch.object(
-            torch.Tensor, 'float', torch.Tensor.double
-        ):  # the target network casts to float32
-            solver.train_step(own, wanted[share].to(solver.device), count)
-        found.append(
-            [parameter.grad.detach().cpu().clone() for parameter in solver.model_hyper.parameters()]
-        )
-    if launched():
-        dist.destroy_process_group()
+    for count in BATCHES[kind_of(device)]:
+        train_on_share(solver, count)
+        of_batch = []
+        for parameter in solver.model_hyper.parameters():
+            assert parameter.grad is not None
+            of_batch.append(parameter.grad.cpu().clone())
+        found.append(of_batch)
     return found
 
 
-def resume(root, options):
+def make_double_solver(device: str) -> HyperIQASolver:
+    """A solver in float64 whose learning rate is 0, so that all steps are at the same weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_koniq(Path(folder), 4)
+        torch.set_default_dtype(torch.float64)
+        options = Namespace(device=device, batch_size=2)
+        solver = make_solver(Path(folder), options, images=2, lr=0.0)
+        torch.set_default_dtype(torch.float32)
+    return solver
+
+
+def fix_batch_norm(model: torch.nn.Module) -> None:
+    """Put batch norm into eval mode, with running statistics that fit the weights."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for module in norms:
+        module.momentum = 1
+    torch.manual_seed(0)
+    model(torch.randn(2, 3, 224, 224, dtype=torch.float64))
+    for module in norms:
+        module.eval()
+
+
+def train_on_share(solver: HyperIQASolver, count: int) -> None:
+    """Train a step on this rank's share of a random batch of `count` patches, in float64."""
+    torch.manual_seed(count)
+    patches = torch.randn(count, 3, 224, 224, dtype=torch.float64)
+    scores = torch.rand(count, dtype=torch.float64)
+    share = distributed.rank_slice(0, count)
+    own = patches[share].to(solver.device)
+    own = own.contiguous(memory_format=memory_format(solver.device))
+    # The target network casts its input and weights to float32; here the cast keeps float64.
+    with patch.object(torch.Tensor, 'float', torch.Tensor.double):
+        solver.train_step(own, scores[share].to(solver.device), count)
+
+
+def resume(root: Path, options: Namespace) -> Iterator[Result]:
     """A run that was stopped after an epoch and resumed has the weights of one that was not."""
-    common = [
-        '--dataset',
-        'koniq',
-        '--data_root',
-        root,
-        '--weights',
-        'none',
-        '--train_test_num',
-        '1',
-        '--deterministic',
-    ]
-    common += [
-        '--device',
-        options.device,
-        '--train_patch_num',
-        '1',
-        '--test_patch_num',
-        '1',
-        '--batch_size',
-        '4',
-    ]
-    for part, numbers in (
-        ('train', range(options.images - 2)),
-        ('test', range(options.images - 2, options.images)),
-    ):
-        (root / f'{part}.txt').write_text('\n'.join(f'{k}.jpg' for k in numbers))
-    common += ['--split', f'train={root}/train.txt', f'test={root}/test.txt']
-    runs = [
-        [*common, '--epochs', epochs, '--output', root / name, '--resume'] for name, epochs in RUNS
-    ]
-    done = run_python(TRAIN, json.dumps(runs, default=str))
-    if done.returncode:
-        return report('a resumed run', done.stderr.strip().splitlines()[-1], False)
-    files = (root / name / 'round_01' / 'last.pth' for name in ('whole', 'parts'))
-    whole, parts = (torch.load(file, weights_only=True)['model'] for file in files)
-    different = sum(not torch.equal(whole[name], parts[name]) for name in whole)
-    title = 'a resumed run against an uninterrupted one, --deterministic'
-    report(title, f'{different} of {len(whole)} tensors differ', not different)
-
-
-def scores(root, options):
-    """bfloat16 moves the scores little."""
-    if not has_bfloat16(options.device):
-        return skip('scores with --amp against without', 'no instructions for bfloat16')
-    solver = make_solver(root, options, images=2, test_patch_num=options.batch_size)
-    opened = OpenDatabase('koniq', root).open_frames(224)
-    answers = []
-    for amp in (False, True):
-        solver.config.amp = amp
-        answers.append(solver.predict(solver.loader(opened, range(options.images), istrain=False)))
-    difference = np.abs(answers[0] - answers[1]).max() / np.abs(answers[0]).max()
-    report(
-        'scores with --amp against without', f'{difference:.1e} of the largest', difference < 0.05
+    check = 'a resumed run against an uninterrupted one, --deterministic'
+    names = [f'{k}.jpg' for k in range(options.images)]
+    (root / 'train.txt').write_text('\n'.join(names[:-2]))
+    (root / 'test.txt').write_text('\n'.join(names[-2:]))
+    common = (
+        f'--dataset koniq --weights none --device {options.device} --deterministic --resume '
+        '--train_test_num 1 --train_patch_num 1 --test_patch_num 1 --batch_size 4'
     )
+    for output, epochs in (('whole', 2), ('parts', 1), ('parts', 2)):
+        done = subprocess.run(
+            [
+                sys.executable,
+                PROJECT / 'train_test_IQA.py',
+                *common.split(),
+                *('--data_root', root, '--output', root / output, '--epochs', str(epochs)),
+                *('--split', f'train={root}/train.txt', f'test={root}/test.txt'),
+            ],
+            capture_output=True,
+            text=True,
+        )
+        # The SRCC of noise can be undefined. The weights are there all the same.
+        if done.returncode not in (0, NO_RESULT):
+            yield Result('FAIL', 'a resumed run', done.stderr.strip().splitlines()[-1])
+            return
+    whole = read_weights(root / 'whole')
+    parts = read_weights(root / 'parts')
+    different = 0
+    for name in whole:
+        if not torch.equal(whole[name], parts[name]):
+            different += 1
+    yield Result(verdict(different == 0), check, f'{different} of {len(whole)} tensors differ')
 
 
-def synchronisation(root, options):
+def read_weights(run: Path) -> dict[str, torch.Tensor]:
+    """The weights after the last epoch of a run's first round."""
+    return torch.load(run / 'round_01' / 'last.pth', weights_only=True)['model']
+
+
+def scores(root: Path, options: Namespace) -> Iterator[Result]:
+    """bfloat16 changes the scores little."""
+    check = 'scores with --amp against without'
+    if not has_bfloat16(options.device):
+        yield Result('SKIP', check, 'no instructions for bfloat16')
+        return
+    solver = make_solver(root, options, images=2, test_patch_num=options.batch_size)
+    database = OpenDatabase('koniq', root).open_frames(224)
+    every_image = solver.loader(database, range(options.images), istrain=False)
+    without = solver.predict(every_image)
+    solver.config.amp = True
+    difference = np.abs(without - solver.predict(every_image)).max() / np.abs(without).max()
+    yield Result(verdict(difference < 0.05), check, f'{difference:.1e} of the largest')
+
+
+def synchronisation(root: Path, options: Namespace) -> Iterator[Result]:
     """No step of an epoch waits for the GPU."""
-    name = 'steps of an epoch without a host synchronisation'
+    check = 'steps of an epoch without a host synchronisation'
     if not is_cuda(options.device):
-        return skip(name, 'needs CUDA')
+        yield Result('SKIP', check, 'needs CUDA')
+        return
     solver = make_solver(root, options, images=options.batch_size // 4, train_patch_num=12)
+    # What is set up once may wait.
     solver.train_epoch(0)
     torch.cuda.set_sync_debug_mode('error')
     try:
         for patches, wanted in solver.train_data:
             solver.train_step(patches, wanted, len(patches))
-        report(name, f'{len(solver.train_data)} steps', True)
+        result = Result('PASS', check, f'{len(solver.train_data)} steps')
     except RuntimeError as error:
-        report(name, str(error).splitlines()[0], False)
+        result = Result('FAIL', check, str(error).splitlines()[0])
     finally:
         torch.cuda.set_sync_debug_mode('default')
+    yield result
 
 
-def memory(root, options):
-    """The largest amount of GPU memory that a training step holds."""
+def memory(root: Path, options: Namespace) -> Iterator[Result]:
+    """The largest amount of GPU memory that a training step holds is as expected."""
     for name, amp, limit in (('fp32', False, 11), ('--amp', True, 6.5)):
-        name = f'peak memory of a step, {name}'
+        check = f'peak memory of a step, {name}'
         if not is_cuda(options.device):
-            skip(name, 'needs CUDA')
+            yield Result('SKIP', check, 'needs CUDA')
             continue
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        run_steps(root, argparse.Namespace(**{**vars(options), 'steps': 2}), amp=amp)()
+        two_steps = Namespace(**{**vars(options), 'steps': 2})
+        steps_of(make_solver(root, options, amp=amp), two_steps)()
         used = torch.cuda.max_memory_allocated() / GIB
-        report(name, f'{used:.1f} GiB (expected: below {limit} at batches of 96)', used < limit)
+        figure = f'{used:.1f} GiB (expected: below {limit} at batches of 96)'
+        yield Result(verdict(used < limit), check, figure)
 
 
-def speed(root, options):
+# What is measured, with the functions of throughput.py.
+
+
+def speed(root: Path, options: Namespace) -> Iterator[Result]:
     """Patches per second of training steps on a resident batch."""
-    steps = options.steps
-    contenders: dict[str, Any] = (
-        {'fp32, TF32 in convolutions': ({}, {})} if is_cuda(options.device) else {'fp32': ({}, {})}
-    )
-    if has_bfloat16(options.device):
-        contenders['--amp'] = {'amp': True}, {}
-    if is_cuda(options.device):
-        contenders['--amp, cudnn.benchmark'] = {'amp': True}, {'benchmark': True}
-    rates = {}
-    functions = {
-        name: run_steps(root, options, **settings) for name, (settings, _) in contenders.items()
-    }
-    for name, (_, setting) in contenders.items():
-        with flags(**setting):
-            rates[name] = steps * options.batch_size / seconds_of(functions[name], options)
-        report(f'training steps, {name}', f'{rates[name]:.1f} patches/s')
+    contenders = {}
+    for name, variant in variants(options.device).items():
+        if 'compile' not in variant.options:
+            contenders[name] = own_steps(root, options, variant)
+    rates = {name: 1 / seconds for name, seconds in median_seconds(contenders, options).items()}
+    for name, rate in rates.items():
+        yield Result('INFO', f'training steps, {name}', f'{rate:.1f} patches/s')
     if is_cuda(options.device):
         gain = rates['--amp, cudnn.benchmark'] / rates['--amp']
-        report('gain of cudnn.benchmark with --amp', f'{gain:.3f}')
-    name = 'compiled steps after a shorter batch against before'
+        yield Result('INFO', 'gain of cudnn.benchmark with --amp', f'{gain:.3f}')
+
+
+def compiled_speed(root: Path, options: Namespace) -> Iterator[Result]:
+    """A shorter batch does not slow down compiled steps, as a compilation anew would."""
+    check = 'compiled steps after a shorter batch against before'
     if options.no_compile:
-        return skip(name, 'left out')
-    amp = has_bfloat16(options.device)
-    solver = make_solver(root, options, amp=amp, compile=True)
-    step = steps_of(solver, options)
-    before = seconds_of(step, options)
-    report(
-        'training steps, --amp --compile', f'{steps * options.batch_size / before:.1f} patches/s'
-    )
+        yield Result('SKIP', check, 'left out')
+        return
+    solver = make_solver(root, options, amp=has_bfloat16(options.device), compile=True)
+    steps = steps_of(solver, options)
+    before = seconds_of(steps, options)
+    rate = options.steps * options.batch_size / before
+    yield Result('INFO', 'training steps, --amp --compile', f'{rate:.1f} patches/s')
     run_short_batch(solver, options)
-    after = seconds_of(step, options)
-    report(
-        name, f'{before / after:.3f}', before / after > 0.97 if is_cuda(options.device) else None
-    )
+    ratio = before / seconds_of(steps, options)
+    yield Result(verdict_on_cuda(ratio > 0.97, options), check, f'{ratio:.3f}')
 
 
-def data(root, options):
-    """An epoch with its data against the same number of steps on a batch that is there already."""
+def data(root: Path, options: Namespace) -> Iterator[Result]:
+    """An epoch with its data takes hardly longer than the same steps on a resident batch."""
+    variant = Variant({'amp': has_bfloat16(options.device)}, {})
+    resident, with_data = epoch_with_data(root, options, variant, options.images - 2)
+    seconds = median_seconds({'resident': resident, 'with data': with_data}, options)
+    ratio = seconds['resident'] / seconds['with data']
+    check = 'an epoch with data against resident batches'
+    yield Result(verdict_on_cuda(ratio > 0.95, options), check, f'{ratio:.3f}')
+
+
+def determinism(root: Path, options: Namespace) -> Iterator[Result]:
+    """The time that --deterministic costs."""
     amp = has_bfloat16(options.device)
-    patch_num = options.steps * options.batch_size // options.images
-    solver = make_solver(
-        root, options, images=options.images - 2, train_patch_num=max(1, patch_num), amp=amp
-    )
-    count = len(solver.train_data.patches.image)
-    epoch = seconds_of(lambda: solver.train_epoch(0), options) / count
-    steps = seconds_of(steps_of(solver, options), options) / (options.steps * options.batch_size)
-    passed = steps / epoch > 0.95 if is_cuda(options.device) else None
-    report('an epoch with data against resident batches', f'{steps / epoch:.3f}', passed)
+    before = seconds_of(steps_of(make_solver(root, options, amp=amp), options), options)
+    solver = make_solver(root, options, amp=amp, deterministic=True)
+    after = seconds_of(steps_of(solver, options), options)
+    check = 'time of a step with --deterministic against without'
+    yield Result('INFO', check, f'{after / before:.2f}')
 
 
-def determinism(root, options):
-    """What --deterministic costs; last, since PyTorch stays like this."""
-    amp = has_bfloat16(options.device)
-    before = seconds_of(run_steps(root, options, amp=amp), options)
-    after = seconds_of(run_steps(root, options, amp=amp, deterministic=True), options)
-    report('time of a step with --deterministic against without', f'{after / before:.2f}')
+def verdict_on_cuda(passed: bool, options: Namespace) -> str:
+    """INFO on a CPU, where a single small step is no measurement."""
+    return verdict(passed) if is_cuda(options.device) else 'INFO'
 
 
-def run_steps(root, options, **settings):
-    return steps_of(make_solver(root, options, **settings), options)
+def median_seconds(contenders: dict[str, Contender], options: Namespace) -> dict[str, float]:
+    """The median seconds per item of each contender."""
+    seconds = timed(contenders, options.repetitions, warm_up=is_cuda(options.device))
+    return {name: statistics.median(seconds[name]) for name in contenders}
 
 
-def seconds_of(function, options):
-    """The median time of `function`, on CUDA after a call that warms up."""
-    if is_cuda(options.device):
-        function()
-    seconds = []
-    for _ in range(options.repetitions):
-        started = time.perf_counter()
-        function()
-        synchronise(options.device)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+def seconds_of(function: Callable[[], Any], options: Namespace) -> float:
+    """The median seconds of a call."""
+    return median_seconds({'function': Contender(function, 1)}, options)['function']
 
 
-def is_cuda(device):
-    return device.startswith('cuda')
-
-
-def kind_of(device):
-    return 'cuda' if is_cuda(device) else 'cpu'
-
-
-def parse_options():
-    parser = argparse.ArgumentParser(description='Checks that need a GPU, with a table to send.')
-    parser.add_argument('--device', default='cuda')
-    parser.add_argument(
-        '--no_compile', action='store_true', help='leave out what torch.compile needs minutes for'
-    )
-    parser.add_argument('--gradients', help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if not launched():
-        options.device = pick_device(options.device)
-    cuda = is_cuda(options.device)
-    options.batch_size = 96 if cuda else 2
-    options.steps, options.repetitions, options.images = (30, 3, 48) if cuda else (1, 1, 6)
-    return options
+CHECKS = (
+    gradients,
+    resume,
+    scores,
+    synchronisation,
+    memory,
+    speed,
+    compiled_speed,
+    data,
+    determinism,  # last, since PyTorch stays deterministic in this process
+)
 
 
 if __name__ == '__main__':

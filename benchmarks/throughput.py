@@ -1,23 +1,25 @@
-"""How fast each stage is beside a plain reference, measured side by side in one run.
+"""Measure the speed of each stage against a plain reference, within one run.
 
-    python benchmarks/throughput.py                     # on CUDA where there is one, else on the CPU
+    python benchmarks/throughput.py                     # on CUDA if there is a GPU, else on the CPU
     python benchmarks/throughput.py --device cuda --batch_size 96 --only step epoch
 
-The contenders of a comparison take turns, so that a slower minute of the machine slows all of them. Each repetition gives
-one ratio, reference time / own time; the table shows their minimum, median and maximum.
+The contenders of a comparison take turns, so that a slow minute of the machine slows all of them.
+Each repetition gives one ratio, reference time / own time. The table shows the minimum, median and
+maximum of these ratios.
 """
 
-import argparse
-import io
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,233 +30,236 @@ from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import models
-from data_loader import IMAGENET_MEAN, IMAGENET_STD, DataLoader
+from data_loader import BATCHES_AHEAD, IMAGENET_MEAN, IMAGENET_STD, DataLoader
+from experiment.options import Parser
 from folders import OpenDatabase
 from HyerIQASolver import HyperIQASolver
 from util.distributed import device_name, has_bfloat16, memory_format, pick_device
+from util.errors import boundary
+from util.frames import ahead
 
-IMAGES, PATCHES = 48, 25
-STEPS = {
-    'cuda': 30,
-    'cpu': 3,
-}  # of a training contender: 3 would take 0.1 s on a GPU, too short to measure
-LISTED = 10073  # as many as KonIQ-10k has
-PROJECT = Path(__file__).parent.parent
-# what a child process runs: it reports at the first training step what the process used until then, and ends
-START = """
-import json, os, resource, sys
-import train_test_IQA, HyerIQASolver
-def report(*batch):
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    os.write(1, ('\\n' + json.dumps(used.ru_utime + used.ru_stime)).encode())
-    os._exit(0)
-HyerIQASolver.HyperIQASolver.train_step = report
-train_test_IQA.main(sys.argv[1:])
-"""
-# what a child process runs to list a database: labels, splits, names and crops of an epoch, of images that are never decoded
-LISTING = """
-import json, resource, sys, time
-from types import SimpleNamespace
-import numpy as np
-from data_loader import draw_patches
-from folders import OpenDatabase
-from experiment.options import with_defaults
-from experiment.splits import draw_splits
-def private():
-    return sum(int(line.split()[1]) for line in open('/proc/self/smaps_rollup') if line.startswith('Private')) / 1e3
-before, started = private(), time.process_time()
-database = OpenDatabase('csv', sys.argv[1])
-config = with_defaults(SimpleNamespace(dataset='csv'))
-names = [database.names(split['train']) for split in draw_splits(config, database)]
-patches = draw_patches((0, 0, 0), np.full((len(database.samples), 2), 224), 25, True)
-print(json.dumps([time.process_time() - started, private() - before]))
-"""
-rows: list[dict] = []
+IMAGES = 48
+PATCHES = 25
+# Steps per call of a training contender. On a GPU three would take 0.1 s, too short to measure.
+STEPS = {'cuda': 30, 'cpu': 3}
+BATCH_SIZE = {'cuda': 96, 'cpu': 8}
 
 
-def main():
-    options = parse_options()
-    print(
-        f'{options.device} ({device_name(options.device)}), torch {torch.__version__}, batches of '
-        f'{options.batch_size}, {options.repetitions} repetitions',
-        flush=True,
-    )
-    print(f'{"":62s} batch   reference         own   ratio: min  median     max', flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        make_koniq(root, 4 * IMAGES)
-        for name, benchmark in BENCHMARKS.items():
-            if name in (options.only or BENCHMARKS):
-                benchmark(root, options)
-    if options.json:
-        record = {
-            **vars(options),
-            'device_name': device_name(options.device),
-            'torch': torch.__version__,
-            'rows': rows,
-        }
-        Path(options.json).write_text(json.dumps(record, indent=1) + '\n')
+class Contender(NamedTuple):
+    """What is timed: a function without arguments, and how many items one call handles."""
+
+    run: Callable[[], Any]
+    items: int
 
 
-def data(root, options):
-    """Patches from 1024x768 JPEG files, on one core: decoded for each patch as in the original, and from the cache."""
-    opened = OpenDatabase('koniq', root).open_frames(224)
-    images = len(opened.samples)  # all of them, since a few take too short a time to measure
-    loader = DataLoader(
-        'koniq', root, range(images), 224, PATCHES, 96, num_workers=0, opened=opened
-    ).get_data()
-    original = original_patches([sample.path for sample in opened.samples[:IMAGES]])
-    # a processor's own cache makes a small one faster: on one machine 77,000 patches/s came from 113 MB, 33,000 from 1.2 GB
-    print(f'data: the cache holds {opened.frames[0].nbytes * images / 1e6:.0f} MB', flush=True)
-    compare(
-        options,
-        'data: patches/s, one core',
-        {
-            'decoded for each patch': (lambda: [next(original) for _ in range(IMAGES)], IMAGES),
-            'uint8 batches from the cache': (lambda: exhaust(loader.crops()), images * PATCHES),
-        },
-        96,
-    )
+class Variant(NamedTuple):
+    """A way to train: options of train_test_IQA.py, and the arguments of `flags` meanwhile."""
+
+    options: dict[str, Any]
+    flags: dict[str, bool]
 
 
-def growth(root, options):
-    """An epoch's batches from the cache for more images and more patches: a ratio of 0.5 is twice the time."""
-    opened = OpenDatabase('koniq', root).open_frames(224)
-
-    def epoch_of(images, patches):
-        loader = DataLoader(
-            'koniq', root, range(images), 224, patches, 96, num_workers=0, opened=opened
-        ).get_data()
-        return lambda: exhaust(loader.crops()), 1
-
-    compare(
-        options,
-        'growth: epochs of data/s',
-        {
-            f'{IMAGES} images x {PATCHES} patches': epoch_of(IMAGES, PATCHES),
-            f'{2 * IMAGES} images': epoch_of(2 * IMAGES, PATCHES),
-            f'{4 * IMAGES} images': epoch_of(4 * IMAGES, PATCHES),
-            f'{2 * PATCHES} patches': epoch_of(IMAGES, 2 * PATCHES),
-            f'{4 * PATCHES} patches': epoch_of(IMAGES, 4 * PATCHES),
-        },
-        96,
-    )
-
-
-def listing(root, options):
-    """CPU seconds and private memory against the number of listed images: labels, ten splits, names and an epoch's crops."""
-    counts = (1000, 10000, 40000)
-    used: dict[int, list[list[float]]] = {count: [] for count in counts}
-    tables = {count: make_csv(root / f'listed{count}', count) for count in counts}
-    for _ in range(options.repetitions):
-        for count in counts:
-            used[count].append(json.loads(child(LISTING, tables[count])))
-    for count in counts:
-        seconds, megabytes = (statistics.median(column) for column in zip(*used[count]))
-        each = f'{1e6 * seconds / count:.0f} us and {1e3 * megabytes / count:.1f} kB an image'
+def main() -> None:
+    with boundary():
+        options = parse_options()
         print(
-            f'listing of {count} images: {seconds:.2f} s of CPU, {megabytes:.1f} MB of private memory; {each}',
+            f'{options.device} ({device_name(options.device)}), torch {torch.__version__}, '
+            f'batches of {options.batch_size}, {options.repetitions} repetitions',
             flush=True,
         )
-        rows.append(
-            {
-                'title': 'listing',
-                'images': count,
-                'cpu_seconds': seconds,
-                'private_megabytes': megabytes,
+        print(f'{"":62s} batch   reference         own   ratio: min  median     max', flush=True)
+        rows = []
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            make_koniq(root, 4 * IMAGES)
+            for name in BENCHMARKS:
+                if options.only is None or name in options.only:
+                    rows += BENCHMARKS[name](root, options)
+        if options.json:
+            record = {
+                **vars(options),
+                'device_name': device_name(options.device),
+                'torch': torch.__version__,
+                'rows': rows,
             }
-        )
+            Path(options.json).write_text(json.dumps(record, indent=1) + '\n')
 
 
-def start(root, options):
-    """CPU seconds of a whole process from the command to its first training step, where the cache is there already."""
-    table = make_csv(root / 'start', LISTED)
-    torch.save(torchvision.models.resnet50().state_dict(), root / 'resnet50.pth')
-    arguments = [
-        '--dataset',
-        'csv',
-        '--csv',
-        table,
-        '--device',
-        options.device,
-        '--weights',
-        root / 'resnet50.pth',
-    ]
-    seconds = [
-        float(child(START, *arguments, '--output', root / f'run{k}').splitlines()[-1])
-        for k in range(options.repetitions + 1)
-    ][1:]  # the first one makes the cache
-    low, median, high = min(seconds), statistics.median(seconds), max(seconds)
-    print(
-        f'start with {LISTED} cached images: {low:.1f} | {median:.1f} | {high:.1f} s of CPU (min, median, max)',
-        flush=True,
+def parse_options() -> Namespace:
+    parser = Parser('Measure the speed of every stage against a plain reference.', __doc__)
+    parser.add_argument('--device', help='default: cuda, else mps, else cpu')
+    parser.add_argument('--batch_size', type=int, help='default: 96 on CUDA, 8 elsewhere')
+    parser.add_argument('--repetitions', type=int, default=5, help='(default: 5)')
+    parser.add_argument('--only', nargs='+', choices=BENCHMARKS, help='run only these')
+    parser.add_argument('--json', metavar='FILE', help='also write all repetitions to a file')
+    options = parser.parse_args()
+    options.device = pick_device(options.device)
+    kind = kind_of(options.device)
+    options.batch_size = options.batch_size or BATCH_SIZE[kind]
+    options.steps = STEPS[kind]
+    return options
+
+
+# The benchmarks. Each prints a row for each comparison and returns the rows.
+
+
+def data(root: Path, options: Namespace) -> list[dict[str, Any]]:
+    """Patches from 1024x768 JPEG files on one core: from the cache, or decoded for each patch."""
+    samples = OpenDatabase('koniq', root).samples
+    # All images, since a few of them take too short a time to measure.
+    loader = DataLoader(
+        'koniq',
+        root,
+        range(len(samples)),
+        patch_size=224,
+        patch_num=PATCHES,
+        batch_size=96,
+        num_workers=0,
     )
-    rows.append({'title': 'start', 'images': LISTED, 'cpu_seconds': seconds})
+    patches = len(loader.patches.image)
+    batches = []
+    for start in range(0, patches, loader.batch_size):
+        batches.append(slice(start, min(start + loader.batch_size, patches)))
+    original = original_patches([sample.path for sample in samples[:IMAGES]])
+
+    def decode() -> None:
+        for _ in range(IMAGES):
+            next(original)
+
+    def gather() -> None:
+        for job in ahead(loader.gather, batches, 1, BATCHES_AHEAD):
+            job.result()
+
+    # A small cache of frames fits into the processor's own cache and is faster for it: on one
+    # machine 77,000 patches/s came from 113 MB, but 33,000 from 1.2 GB.
+    megabytes = loader.frames[0].nbytes * len(samples) / 1e6
+    print(f'data: the cache holds {megabytes:.0f} MB', flush=True)
+    contenders = {
+        'decoded for each patch': Contender(decode, IMAGES),
+        'uint8 batches from the cache': Contender(gather, patches),
+    }
+    return compare('data: patches/s, one core', contenders, options.repetitions, 96)
 
 
-def run_python(program, *arguments):
-    """The finished process of a Python of its own that ran `program` in the project's folder."""
-    command = [sys.executable, '-c', program, *map(str, arguments)]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-
-
-def child(program, *arguments):
-    """What `program`, run by a Python of its own in the project's folder, prints."""
-    done = run_python(program, *arguments)
-    if done.returncode:
-        sys.exit(f'error: a child process of the benchmark failed: {done.stderr}')
-    return done.stdout
-
-
-def make_csv(folder, count):
-    """A table of `count` names, each of a copy of one small picture: links to it would be seen to be one file."""
-    folder.mkdir()
-    names = [f'{k}.jpg' for k in range(count)]
-    picture = io.BytesIO()
-    Image.fromarray(np.full((224, 224, 3), 99, np.uint8)).save(picture, 'JPEG')
-    for name in names:
-        (folder / name).write_bytes(picture.getvalue())
-    lines = [f'{name},{k % 100}' for k, name in enumerate(names)]
-    (folder / 'labels.csv').write_text('\n'.join(['image,score', *lines]) + '\n')
-    return folder / 'labels.csv'
-
-
-def step(root, options):
+def step(root: Path, options: Namespace) -> list[dict[str, Any]]:
     """A training step on a resident batch."""
-    contenders = {'original': (original_step(options), options.steps * options.batch_size)}
-    for name, (settings, flags_of) in step_settings(options.device).items():
-        contenders[name] = (
-            own_step(root, options, flags_of, **settings),
-            options.steps * options.batch_size,
-        )
-    compare(options, 'step: patches/s', contenders)
+    title = 'step: patches/s'
+    contenders = {'original': original_steps(options)}
+    for name, variant in variants(options.device).items():
+        contenders[name] = own_steps(root, options, variant)
+    rows = compare(title, contenders, options.repetitions, options.batch_size)
     if '--amp' in contenders:
-        compare(options, 'step: patches/s', {name: contenders[name] for name in ('fp32', '--amp')})
+        precisions = {'fp32': contenders['fp32'], '--amp': contenders['--amp']}
+        rows += compare(title, precisions, options.repetitions, options.batch_size)
+    return rows
 
 
-def step_settings(device):
-    """The options of each contender, and the flags of PyTorch that hold while it runs."""
-    if device.startswith('cuda'):
-        return {
-            'fp32': ({}, {'tf32': False}),
-            'TF32': ({}, {'tf32': True}),
-            '--amp': ({'amp': True}, {}),
-            '--amp, cudnn.benchmark': ({'amp': True}, {'benchmark': True}),
-            '--amp --compile': ({'amp': True, 'compile': True}, {}),
+def test_pass(root: Path, options: Namespace) -> list[dict[str, Any]]:
+    """A test of two images by 25 patches, from the cache."""
+
+    def in_batches_of(size: int) -> Contender:
+        solver = make_solver(root, options, test_batch_size=size)
+        patches = len(solver.test_data.patches.image)
+        return Contender(partial(solver.predict, solver.test_data), patches)
+
+    contenders = {
+        'patch by patch': in_batches_of(1),
+        f'in batches of {options.batch_size}': in_batches_of(options.batch_size),
+    }
+    return compare('test: patches/s', contenders, options.repetitions, options.batch_size)
+
+
+def epoch(root: Path, options: Namespace) -> list[dict[str, Any]]:
+    """A training epoch, data included, against the same steps of two references without data.
+
+    The references are the network itself on a resident batch, and a bare ResNet-50 on one, with
+    its own fused Adam and in the same precision. In the default precision it also runs without
+    Adam.
+    """
+    title = 'epoch: patches/s'
+    every = variants(options.device)
+    default = 'TF32' if 'TF32' in every else 'fp32'
+    rows = []
+    for name in (default, '--amp', '--amp --compile'):
+        if name not in every:
+            continue
+        variant = every[name]
+        resident, with_data = epoch_with_data(root, options, variant, options.batch_size)
+        own = {f'with data, {name}': with_data}
+        references = [{'resident batch': resident}]
+        if name == default:
+            references.append({'bare ResNet-50': bare_steps(options, variant, adam=False)})
+        references.append({'bare ResNet-50 + Adam': bare_steps(options, variant, adam=True)})
+        for reference in references:
+            contenders = {**reference, **own}
+            rows += compare(title, contenders, options.repetitions, options.batch_size)
+    return rows
+
+
+BENCHMARKS = {'data': data, 'step': step, 'test': test_pass, 'epoch': epoch}
+
+
+# How contenders are timed. gpu_check.py times with these functions too.
+
+
+def timed(
+    contenders: Mapping[str, Contender], repetitions: int, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """The seconds per item of each contender in each repetition."""
+    if warm_up:
+        for contender in contenders.values():
+            contender.run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repetitions):
+        for name, contender in contenders.items():
+            started = time.perf_counter()
+            contender.run()
+            seconds[name].append((time.perf_counter() - started) / contender.items)
+    return seconds
+
+
+def compare(
+    title: str, contenders: Mapping[str, Contender], repetitions: int, batch_size: int
+) -> list[dict[str, Any]]:
+    """Time contenders, the first of which is the reference, and print a row for each other one.
+
+    Returns:
+        the rows, with every repetition's ratio.
+    """
+    seconds = timed(contenders, repetitions)
+    reference, *others = contenders
+    reference_rate = 1 / statistics.median(seconds[reference])
+    rows = []
+    for name in others:
+        ratios = [theirs / own for theirs, own in zip(seconds[reference], seconds[name])]
+        own_rate = 1 / statistics.median(seconds[name])
+        comparison = f'{title}, {reference} | {name}'
+        print(
+            f'{comparison:62s} {batch_size:5d} {reference_rate:11.1f} {own_rate:11.1f} '
+            f'{min(ratios):12.2f} {statistics.median(ratios):7.2f} {max(ratios):7.2f}',
+            flush=True,
+        )
+        row = {
+            'title': title,
+            'reference': reference,
+            'own': name,
+            'batch_size': batch_size,
+            'rates': [reference_rate, own_rate],
+            'ratios': ratios,
         }
-    if has_bfloat16(device):
-        return {'fp32': ({}, {}), '--amp': ({'amp': True}, {})}
-    print('step: this device has no instructions for bfloat16, so --amp is left out', flush=True)
-    return {'fp32': ({}, {})}
+        rows.append(row)
+    return rows
 
 
 @contextmanager
-def flags(tf32=None, benchmark=None):
-    """Set what decides the speed of PyTorch on CUDA, where it is not None, and restore it."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+def flags(tf32: bool | None = None, benchmark: bool | None = None) -> Iterator[None]:
+    """Set the flags of PyTorch that decide its speed on CUDA, and restore them; None keeps one."""
+    cudnn = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    before = (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark)
     if tf32 is not None:
-        cudnn.allow_tf32 = matmul.allow_tf32 = tf32
+        cudnn.allow_tf32 = tf32
+        matmul.allow_tf32 = tf32
     if benchmark is not None:
         cudnn.benchmark = benchmark
     try:
@@ -263,107 +268,160 @@ def flags(tf32=None, benchmark=None):
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
 
 
-def test_pass(root, options):
-    """A test of two images by 25 patches, from the cache."""
+def with_flags(function: Callable[[], Any], settings: dict[str, bool]) -> Callable[[], None]:
+    """A function that calls `function` with the `flags` that `settings` names."""
 
-    def pass_in_batches(size):
-        solver = make_solver(root, options, test_batch_size=size)
-        return lambda: solver.predict(solver.test_data), len(solver.test_data.patches.image)
+    def run() -> None:
+        with flags(**settings):
+            function()
 
-    compare(
-        options,
-        'test: patches/s',
-        {
-            'patch by patch': pass_in_batches(1),
-            f'in batches of {options.batch_size}': pass_in_batches(options.batch_size),
-        },
-    )
+    return run
 
 
-def epoch(root, options):
-    """A training epoch, data included, beside the same steps on a resident batch, and beside a bare ResNet-50 on one.
+def synchronise(device: str) -> None:
+    """Wait until a GPU has finished: its work is queued, so a call returns before it is done."""
+    if device.startswith('cuda'):
+        torch.cuda.synchronize(device)
 
-    The ResNet-50 runs without and with its own fused Adam, and under the same autocast.
-    """
-    title, patches = 'epoch: patches/s', options.steps * options.batch_size
-    settings_by_name = step_settings(options.device)
-    default = 'TF32' if 'TF32' in settings_by_name else 'fp32'
-    for name in [
-        default,
-        *(name for name in ('--amp', '--amp --compile') if name in settings_by_name),
-    ]:
-        settings, flags_of = settings_by_name[name]
-        solver = make_solver(
-            root, options, images=options.batch_size, train_patch_num=options.steps, **settings
-        )
-        run_short_batch(solver, options)
-        own = {
-            f'with data, {name}': (
-                flagged(lambda solver=solver: solver.train_epoch(0), flags_of),
-                patches,
-            )
+
+def kind_of(device: str) -> str:
+    """'cuda', or 'cpu' for every other device."""
+    return 'cuda' if device.startswith('cuda') else 'cpu'
+
+
+# The contenders.
+
+
+def variants(device: str) -> dict[str, Variant]:
+    """The ways to train that are measured on a device."""
+    if device.startswith('cuda'):
+        return {
+            'fp32': Variant({}, {'tf32': False}),
+            'TF32': Variant({}, {'tf32': True}),
+            '--amp': Variant({'amp': True}, {}),
+            '--amp, cudnn.benchmark': Variant({'amp': True}, {'benchmark': True}),
+            '--amp --compile': Variant({'amp': True, 'compile': True}, {}),
         }
-        compare(
-            options,
-            title,
-            {'resident batch': (flagged(steps_of(solver, options), flags_of), patches), **own},
-        )
-        for adam in (False, True) if name == default else (True,):
-            bare = flagged(bare_step(options, adam, amp=settings.get('amp', False)), flags_of)
-            compare(options, title, {'bare ResNet-50' + ' + Adam' * adam: (bare, patches), **own})
+    if has_bfloat16(device):
+        return {'fp32': Variant({}, {}), '--amp': Variant({'amp': True}, {})}
+    print('This device has no instructions for bfloat16, so --amp is left out', flush=True)
+    return {'fp32': Variant({}, {})}
 
 
-def bare_step(options, adam, amp):
-    network = (
-        torchvision.models.resnet50().to(options.device, memory_format=torch.channels_last).train()
+def own_steps(root: Path, options: Namespace, variant: Variant) -> Contender:
+    """Training steps on a resident batch."""
+    solver = make_solver(root, options, **variant.options)
+    run_short_batch(solver, options)
+    run = with_flags(steps_of(solver, options), variant.flags)
+    return Contender(run, options.steps * options.batch_size)
+
+
+def steps_of(solver: HyperIQASolver, options: Namespace) -> Callable[[], None]:
+    """A function that trains `options.steps` steps on a resident batch."""
+    patches, scores = resident_batch(options, memory_format(options.device))
+
+    def run() -> None:
+        solver.model_hyper.train()
+        for _ in range(options.steps):
+            solver.train_step(patches, scores, len(patches))
+        synchronise(options.device)
+
+    return run
+
+
+def run_short_batch(solver: HyperIQASolver, options: Namespace) -> None:
+    """Train on a batch that lacks a patch, as the last one of an epoch does.
+
+    It must not slow down the full batches that follow, not even those of a compiled network.
+    """
+    patches, scores = resident_batch(options, memory_format(options.device))
+    solver.model_hyper.train()
+    solver.train_step(patches[:-1], scores[:-1], len(patches) - 1)
+
+
+def epoch_with_data(
+    root: Path, options: Namespace, variant: Variant, images: int
+) -> tuple[Contender, Contender]:
+    """Steps on a resident batch, and about as many in an epoch that reads its data."""
+    patch_num = max(1, options.steps * options.batch_size // images)
+    solver = make_solver(root, options, images, train_patch_num=patch_num, **variant.options)
+    run_short_batch(solver, options)
+    steps = with_flags(steps_of(solver, options), variant.flags)
+    epoch = with_flags(partial(solver.train_epoch, 0), variant.flags)
+    return (
+        Contender(steps, options.steps * options.batch_size),
+        Contender(epoch, len(solver.train_data.patches.image)),
     )
+
+
+def bare_steps(options: Namespace, variant: Variant, adam: bool) -> Contender:
+    """Forward and backward passes of a bare ResNet-50, with or without a step of its Adam."""
+    network = torchvision.models.resnet50().train()
+    network.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), 2e-5, weight_decay=5e-4, fused=True)
     patches, _ = resident_batch(options, torch.channels_last)
+    device_type = torch.device(options.device).type
+    amp = variant.options.get('amp', False)
 
-    def run():
+    def run() -> None:
         for _ in range(options.steps):
             optimizer.zero_grad()
-            with torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=amp):
+            with torch.autocast(device_type, torch.bfloat16, enabled=amp):
                 loss = network(patches).sum()
             loss.backward()
             if adam:
                 optimizer.step()
         synchronise(options.device)
 
-    return run
+    return Contender(with_flags(run, variant.flags), options.steps * options.batch_size)
 
 
-def compare(options, title, contenders, batch_size=None):
-    """Print a row for each contender after the first, which is the reference.
+def original_steps(options: Namespace) -> Contender:
+    """The original's training steps on a resident batch.
 
-    Args:
-        contenders: maps a name to (function, how many items one call handles).
-        batch_size: of what is compared, if not `options.batch_size`.
+    They are in float32 and NCHW, with grouped convolutions. Adam updates one tensor at a time, and
+    the results are fetched in every step.
     """
-    batch_size = batch_size or options.batch_size
-    for function, _ in contenders.values():
-        function()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(options.repetitions):
-        for name, (function, items) in contenders.items():
-            started = time.perf_counter()
-            function()
-            seconds[name].append((time.perf_counter() - started) / items)
-    reference, *others = contenders
-    for name in others:
-        ratios = [a / b for a, b in zip(seconds[reference], seconds[name])]
-        rates = [1 / statistics.median(seconds[which]) for which in (reference, name)]
-        print(
-            f'{f"{title}, {reference} | {name}":62s} {batch_size:5d} {rates[0]:11.1f} {rates[1]:11.1f} '
-            f'{min(ratios):12.2f} {statistics.median(ratios):7.2f} {max(ratios):7.2f}',
-            flush=True,
-        )
-        names = {'title': title, 'reference': reference, 'own': name, 'batch_size': batch_size}
-        rows.append({**names, 'rates': rates, 'ratios': ratios})
+    model = models.hyperiqa().to(options.device).train()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-5, weight_decay=5e-4, foreach=False)
+    patches, scores = resident_batch(options, torch.contiguous_format)
+
+    def run() -> None:
+        for _ in range(options.steps):
+            optimizer.zero_grad()
+            paras = model(patches)
+            predicted = GroupedTargetNet(paras)(paras['target_in_vec'])
+            loss = F.l1_loss(predicted, scores)
+            # Fetching them makes the host wait for the GPU, which belongs to what is timed.
+            predicted.cpu().tolist()
+            loss.item()
+            loss.backward()
+            optimizer.step()
+        synchronise(options.device)
+
+    return Contender(run, options.steps * options.batch_size)
 
 
-def original_patches(paths):
-    """The original's pipeline: each patch opens, decodes and resizes its image; endless."""
+class GroupedTargetNet:
+    """The original's target network: the images of a batch are the groups of one convolution."""
+
+    def __init__(self, paras: dict[str, torch.Tensor]) -> None:
+        self.paras = paras
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        batch = len(x)
+        x = x.view(1, -1, 1, 1)
+        for k in range(1, 6):
+            weight = self.paras[f'target_fc{k}w']
+            bias = self.paras[f'target_fc{k}b']
+            x = F.conv2d(x, weight.reshape(-1, *weight.shape[2:]), bias.reshape(-1), groups=batch)
+            if k < 5:
+                x = torch.sigmoid(x)
+        return x.flatten()
+
+
+def original_patches(paths: Sequence[str]) -> Iterator[torch.Tensor]:
+    """The original's patches, without an end: each one opens, decodes and resizes its image."""
     transform = transforms.Compose(
         [
             transforms.RandomHorizontalFlip(),
@@ -379,152 +437,45 @@ def original_patches(paths):
                 yield transform(image.convert('RGB'))
 
 
-class GroupedTargetNet:
-    """The original's target network: all images of a batch as the groups of one convolution."""
-
-    def __init__(self, paras):
-        self.paras = paras
-
-    def __call__(self, x):
-        batch = len(x)
-        x = x.view(1, -1, 1, 1)
-        for k in range(1, 6):
-            weight, bias = self.paras[f'target_fc{k}w'], self.paras[f'target_fc{k}b']
-            x = F.conv2d(x, weight.reshape(-1, *weight.shape[2:]), bias.reshape(-1), groups=batch)
-            x = torch.sigmoid(x) if k < 5 else x
-        return x.flatten()
+# What the contenders work on.
 
 
-def original_step(options):
-    """The original's step: float32, NCHW, grouped convolutions, one tensor of Adam at a time, results fetched every step."""
-    model = models.hyperiqa().to(options.device).train()
-    optimizer = torch.optim.Adam(model.parameters(), 2e-5, weight_decay=5e-4, foreach=False)
-    patches, scores = resident_batch(options, torch.contiguous_format)
-
-    def run():
-        for _ in range(options.steps):
-            optimizer.zero_grad()
-            paras = model(patches)
-            predicted = GroupedTargetNet(paras)(paras['target_in_vec'])
-            loss = F.l1_loss(predicted, scores)
-            predicted.cpu().tolist(), loss.item()
-            loss.backward()
-            optimizer.step()
-        synchronise(options.device)
-
-    return run
-
-
-def own_step(root, options, flags_of, **settings):
-    solver = make_solver(root, options, **settings)
-    run_short_batch(solver, options)
-    return flagged(steps_of(solver, options), flags_of)
-
-
-def steps_of(solver, options):
-    """A function that trains `options.steps` steps on a resident batch."""
-    patches, scores = resident_batch(options, memory_format(options.device))
-
-    def run():
-        solver.model_hyper.train()
-        for _ in range(options.steps):
-            solver.train_step(patches, scores, len(patches))
-        synchronise(options.device)
-
-    return run
-
-
-def run_short_batch(solver, options):
-    """As an epoch ends with: it must not slow down the full batches that follow, compiled ones either."""
-    patches, scores = resident_batch(options, memory_format(options.device))
-    solver.model_hyper.train()
-    solver.train_step(patches[:-1], scores[:-1], len(patches) - 1)
-
-
-def flagged(function, flags_of):
-    def run():
-        with flags(**flags_of):
-            function()
-
-    return run
-
-
-def make_solver(root, options, images=4, **settings):
-    config = SimpleNamespace(
-        **{
-            'dataset': 'koniq',
-            'weights': 'none',
-            'device': options.device,
-            'batch_size': options.batch_size,
-            **settings,
-        }
-    )
+def make_solver(root: Path, options: Any, images: int = 4, **settings: Any) -> HyperIQASolver:
+    """A solver that trains on the first `images` images of `make_koniq` and tests on two more."""
+    defaults = {
+        'dataset': 'koniq',
+        'weights': 'none',
+        'device': options.device,
+        'batch_size': options.batch_size,
+    }
+    config = SimpleNamespace(**{**defaults, **settings})
     return HyperIQASolver(config, root, list(range(images)), [images, images + 1])
 
 
-def resident_batch(options, memory_format):
+def resident_batch(
+    options: Any, memory_format: torch.memory_format
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of random patches and scores that is on the device already."""
     torch.manual_seed(0)
     patches = torch.randn(options.batch_size, 3, 224, 224, device=options.device)
-    return patches.contiguous(memory_format=memory_format), torch.rand(
-        options.batch_size, device=options.device
-    )
+    scores = torch.rand(options.batch_size, device=options.device)
+    return patches.contiguous(memory_format=memory_format), scores
 
 
-def make_koniq(root, count):
-    """`count` random 1024x768 pictures in KonIQ-10k's layout."""
+def make_koniq(root: Path, count: int) -> None:
+    """Write `count` random 1024x768 pictures in KonIQ-10k's layout."""
     folder = root / '1024x768'
     folder.mkdir()
     lines = ['image_name,MOS_zscore']
     for k in range(count):
         rng = np.random.RandomState(k)
-        coarse = Image.fromarray(rng.randint(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
-            (1024, 768)
-        )
-        noisy = np.asarray(coarse) + rng.normal(0, 8, (768, 1024, 3))
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f'{k}.jpg', quality=90)
+        small = Image.fromarray(rng.randint(0, 256, (24, 32, 3), dtype=np.uint8))
+        smooth = np.asarray(small.resize((1024, 768)))
+        # Noise gives the files about the size of photos, and so the time that decoding one takes.
+        noisy = (smooth + rng.normal(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f'{k}.jpg', quality=90)
         lines.append(f'{k}.jpg,{rng.uniform(0, 100):.3f}')
     (root / 'koniq10k_scores_and_distributions.csv').write_text('\n'.join(lines) + '\n')
-
-
-def exhaust(batches):
-    for _ in batches:
-        pass
-
-
-def synchronise(device):
-    if device.startswith('cuda'):
-        torch.cuda.synchronize(device)
-
-
-def parse_options():
-    parser = argparse.ArgumentParser(
-        description='Throughput of every stage beside a plain reference.'
-    )
-    parser.add_argument('--device', default=pick_device(None))
-    parser.add_argument('--batch_size', type=int, help='default: 96 on CUDA, 8 on the CPU')
-    parser.add_argument('--repetitions', type=int, default=5)
-    parser.add_argument('--only', nargs='+', choices=BENCHMARKS, help='these alone (default: all)')
-    parser.add_argument(
-        '--json', metavar='FILE', help='write the figures there too, every repetition of them'
-    )
-    options = parser.parse_args()
-    kind = 'cuda' if options.device.startswith('cuda') else 'cpu'
-    options.batch_size, options.steps = (
-        options.batch_size or {'cuda': 96, 'cpu': 8}[kind],
-        STEPS[kind],
-    )
-    return options
-
-
-BENCHMARKS = {
-    'data': data,
-    'growth': growth,
-    'listing': listing,
-    'start': start,
-    'step': step,
-    'test': test_pass,
-    'epoch': epoch,
-}
 
 
 if __name__ == '__main__':

@@ -7,16 +7,14 @@ import pytest
 from helpers import PROJECT
 
 
+def gpu_check(*options):
+    command = [sys.executable, PROJECT / 'benchmarks' / 'gpu_check.py', *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_gpu_check_runs_on_a_cpu():
-    command = [
-        sys.executable,
-        PROJECT / 'benchmarks' / 'gpu_check.py',
-        '--device',
-        'cpu',
-        '--no_compile',
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = gpu_check('--device', 'cpu', '--no_compile')
     assert done.returncode == 0, done.stdout + done.stderr
     lines, _, table = done.stdout.partition('\n\n')
     for line in (
@@ -33,3 +31,21 @@ def test_gpu_check_runs_on_a_cpu():
     ):
         assert line in lines
     assert table.count('\n') >= len(lines.splitlines())
+
+
+def test_gpu_check_has_a_help():
+    done = gpu_check('--help')
+    assert done.returncode == 0 and '--no_compile' in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize(
+    'options, reason',
+    [
+        (['--device', 'cuda:99'], '--device cuda:99: '),
+        (['--devise', 'cpu'], 'unrecognized arguments: --devise'),
+    ],
+)
+def test_a_missing_gpu_and_a_wrong_option_are_one_line(options, reason):
+    done = gpu_check(*options)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith(f'error: {reason}') and done.stderr.count('\n') == 1

@@ -45,7 +45,6 @@ def steps():
 
 
 def make_solver(root, undone):
-    arm = type('Arm', (repairs.UndoneSolver,), {'undone': undone})
     config = SimpleNamespace(
         dataset='livec',
         weights='none',
@@ -55,7 +54,7 @@ def make_solver(root, undone):
         lr=LR,
         lr_ratio=RATIO,
     )
-    return arm(config, root, [0], [2])
+    return repairs.UndoneSolver(config, root, [0], [2], undone=undone)
 
 
 def values(solver):
@@ -142,6 +141,10 @@ def test_the_command_trains_the_arms_alike_reports_them_and_continues(
     ]  # nothing is undone before the end of the first epoch
     assert all({**row, 'seconds': 0} == {**firsts[0], 'seconds': 0} for row in firsts)
     assert len({(run / 'round_01' / 'split.json').read_text() for run in runs}) == 1
+    # After the epoch the original has a new Adam, which has seen no step and no hypernetwork.
+    states = [torch.load(run / 'round_01' / 'last.pth')['optimizer'] for run in runs]
+    assert [bool(state['state']) for state in states] == [True, False, True]
+    assert [len(state['param_groups'][0]['params']) for state in states] == [26, 0, 26]
 
     last = runs[-1] / 'round_01' / 'last.pth'
     (runs[-1] / 'round_01' / 'result.json').unlink()
@@ -201,7 +204,7 @@ def test_the_report_needs_history_files_alone(tmp_path, capsys):
     shutil.rmtree(tmp_path / 'original')
     with pytest.raises(SystemExit) as end:
         repairs.main(['--report', str(tmp_path)])
-    assert end.value.code == 2 and 'no other arm beside it' in capsys.readouterr().err
+    assert end.value.code == 2 and 'and another arm' in capsys.readouterr().err
 
 
 def test_an_arm_with_fewer_rounds_is_compared_without_the_adjusted_p(tmp_path, capsys):
