@@ -289,7 +289,7 @@ def test_foreign_weights_are_refused(tmp_path, network, content, reason):
 
 def test_a_backbone_alone_does_not_score(tmp_path, network, published):
     torch.save(published, tmp_path / 'resnet.pth')
-    with pytest.raises(InputError, match='holds a ResNet-50 alone'):
+    with pytest.raises(InputError, match='holds only a ResNet-50'):
         checkpoints.load_trained(network, tmp_path / 'resnet.pth')
 
 

@@ -1,7 +1,8 @@
-"""Checkpoints: written whole, read without running anything, and loaded as weights into a network.
+"""Checkpoints: read without running anything in them, and loaded as weights into a network.
 
-Weights come in the layouts in which people exchange them: a ResNet-50 as torchvision and timm name it, a HyperIQA as the
-original names it, and a HyperIQA as pyiqa names it; each inside the wrappers and prefixes that training code leaves.
+Weights come in the layouts in which people exchange them: a ResNet-50 as torchvision and timm name
+it, a HyperIQA as the original names it, and a HyperIQA as pyiqa names it. Each may be inside the
+wrappers and behind the prefixes that training code leaves.
 """
 
 import hashlib
@@ -22,18 +23,13 @@ from torchvision.models import ResNet50_Weights
 from util.errors import InputError
 from util.files import reading
 
-WRAPPERS = (
-    'state_dict',
-    'model_state_dict',
-    'model',
-    'params',
-    'net',
-)  # keys under which training code keeps a state_dict
+# Keys under which training code stores a state_dict.
+WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'params', 'net')
 PREFIXES = {'module', '_orig_mod'}  # of DataParallel and of torch.compile
 WITH_SCORES = ('HyperIQA', 'pyiqa')  # layouts of whole networks
 NEITHER = 'is not the state_dict of a torchvision ResNet-50 or of a HyperIQA'
-FACTS = 'hyperiqa'  # under which export.py writes what an image and a score mean
-PYIQA_NAMES = (  # how its names start and ours do; it counts layers from 0
+FACTS = 'hyperiqa'  # the key under which export.py writes what an image and a score mean
+PYIQA_NAMES = (  # how pyiqa's names start and how ours do
     (r'base_model\.', 'res.'),
     (r'lda_modules\.3\.2\.', 'res.lda4_fc.'),
     (r'lda_modules\.([012])\.0\.', 'res.lda{}_pool.0.'),
@@ -45,7 +41,7 @@ PYIQA_NAMES = (  # how its names start and ours do; it counts layers from 0
 
 
 def serialised(content: dict[str, Any]) -> memoryview:
-    """What `read_checkpoint` reads `content` from."""
+    """The bytes of a checkpoint file with `content`."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getbuffer()
@@ -64,27 +60,33 @@ def load_weights(model: nn.Module, source: Path | str) -> str:
     """Load initial weights into a `HyperNet`.
 
     Args:
-        source: `none` keeps the random initialisation; `imagenet` downloads torchvision's `IMAGENET1K_V1` weights for
-            the backbone; a path names a file of a ResNet-50, whose classifier is left out, or of a HyperIQA.
+        source: `none` keeps the random initialisation; `imagenet` downloads torchvision's
+            `IMAGENET1K_V1` weights for the backbone; a path names a file of a ResNet-50, whose
+            classifier is left out, or of a HyperIQA.
 
     Returns:
-        the layout of the weights (see `state_of`), or ''.
+        the layout of the weights (see `state_of`), or '' if there are none.
 
     Raises:
-        InputError: the download fails, or the file does not hold every weight of one of the two and nothing else.
+        InputError: the download fails, or the file does not hold exactly the weights of a ResNet-50
+            or of a HyperIQA.
     """
     if source == 'none':
         return ''
     state, layout = initial_weights(model, source)
+    # Not strict: a ResNet-50 has only the backbone, and batch norm's counters may be missing.
     model.load_state_dict(state, strict=False)
     return layout
 
 
 def initial_weights(model: nn.Module, source: Path | str) -> tuple[dict[str, Any], str]:
-    """What `load_weights` copies into `model`, which is only looked at, and its layout; the same errors."""
-    state, layout = state_of(
-        read_imagenet() if source == 'imagenet' else read_checkpoint(source), source
-    )
+    """The state_dict that `load_weights` would load, and its layout; `model` is not changed.
+
+    Raises:
+        InputError: as in `load_weights`.
+    """
+    content = read_imagenet() if source == 'imagenet' else read_checkpoint(source)
+    state, layout = state_of(content, source)
     return fitting_state(model, state, layout, source), layout
 
 
@@ -95,121 +97,163 @@ def load_trained(model: nn.Module, path: Path | str) -> tuple[str, dict[str, Any
         its layout, and what export.py wrote in it about images and scores, or None.
 
     Raises:
-        InputError: the file is no checkpoint, or it does not hold every weight of a HyperIQA and nothing else.
+        InputError: the file is no checkpoint, or does not hold exactly the weights of a HyperIQA.
     """
     content = read_checkpoint(path)
     state, layout = state_of(content, path)
     if layout == 'ResNet-50':
         raise InputError(
-            f'{path} holds a ResNet-50 alone; only a trained HyperIQA gives scores, such as the best.pth of a run'
+            f'{path} holds only a ResNet-50; only a trained HyperIQA gives scores, such as the '
+            'best.pth of a run'
         )
     model.load_state_dict(fitting_state(model, state, layout, path), strict=False)
     return layout, content.get(FACTS)
 
 
 def state_of(content: Mapping[Any, Any], source: Path | str) -> tuple[dict[str, Any], str]:
-    """The state_dict in a checkpoint's `content`, named as in `HyperNet`, and its layout: ResNet-50, HyperIQA or pyiqa."""
-    found = unwrapped(content)
+    """The state_dict in a checkpoint's `content`, with the names that `HyperNet` uses.
+
+    Returns:
+        the state_dict, and the layout that it had: 'ResNet-50', 'HyperIQA' or 'pyiqa'.
+    """
+    found = tensors_in(content)
     if not found or not all(isinstance(name, str) for name in found):
         raise InputError(f'{source} {NEITHER}: it does not name tensors')
-    state = {
-        '.'.join(step for step in name.split('.') if step not in PREFIXES): value
-        for name, value in found.items()
-    }
+    state = {without_prefixes(name): value for name, value in found.items()}
+
+    # Each layout is told by a name that the others do not have.
     if 'conv1.weight' in state:
-        return {
+        layout = 'ResNet-50'
+        # fc is the classifier, for which a HyperIQA has no place.
+        state = {
             f'res.{name}': value for name, value in state.items() if not name.startswith('fc.')
-        }, 'ResNet-50'
-    if any(name.startswith('base_model.') for name in state):
-        return {pyiqa_renamed(name): value for name, value in state.items()}, 'pyiqa'
-    return state, 'HyperIQA'
+        }
+    elif any(name.startswith('base_model.') for name in state):
+        layout = 'pyiqa'
+        state = {pyiqa_renamed(name): value for name, value in state.items()}
+    else:
+        layout = 'HyperIQA'
+    return state, layout
 
 
-def unwrapped(content: Any, depth: int = 4) -> Mapping[Any, Any] | None:
-    """The dict of tensors in `content`, inside at most `depth` wrappers, or None."""
-    if not isinstance(content, Mapping) or not depth:
+def tensors_in(content: Any, depth: int = 4) -> Mapping[Any, Any] | None:
+    """The dict in `content` that holds tensors, inside at most `depth` - 1 wrappers, or None."""
+    if not isinstance(content, Mapping) or depth == 0:
         return None
+    # First inside: a checkpoint may hold tensors next to its state_dict too.
     for key in WRAPPERS:
-        found = unwrapped(content.get(key), depth - 1)
+        found = tensors_in(content.get(key), depth - 1)
         if found:
             return found
     return content if any(isinstance(value, torch.Tensor) for value in content.values()) else None
 
 
+def without_prefixes(name: str) -> str:
+    """A tensor's name without the steps that a wrapped module adds at any place."""
+    return '.'.join(step for step in name.split('.') if step not in PREFIXES)
+
+
 def pyiqa_renamed(name: str) -> str:
+    """The name in a `HyperNet` of a tensor of pyiqa's."""
     for pattern, own in PYIQA_NAMES:
         match = re.match(pattern, name)
         if match:
-            return own.format(*(int(number) + 1 for number in match.groups())) + name[match.end() :]
+            # pyiqa counts layers from 0.
+            numbers = [int(number) + 1 for number in match.groups()]
+            return own.format(*numbers) + name[match.end() :]
     return name
 
 
 def fitting_state(
     model: nn.Module, state: dict[str, Any], layout: str, source: Path | str
 ) -> dict[str, Any]:
-    """`state` for the network if each of its tensors fits and none is missing; only counters of batch norm may be."""
+    """`state` in the network's types, after a check that it fits.
+
+    Raises:
+        InputError: a tensor does not fit, is missing, or is none of the network's.
+    """
     own = model.state_dict()
-    expected = {name for name in own if layout != 'ResNet-50' or re.match(r'res\.(?!lda)', name)}
-    # of batch norm; unused here, and younger than torchvision's first weights
+    expected = set(own)
+    if layout == 'ResNet-50':
+        expected = {name for name in own if re.match(r'res\.(?!lda)', name)}
+    # Batch norm's counters are unused here, and torchvision's first weights are older than they.
     counters = {name for name in own if name.endswith('num_batches_tracked')}
-    faults = {
-        name: fault_of(state.get(name), own.get(name))
-        for name in sorted((expected | set(state)) - counters)
-    }
-    wrong = [f'{name[:80]}, {fault}' for name, fault in faults.items() if fault]
+
+    wrong = []
+    for name in sorted((expected | set(state)) - counters):
+        fault = fault_of(state.get(name), own.get(name))
+        if fault:
+            wrong.append(f'{name[:80]}, {fault}')
     if wrong:
-        what = f'{len(wrong)} tensors are missing, unknown or of another kind; the first of them, {wrong[0]}'
-        raise InputError(f'{source} {NEITHER}: {what}')
+        raise InputError(
+            f'{source} {NEITHER}: {len(wrong)} tensors are missing, unknown or of another kind; '
+            f'the first of them, {wrong[0]}'
+        )
     return {name: value.detach().to(own[name].dtype) for name, value in state.items()}
 
 
 def fault_of(value: Any, own: torch.Tensor | None) -> str:
-    """What keeps `value` of a file from taking the place of the network's tensor `own`, or ''."""
-    if own is None or value is None:
-        return 'is unknown' if own is None else 'is missing'
-    plain = isinstance(value, torch.Tensor) and (
-        value.is_nested,
-        value.layout,
-        value.device.type,
-    ) == (False, own.layout, 'cpu')
-    if not plain or value.shape != own.shape or not value.is_floating_point():
+    """The reason why a file's `value` cannot replace the network's tensor `own`, or ''."""
+    if own is None:
+        return 'is unknown'
+    if value is None:
+        return 'is missing'
+    if not is_plain(value, own):
         return f'is not a plain array of floating-point numbers in the shape {tuple(own.shape)}'
-    bounds = value.to(own.dtype).aminmax()  # one pass, nan included
-    return '' if all(bound.isfinite() for bound in bounds) else 'holds values that are not finite'
+    # Both bounds are nan if any value is. A value may be infinite only in the network's type.
+    low, high = value.to(own.dtype).aminmax()
+    if not low.isfinite() or not high.isfinite():
+        return 'holds values that are not finite'
+    return ''
+
+
+def is_plain(value: Any, own: torch.Tensor) -> bool:
+    """Whether `value` is a tensor of floating-point numbers in memory, laid out as `own`."""
+    # A nested tensor has no shape to compare.
+    if not isinstance(value, torch.Tensor) or value.is_nested:
+        return False
+    if value.layout != own.layout or value.device.type != 'cpu':
+        return False
+    return value.shape == own.shape and value.is_floating_point()
 
 
 def read_imagenet() -> dict[str, Any]:
-    """torchvision's ResNet-50 weights `IMAGENET1K_V1`, downloaded once into torch's cache folder."""
+    """torchvision's ResNet-50 weights `IMAGENET1K_V1`, downloaded once into torch's cache."""
     url = ResNet50_Weights.IMAGENET1K_V1.url
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     path = folder / url.rpartition('/')[2]
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
+            # The file's name ends in the start of its hash, with which the download is compared.
+            hash_prefix = path.stem.rpartition('-')[2]
             torch.hub.download_url_to_file(
-                url, str(path), path.stem.rpartition('-')[2], progress=sys.stderr.isatty()
+                url, str(path), hash_prefix=hash_prefix, progress=sys.stderr.isatty()
             )
     except (OSError, RuntimeError) as error:
-        remedy = f'Download {url} on another machine and copy it to {folder}, or name it with --weights FILE'
         raise InputError(
-            f'the ImageNet weights cannot be loaded ({error}). {remedy}; --weights none starts from random ones'
+            f'the ImageNet weights cannot be loaded ({error}). Download {url} on another machine '
+            f'and copy it to {folder}, or name it with --weights FILE; --weights none starts from '
+            'random ones'
         )
     return read_checkpoint(path)
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """What torch.save or safetensors wrote into the file `path`: tensors and plain types only; nothing in it is run.
+    """The content of a file that torch.save or safetensors wrote; nothing in it is run.
 
     A zip file, as torch.save writes it, is compared with its checksums.
 
     Raises:
-        InputError: it is no regular file, no such file, damaged, or holds anything else; the message names which.
+        InputError: the file is missing, not a regular one or damaged, or holds anything but tensors
+            and plain types; the message says which.
     """
     with reading(path, 'a checkpoint') as file:
         start = file.read(10)
         file.seek(0)
         if start.startswith(b'PK'):
             check_archive(file)
+        # A safetensors file starts with 8 bytes for the length of its header, which is JSON.
         content = read_safetensors(path) if start[8:] == b'{"' else load(file)
         if not isinstance(content, dict):
             raise InputError(f'{path} holds a {type(content).__name__}, not a state_dict')
@@ -217,37 +261,50 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path | str) -> dict[str, Any]:
+    """The tensors of a safetensors file, and what export.py wrote in it."""
     try:
         from safetensors import safe_open
     except ImportError:
         raise InputError(
-            f'{path} is in the safetensors format, for which a package is missing: pip install safetensors'
+            f'{path} is in the safetensors format, for which a package is missing: '
+            'pip install safetensors'
         )
     with safe_open(path, 'pt') as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return {'state_dict': state, FACTS: json.loads((file.metadata() or {}).get(FACTS, 'null'))}
+        metadata = file.metadata() or {}
+    return {'state_dict': state, FACTS: json.loads(metadata.get(FACTS, 'null'))}
 
 
 def load(file: BinaryIO) -> Any:
-    """As torch.load, whose own advice at a file that it does not read is unsafe."""
+    """As torch.load, but with other advice: its own, at a file that it does not read, is unsafe."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of what torch.load then refuses, with its own words
+            # torch.load warns of what it then refuses.
+            warnings.simplefilter('ignore')
             return torch.load(file, map_location='cpu', weights_only=True)
     except OSError:
         raise
     except Exception as error:
         found = re.search(r'GLOBAL (\S+)', str(error))
         if found:
-            what = f'it holds the Python object {found[1][:80]}, perhaps a whole model, and reading that could run anything'
-            raise ValueError(f'{what}; where it was made, save model.state_dict() alone')
+            raise ValueError(
+                f'it holds the Python object {found[1][:80]}, perhaps a whole model, and reading '
+                'that could run anything; where it was made, save model.state_dict() instead'
+            )
         raise ValueError('it is no checkpoint of PyTorch, or it is cut or damaged')
 
 
 def check_archive(file: BinaryIO) -> None:
-    """Compare what a zip file holds with its checksums, unless it was saved without them (torch.save has a switch)."""
+    """Compare the entries of a zip file with their checksums.
+
+    Raises:
+        ValueError: an entry is damaged.
+    """
+    broken = None
     with zipfile.ZipFile(file) as archive:
-        broken = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+        # torch.save can leave the checksums out; all of them are 0 then.
+        if any(entry.CRC for entry in archive.infolist()):
+            broken = archive.testzip()
     file.seek(0)
     if broken:
         raise ValueError(f'it is damaged (the checksum of {broken[:80]} in it is another)')

@@ -1,4 +1,7 @@
-"""Files that are named in every error, files that appear whole or not at all, and the one kind of lock."""
+"""Reading and writing of files.
+
+Every error names its file, a file appears whole or not at all, and there is one kind of lock.
+"""
 
 import csv
 import errno
@@ -19,7 +22,7 @@ from filelock import FileLock, Timeout  # PyTorch brings it; it works where ther
 
 from util.errors import InputError, first_line, log, log_once
 
-REMEDIES = {  # for a file that cannot be read as one of these kinds
+REMEDIES = {  # by the kind of a file that cannot be read
     'an image': 'replace the file',
     'a table': 'save it as CSV in UTF-8, or as an Excel file',
     'a MATLAB file': 'download it again',
@@ -27,22 +30,30 @@ REMEDIES = {  # for a file that cannot be read as one of these kinds
     'JSON': 'put the file back as it was written',
     'a checkpoint': 'get it again',
 }
-IN_PLACE: dict[
-    Any, str
-] = {  # how files start that people have in place of the one that they downloaded, in lower case
-    b'version https://git-lfs': 'a Git LFS pointer and not the file itself, which `git lfs pull` fetches',
-    (b'<!doctype', b'<html'): 'a web page and not the file itself; download it again',
+# The first bytes, in lower case, of what people save instead of the real download.
+IN_PLACE = {
+    b'version https://git-lfs': (
+        'a Git LFS pointer and not the file itself, which `git lfs pull` fetches'
+    ),
+    b'<!doctype': 'a web page and not the file itself; download it again',
+    b'<html': 'a web page and not the file itself; download it again',
 }
-# patterns of how an output starts that may be replaced
+# The first bytes, as regexes, of outputs that may be overwritten.
 STARTS = {'.png': rb'\x89PNG', '.pt2': rb'PK', '.onnx': rb'\x08', '.safetensors': rb'.{8}\{'}
-ABANDONED = 24 * 3600  # seconds after which a temporary file is nobody's
+ABANDONED = 24 * 3600  # seconds after which nobody writes a temporary file any more
 
 
 @contextmanager
 def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
-    """Turn whatever a reader raises in the body at `name`, one of the kinds in `REMEDIES`, into one `InputError`.
+    """Turn any error of a reader in the body into one `InputError` that names the file.
 
-    What the system refuses (an OSError with an errno, a MemoryError) passes as what it is.
+    Args:
+        name: of the file.
+        kind: one of those in `REMEDIES`.
+
+    Raises:
+        InputError: the file is missing, may not be read, or is not of this kind.
+        OSError, MemoryError: the system refuses, as when too many files are open.
     """
     try:
         yield
@@ -53,47 +64,49 @@ def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # a damaged file makes its reader raise anything
-        if isinstance(error, OSError) and error.errno not in (
-            None,
-            errno.EINVAL,
-        ):  # a damaged archive seeks to nowhere
+        # An error without a number is the reader's own, and EINVAL comes of a damaged archive that
+        # makes its reader seek to nowhere. Any other number is the system's.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             error.filename = error.filename or str(name)
             raise
-        reason = re.sub(r' <_io\.BufferedReader [^>]*>', '', first_line(error)).removeprefix(
-            f'{name}: '
-        )
+        # Some readers name the file, or the object through which they read it.
+        reason = re.sub(r' <_io\.BufferedReader [^>]*>', '', first_line(error))
+        reason = reason.removeprefix(f'{name}: ')
         raise InputError(f'{name} cannot be read as {kind}: {reason}; {REMEDIES[kind]}')
 
 
 @contextmanager
 def reading(path: os.PathLike[str] | str, kind: str) -> Iterator[BinaryIO]:
-    """Open the file `path` for the body, which reads it as one of the kinds in `REMEDIES`; errors as of `named`.
+    """Open the file `path` for the body, which reads it as one of the kinds in `REMEDIES`.
 
     Raises:
-        InputError: it is missing, no regular file, or what people have in the place of a file that they downloaded.
+        InputError: it is missing, no regular file, a web page or the like in place of the real
+            download, or not of this kind (see `named`).
     """
     with named(path, kind):
-        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a FIFO would be to wait
+        # A FIFO is not opened, since that waits for a writer.
+        if not stat.S_ISREG(os.stat(path).st_mode):
             raise InputError(f'{path} is not a regular file')
         with open(path, 'rb') as file:
             head = file.read(200).removeprefix(b'\xef\xbb\xbf').lstrip().lower()
-            for start, what in IN_PLACE.items():
+            for start, content in IN_PLACE.items():
                 if head.startswith(start):
-                    raise InputError(f'{path} is {what}')
+                    raise InputError(f'{path} is {content}')
             file.seek(0)
             yield file
 
 
 def check_input(path: Path | str, kind: str) -> None:
-    """Refuse a file that `reading` refuses, before the work that it is for."""
+    """Refuse a file that `reading` refuses, before any work is done."""
     with reading(path, kind):
         pass
 
 
 def walk(folder: Path | str) -> Iterator[str]:
-    """The files in `folder` and below, by name; not hidden ones, nor what a Mac puts beside a zip's files.
+    """The files in `folder` and below it, sorted by name within each folder.
 
-    Links to folders are followed, and each folder is entered once.
+    Hidden files are left out, and so are those that a Mac adds to a zip file. Links to folders are
+    followed, and each folder is entered once.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -105,17 +118,22 @@ def walk(folder: Path | str) -> Iterator[str]:
     seen: set[Any] = set()
     for place, inner, names in os.walk(folder, onerror=fail, followlinks=True):
         identity = identity_of(place, os.stat(place))
-        inner[:] = sorted(filter(is_entered, inner)) if identity not in seen else []
-        if identity not in seen:
-            yield from (
-                os.path.join(place, name) for name in sorted(names) if not name.startswith('.')
-            )
+        if identity in seen:
+            inner.clear()  # so that os.walk does not go on below
+            continue
         seen.add(identity)
+        inner[:] = sorted(filter(is_entered, inner))
+        for name in sorted(names):
+            if not name.startswith('.'):
+                yield os.path.join(place, name)
 
 
 def identity_of(path: str, status: os.stat_result) -> Any:
-    """What is the same for every name of a file or folder; on systems without inodes, its real path."""
-    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
+    """A value that is equal for all names of one file or folder."""
+    if status.st_ino:
+        return status.st_dev, status.st_ino
+    # Some systems have no inodes.
+    return os.path.realpath(path)
 
 
 def is_entered(name: str) -> bool:
@@ -134,32 +152,38 @@ def read_json(path: Path | str) -> dict[str, Any]:
 
 @contextmanager
 def writing(path: Path | str) -> Iterator[BinaryIO]:
-    """A file whose content takes the place of `path` once the body ends, and never if it fails; a link stays one.
+    """Open a file whose content replaces that of `path` when the body ends, and never if it fails.
+
+    A link at `path` stays a link.
 
     Raises:
-        OSError: the place cannot be written, or the disk is full; what `path` held before is untouched.
+        OSError: the folder cannot be written, or the disk is full; `path` keeps its content.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, 'it is write-protected')
-    beside = target.with_name(f'.{target.name[:50]}.{secrets.token_hex(8)}.tmp')
+    temporary = target.with_name(f'.{target.name[:50]}.{secrets.token_hex(8)}.tmp')
     try:
-        # the name cannot be guessed and must be new, so that nobody's link is followed
-        with open(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), 'w+b') as file:
+        # The name cannot be guessed and must be new, so nobody's link is followed.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(descriptor, 'w+b') as file:
             yield file
+            # The content has to be on the disk before it gets its name.
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, target)
+        os.replace(temporary, target)
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> None:
-    """Remove what killed processes left of their writes in `folder`, of the file `name` alone if that is given.
+    """Remove the temporary files that killed processes left in `folder`.
 
-    That is what is older than a day, since another process may still write what is younger; with `owned`, which means that
-    this process alone writes there, everything.
+    Args:
+        name: of the only file whose temporary files are removed, or '' for those of all files.
+        owned: whether no other process writes there. Otherwise only files that are older than a day
+            are removed, since another process may still be writing a younger one.
     """
     with suppress(OSError):
         for path in folder.glob(f'.{glob.escape(name[:50])}*.tmp'):
@@ -168,86 +192,102 @@ def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> No
 
 
 def write_whole(path: Path | str, content: bytes | memoryview) -> None:
-    """Write the bytes `content` to `path`, which holds either its old or its new content whatever happens meanwhile.
+    """Write the bytes `content` to `path`, which holds its old or its new content at any time.
 
     Raises:
-        InputError: the disk is full or the place cannot be written; the old content is untouched.
+        InputError: the disk is full or the place cannot be written; the old content stays.
     """
     try:
         with writing(path) as file:
             file.write(content)
     except OSError as error:
         raise InputError(
-            f'{path} cannot be written: {error.strerror}; what it held before is untouched. Name another place'
+            f'{path} cannot be written: {error.strerror}; what it held before is untouched. '
+            'Name another place'
         )
 
 
 def write_json(path: Path | str, content: Any) -> None:
+    """Write `content` as JSON."""
     write_whole(path, (json.dumps(content, indent=1) + '\n').encode())
 
 
 def write_table(
     path: Path | str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Write dicts with the keys `columns` as CSV; floats keep every digit, and a missing value is an empty cell."""
+    """Write dicts with the keys `columns` as CSV.
+
+    Floats keep every digit, and a missing value is an empty cell.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction='ignore', lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(
-        path, text.getvalue().encode(errors='surrogateescape')
-    )  # a name that is not UTF-8 keeps its bytes
+    # The name of a file that is not UTF-8 keeps its bytes.
+    write_whole(path, text.getvalue().encode(errors='surrogateescape'))
 
 
 def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> None:
-    """Refuse an output before the work that it is for.
+    """Refuse an output before any work is done.
 
     Args:
-        endings: of the names that this output can have.
-        header: how a table starts; an existing table is replaced only if it starts in the same way.
+        endings: those that the output's name may have.
+        header: how a table starts; an existing table is replaced only if it starts like that.
 
     Raises:
-        InputError: `path` has another ending, cannot be written, is in a run folder, or holds something else than such an
-            output.
+        InputError: `path` has another ending, cannot be written, or holds a file in a run folder or
+            of another kind.
     """
     target = Path(os.path.realpath(path))
     if target.suffix.lower() not in endings:
         raise InputError(f'{path} must end in {", ".join(endings)}')
     try:
         if target.exists():
-            if any((folder / 'config.json').exists() for folder in target.parents[:2]):
-                raise InputError(
-                    f'{path} is in a run folder, where nothing is replaced; name another file'
-                )
-            start = re.escape(header.encode()) if header else STARTS[target.suffix.lower()]
-            if not target.is_file() or not re.match(
-                rb'$|' + start, target.read_bytes()[:200], re.DOTALL
-            ):
-                raise InputError(
-                    f'{path} exists and is of another kind than this output; remove it, or name another file'
-                )
+            check_existing_output(path, target, header)
         remove_abandoned(target.parent, target.name)
-        if not os.access(target.parent, os.W_OK) or (
-            target.exists() and not os.access(target, os.W_OK)
-        ):
-            raise PermissionError(errno.EACCES, 'the folder is missing or write-protected')
+        places = [target.parent, target] if target.exists() else [target.parent]
+        for place in places:
+            if not os.access(place, os.W_OK):
+                raise PermissionError(errno.EACCES, 'the folder is missing or write-protected')
     except OSError as error:
         raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
 
 
+def check_existing_output(path: Path | str, target: Path, header: str) -> None:
+    """Refuse to replace the file `target`, which the user calls `path`, unless it is an output."""
+    # A run folder has two levels: its own files and those of each round.
+    for folder in target.parents[:2]:
+        if (folder / 'config.json').exists():
+            raise InputError(
+                f'{path} is in a run folder, where nothing is replaced; name another file'
+            )
+    start = re.escape(header.encode()) if header else STARTS[target.suffix.lower()]
+    if target.is_file():
+        head = target.read_bytes()[:200]
+        # A file without content is nobody's loss.
+        if head in (b'', b'\n') or re.match(start, head, re.DOTALL):
+            return
+    raise InputError(
+        f'{path} exists and is of another kind than this output; remove it, or name another file'
+    )
+
+
 @contextmanager
 def locked(path: Path | str, busy: str = '') -> Iterator[bool]:
-    """Hold the lock file `path` in the body; the system frees it when this process ends, however that happens.
+    """Hold the lock file `path` in the body.
 
-    Where the file system has no locks (NFS and Lustre often) or the file is another user's, it warns once and goes on without.
+    The system frees the lock when this process ends, even if it is killed. Some file systems (often
+    NFS and Lustre) have no locks, and another user's lock file cannot be opened; it then warns once
+    and goes on without the lock.
 
     Args:
-        busy: the error to raise while another process holds the lock; without it, log that and wait.
+        busy: the error to raise if another process holds the lock; if '', log that and wait.
 
     Yields:
-        whether there is a lock to hold.
+        whether the lock is held.
     """
-    # A lock whose existence is the lock would outlive a killed process: rather none than a soft one.
+    # filelock's fallback counts a file's existence as the lock, which would outlive a killed
+    # process. No lock is better than that.
     lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(0)
@@ -257,17 +297,23 @@ def locked(path: Path | str, busy: str = '') -> Iterator[bool]:
         log(f'waiting for another process, which holds {path}')
         lock.acquire()
     except (OSError, NotImplementedError) as error:
-        if os.access(
-            os.path.dirname(path) or '.', os.W_OK
-        ):  # otherwise nothing is written there, and the write itself fails
-            folder, reason = os.path.dirname(path) or '.', getattr(error, 'strerror', None) or error
-            log_once(
-                f'warning: files in {folder} cannot be locked ({reason}); let no two processes work on the same round or cache'
-            )
+        warn_without_lock(path, error)
     try:
         yield lock.is_locked
     finally:
         lock.release()
+
+
+def warn_without_lock(path: Path | str, error: Exception) -> None:
+    """Warn once that files in the folder of the lock file `path` cannot be locked."""
+    folder = os.path.dirname(path) or '.'
+    # Where nothing can be written there is nothing to lock either, and the write itself fails.
+    if os.access(folder, os.W_OK):
+        reason = getattr(error, 'strerror', None) or error
+        log_once(
+            f'warning: files in {folder} cannot be locked ({reason}); let no two processes work on '
+            'the same round or cache'
+        )
 
 
 def is_locked(path: Path | str) -> bool:
