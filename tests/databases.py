@@ -359,9 +359,3 @@ def agiqa3k(root, folder='.'):
         rows,
         newline='\r\n',
     )
-
-
-def own(root, text, encoding='utf-8', images=('a.png', 'b.png', 'deep/c.png')):
-    """The user's own file mine.csv with the content `text`, and images beside it."""
-    pictures(root, images)
-    (root / 'mine.csv').write_bytes(text.encode(encoding))

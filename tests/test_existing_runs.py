@@ -9,7 +9,7 @@ import databases
 import numpy as np
 import pytest
 import torch
-from helpers import QUICK, TINY, history, link_run, read_table
+from helpers import QUICK, TINY, history, link_run, own_table, read_table
 from parity import fill
 from PIL import Image
 
@@ -146,7 +146,7 @@ def test_earlier_runs_test_on_other_images_without_converting_their_colours(
     picture = Image.fromarray(pixels.repeat(28, 1))
     picture.save(tmp_path / 'plain.png')
     picture.save(tmp_path / 'wide.png', icc_profile=databases.DISPLAY_P3)
-    (tmp_path / 'other.csv').write_text('image,score\nplain.png,1\nwide.png,2\n')
+    own_table(tmp_path, 'image,score\nplain.png,1\nwide.png,2\n', images=(), name='other.csv')
 
     # A run that has ended its epochs and not yet tested the best one; earlier versions did not record `srgb`.
     run = link_run(finished_run / 'run', tmp_path / 'run')

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import QUICK, open_database, read_table
+from helpers import QUICK, open_database, own_table, read_table
 from PIL import Image
 
 from experiment.round_folder import RoundFolder
@@ -93,8 +93,8 @@ def test_a_round_shows_the_test_images_that_it_names(tmp_path, program):
         Image.new('RGB', (240, 240), colours[name]).save(tmp_path / name)
         part = 'train' if k < 2 else 'test'
         rows.append(f'{name},{7 * k % 10},{part}')
-    (tmp_path / 't.csv').write_text('\n'.join(rows))
-    done = program('--csv', 't.csv', *QUICK, '--epochs', 1, '--output', 'run')
+    own_table(tmp_path, '\n'.join(rows), images=())
+    done = program('--csv', 'mine.csv', *QUICK, '--epochs', 1, '--output', 'run')
     assert done.returncode == 0, done.stderr
 
     errors = {
