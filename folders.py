@@ -71,10 +71,10 @@ def read_csiq(labels: Labels) -> None:
     a folder for each type
     """
     labels.open('csiq_label.txt', 'csiq.DMOS.xlsx', 'csiq.beta.xlsx')
-    folder, labels.find = labels.folder('dst_imgs_all', 'dst_imgs'), labels.matches_below
+    folder = labels.folder('dst_imgs_all', 'dst_imgs')
     if labels.file.suffix == '.txt':
         for where, (name, score) in labels.rows(0, 1, header=False):
-            labels.add(folder, name, score, where, name.split('.')[0])
+            labels.add(folder, name, score, where, name.split('.')[0], deep=True)
         return
     types = {
         'noise': 'AWGN',
@@ -95,7 +95,7 @@ def read_csiq(labels: Labels) -> None:
         image = f'{image:g}' if isinstance(image, float) else str(image).strip()
         kind = types.get(normalized_name(kind), str(kind).strip())
         level = labels.number(level, where, 'distortion level')
-        labels.add(folder, f'{image}.{kind}.{level:g}.png', score, where, image)
+        labels.add(folder, f'{image}.{kind}.{level:g}.png', score, where, image, deep=True)
         type_number = order.index(kind.lower()) if kind.lower() in order else len(order)
         keys.append((type_number, image.replace('_', ''), level))
     rows = np.argsort(sorted(range(len(keys)), key=keys.__getitem__)).tolist()
@@ -108,9 +108,9 @@ def read_tid2013(labels: Labels) -> None:
     mos_with_names.txt and distorted_images/
     """
     labels.open('mos_with_names.txt')
-    folder, labels.find = labels.folder('distorted_images'), labels.matches_below
+    folder = labels.folder('distorted_images')
     for where, (score, name) in labels.rows(0, 1, header=False):
-        labels.add(folder, name, score, where, name[:3].upper())
+        labels.add(folder, name, score, where, name[:3].upper(), deep=True)
 
 
 def read_kadid10k(labels: Labels) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from filelock import FileLock
 from forked import program as forked_program
-from helpers import TINY, command, wait_until
+from helpers import TINY, command, own_table, wait_until
 
 import train_test_IQA
 
@@ -34,12 +34,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def make_database(tmp_path):
-    """make_database('livec', ...) writes a small copy and returns its folder."""
+    """make_database('livec', ...) writes a small copy, or 'own' a table of one's own, and returns its folder."""
 
     def make(name, **options):
         root = tmp_path / name
         root.mkdir()
-        getattr(databases, name)(root, **options)
+        write = own_table if name == 'own' else getattr(databases, name)
+        write(root, **options)
         return root
 
     return make

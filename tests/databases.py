@@ -3,6 +3,7 @@
 import csv
 import io
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,37 @@ def copies(folder, names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(grey.getvalue())
+
+
+def profile_of(primaries):
+    """A matrix profile with a gamma of 2.2, whose red, green and blue are `primaries`, in XYZ adapted to D50."""
+
+    def tag(kind, body):
+        return kind + bytes(4) + body + bytes(-len(body) % 4)
+
+    def fixed(*values):
+        return b''.join(struct.pack('>i', round(value * 65536)) for value in values)
+
+    curve = tag(b'curv', struct.pack('>IH', 1, round(2.2 * 256)))
+    parts = {
+        b'desc': tag(b'desc', struct.pack('>I', 5) + b'ours\0' + bytes(78)),
+        b'cprt': tag(b'text', b'none\0'),
+    }
+    parts |= {b'wtpt': tag(b'XYZ ', fixed(0.9642, 1, 0.8249))}
+    for name, primary in zip((b'r', b'g', b'b'), primaries):
+        parts |= {name + b'XYZ': tag(b'XYZ ', fixed(*primary)), name + b'TRC': curve}
+    index, data, start = struct.pack('>I', len(parts)), b'', 128 + 4 + 12 * len(parts)
+    for name, body in parts.items():
+        index += name + struct.pack('>II', start + len(data), len(body))
+        data += body
+    kinds = (bytes(4), 0x02100000, b'mntr', b'RGB ', b'XYZ ', bytes(12), b'acsp', bytes(28))
+    head = struct.pack('>I4sI4s4s4s12s4s28s', start + len(data), *kinds)
+    return (head + fixed(0.9642, 1, 0.8249)).ljust(128, b'\0') + index + data
+
+
+DISPLAY_P3 = profile_of(
+    [(0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)]
+)
 
 
 def write_csv(path, header, rows, newline='\n'):
@@ -327,9 +359,3 @@ def agiqa3k(root, folder='.'):
         rows,
         newline='\r\n',
     )
-
-
-def own(root, text, encoding='utf-8', images=('a.png', 'b.png', 'deep/c.png')):
-    """The user's own file mine.csv with the content `text`, and images beside it."""
-    pictures(root, images)
-    (root / 'mine.csv').write_bytes(text.encode(encoding))

@@ -3,12 +3,10 @@
 Batch norm is in eval mode, so that the numbers do not depend on the shares of the ranks.
 """
 
-from types import SimpleNamespace
-
 import torch
+from helpers import make_solver
 from parity import fill
 
-from HyerIQASolver import HyperIQASolver
 from util import distributed
 from util.errors import rank
 
@@ -16,9 +14,8 @@ from util.errors import rank
 def main(database):
     distributed.start('cpu')
     # batches of 4 and 1: the last one has fewer patches than there are ranks, and in the first one the shares differ
-    sizes = {'batch_size': 4, 'test_batch_size': 3, 'train_patch_num': 1, 'test_patch_num': 2}
-    config = SimpleNamespace(dataset='livec', weights='none', device='cpu', **sizes)
-    solver = HyperIQASolver(config, database, list(range(5)), [5, 6])
+    sizes = {'batch_size': 4, 'test_batch_size': 3, 'test_patch_num': 2}
+    solver = make_solver(database, range(5), [5, 6], **sizes)
     solver.model_hyper.load_state_dict(fill.fill(solver.model_hyper.state_dict()))
     for module in solver.model_hyper.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

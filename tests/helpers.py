@@ -7,27 +7,19 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import databases
 import torch
 
 from folders import OpenDatabase
+from HyerIQASolver import HyperIQASolver
 
 PROJECT = Path(__file__).parent.parent
 
 QUICK = (
-    *(
-        '--weights',
-        'none',
-        '--device',
-        'cpu',
-        '--epochs',
-        2,
-        '--train_patch_num',
-        1,
-        '--test_patch_num',
-        2,
-    ),
-    *('--batch_size', 4, '--train_test_num', 1),
+    *('--weights', 'none', '--device', 'cpu', '--epochs', 2, '--train_test_num', 1),
+    *('--train_patch_num', 1, '--test_patch_num', 2, '--batch_size', 4),
 )
 TINY = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_test_num', 2)
 
@@ -38,6 +30,52 @@ def command(name, *options):
 
 def open_database(name, root, cache=None):
     return OpenDatabase(name, root).open_frames(224, cache)
+
+
+def make_solver(
+    root, train=(0, 1, 2, 3), test=(4, 5), *, val=(), round_index=0, kind=HyperIQASolver, **options
+):
+    """A solver with small parts of a LIVE Challenge in `root`: a training is one step an epoch.
+
+    Args:
+        train, test, val: positions of the images in each part.
+        kind: the class, or what else is called in its place.
+        options: the script's options that differ from those here.
+    """
+    config = {
+        'dataset': 'livec',
+        'weights': 'none',
+        'device': 'cpu',
+        'epochs': 3,
+        'train_patch_num': 1,
+        'test_patch_num': 1,
+    }
+    parts = {'val_idx': list(val), 'round_index': round_index}
+    config = SimpleNamespace(**{**config, **options})
+    return kind(config, root, list(train), list(test), **parts)
+
+
+def own_table(
+    root,
+    text,
+    encoding='utf-8',
+    images=('a.png', 'b.png', 'deep/c.png'),
+    name='mine.csv',
+    **options,
+):
+    """Write the user's own table `name` with the content `text`, and pictures of the names `images` next to it.
+
+    Args:
+        options: of each picture (see `databases.picture`).
+
+    Returns:
+        the path of the table.
+    """
+    databases.pictures(root, images, **options)
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode(encoding))
+    return path
 
 
 def wait_until(condition, process):

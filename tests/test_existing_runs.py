@@ -5,10 +5,13 @@ import json
 import shutil
 from pathlib import Path
 
+import databases
+import numpy as np
 import pytest
 import torch
-from helpers import QUICK, history, read_table
+from helpers import QUICK, TINY, history, link_run, own_table, read_table
 from parity import fill
+from PIL import Image
 
 import folders
 import models
@@ -131,3 +134,32 @@ def test_an_unfinished_run_of_that_version_is_continued(finished_run, tmp_path, 
     assert (first['epoch'], second['epoch']) == ('1', '2') and (
         run / 'round_01' / 'result.json'
     ).exists()
+
+
+@pytest.mark.parametrize('earlier', [True, False])
+def test_earlier_runs_test_on_other_images_without_converting_their_colours(
+    earlier, finished_run, tmp_path, program
+):
+    """Two files with the same pixels, one of them in a wide gamut: as large as a patch, so that all patches are equal."""
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    pixels = np.random.RandomState(0).randint(0, 256, (8, 8, 3), np.uint8).repeat(28, 0)
+    picture = Image.fromarray(pixels.repeat(28, 1))
+    picture.save(tmp_path / 'plain.png')
+    picture.save(tmp_path / 'wide.png', icc_profile=databases.DISPLAY_P3)
+    own_table(tmp_path, 'image,score\nplain.png,1\nwide.png,2\n', images=(), name='other.csv')
+
+    # A run that has ended its epochs and not yet tested the best one; earlier versions did not record `srgb`.
+    run = link_run(finished_run / 'run', tmp_path / 'run')
+    (run / 'round_01' / 'result.json').unlink()
+    record = json.loads((run / 'config.json').read_text())
+    record['options']['test_on'] = [['other', 'csv', 'other.csv']]
+    if earlier:
+        del record['model']['srgb']
+    (run / 'config.json').write_text(json.dumps(record))
+
+    options = ('--output', 'run', '--resume', '--rounds', 1, '--test_on', 'csv=other.csv')
+    done = program(*TINY, *options)
+    assert done.returncode == 0, done.stderr
+    plain, wide = read_table(run / 'round_01' / 'predictions_other.csv')
+    equal = pytest.approx(float(plain['prediction']), rel=1e-5)
+    assert (float(wide['prediction']) == equal) == earlier

@@ -8,6 +8,7 @@ import databases
 import numpy as np
 import pytest
 import scipy.io
+from helpers import own_table
 from PIL import Image
 
 import folders
@@ -773,8 +774,8 @@ def test_names_that_no_file_system_takes(make_database):
 
 
 def layout(root, text, **settings):
-    (root / 'mine.csv').write_text(text)
-    return folders.OpenDatabase('csv', root / 'mine.csv', settings=Settings(**settings))
+    table = own_table(root, text, images=())
+    return folders.OpenDatabase('csv', table, settings=Settings(**settings))
 
 
 @pytest.mark.parametrize('image', ROLES['image'])

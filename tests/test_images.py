@@ -213,37 +213,6 @@ def test_unreadable_image(tmp_path):
         frames.load_image(path)
 
 
-def profile_of(primaries):
-    """A matrix profile with a gamma of 2.2, whose red, green and blue are `primaries`, in XYZ adapted to D50."""
-
-    def tag(kind, body):
-        return kind + bytes(4) + body + bytes(-len(body) % 4)
-
-    def fixed(*values):
-        return b''.join(struct.pack('>i', round(value * 65536)) for value in values)
-
-    curve = tag(b'curv', struct.pack('>IH', 1, round(2.2 * 256)))
-    parts = {
-        b'desc': tag(b'desc', struct.pack('>I', 5) + b'ours\0' + bytes(78)),
-        b'cprt': tag(b'text', b'none\0'),
-    }
-    parts |= {b'wtpt': tag(b'XYZ ', fixed(0.9642, 1, 0.8249))}
-    for name, primary in zip((b'r', b'g', b'b'), primaries):
-        parts |= {name + b'XYZ': tag(b'XYZ ', fixed(*primary)), name + b'TRC': curve}
-    index, data, start = struct.pack('>I', len(parts)), b'', 128 + 4 + 12 * len(parts)
-    for name, body in parts.items():
-        index += name + struct.pack('>II', start + len(data), len(body))
-        data += body
-    kinds = (bytes(4), 0x02100000, b'mntr', b'RGB ', b'XYZ ', bytes(12), b'acsp', bytes(28))
-    head = struct.pack('>I4sI4s4s4s12s4s28s', start + len(data), *kinds)
-    return (head + fixed(0.9642, 1, 0.8249)).ljust(128, b'\0') + index + data
-
-
-DISPLAY_P3 = profile_of(
-    [(0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)]
-)
-
-
 def test_a_wide_gamut_is_converted_for_photos_and_own_tables_alone(tmp_path, program):
     pixels = (
         np.random.RandomState(0).randint(40, 220, (10, 12, 3), np.uint8).repeat(24, 0).repeat(20, 1)
@@ -253,9 +222,13 @@ def test_a_wide_gamut_is_converted_for_photos_and_own_tables_alone(tmp_path, pro
         ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')),
     )
     for k in range(10):
-        picture.save(tmp_path / f'{k}.png', icc_profile=DISPLAY_P3 if k < 3 else srgb.tobytes())
+        picture.save(
+            tmp_path / f'{k}.png', icc_profile=databases.DISPLAY_P3 if k < 3 else srgb.tobytes()
+        )
     truth = np.asarray(
-        ImageCms.profileToProfile(picture, io.BytesIO(DISPLAY_P3), srgb, renderingIntent=1)
+        ImageCms.profileToProfile(
+            picture, io.BytesIO(databases.DISPLAY_P3), srgb, renderingIntent=1
+        )
     ).astype(int)
     converted = np.asarray(frames.load_image(tmp_path / '0.png', srgb=True)).astype(int)
     assert np.abs(converted - truth).max() <= 2 and np.abs(truth - pixels).max() > 20
@@ -264,7 +237,7 @@ def test_a_wide_gamut_is_converted_for_photos_and_own_tables_alone(tmp_path, pro
     )  # as databases are published
     assert np.array_equal(np.asarray(frames.load_image(tmp_path / '5.png', srgb=True)), pixels)
     assert np.array_equal(np.asarray(rgb_of(Image.open(tmp_path / '0.png'))), converted)
-    picture.save(tmp_path / 'broken.png', icc_profile=DISPLAY_P3[:300])
+    picture.save(tmp_path / 'broken.png', icc_profile=databases.DISPLAY_P3[:300])
     assert np.array_equal(np.asarray(frames.load_image(tmp_path / 'broken.png', srgb=True)), pixels)
 
     (tmp_path / 't.csv').write_text('image,score\n' + ''.join(f'{k}.png,{k}\n' for k in range(10)))

@@ -6,11 +6,10 @@ import shutil
 import textwrap
 from types import SimpleNamespace
 
-import databases
 import numpy as np
 import pytest
 import torch
-from helpers import PROJECT, QUICK, best_row, history, read_table
+from helpers import PROJECT, QUICK, best_row, history, own_table, read_table
 from scipy.stats import spearmanr
 
 import demo
@@ -26,12 +25,13 @@ MODEL = {'resize': None, 'exif_rotation': False, 'score_range': None, 'higher_is
 
 def own_images(root, count=10, score='score', **columns):
     """`count` pictures with scores 10, 20 ... and further columns in root/mine/labels.csv."""
-    rows = []
+    lines = [','.join(['image', score, *columns])]
     for k in range(count):
-        databases.picture(root / 'mine' / f'{k}.png', seed=k, size=(230, 240))
-        rows.append([f'{k}.png', 10 * (k + 1), *(values[k] for values in columns.values())])
-    databases.write_csv(root / 'mine' / 'labels.csv', ['image', score, *columns], rows)
-    return root / 'mine' / 'labels.csv'
+        cells = [f'{k}.png', str(10 * (k + 1)), *(values[k] for values in columns.values())]
+        lines.append(','.join(cells))
+    names = [f'{k}.png' for k in range(count)]
+    text = '\n'.join(lines)
+    return own_table(root / 'mine', text, images=names, name='labels.csv', size=(230, 240))
 
 
 def split_config(dataset, root, **options):

@@ -8,7 +8,7 @@ import numpy as np
 import openpyxl
 import pytest
 import scipy.io
-from helpers import link_run
+from helpers import link_run, own_table
 
 import folders
 from experiment.options import parse_options
@@ -39,9 +39,10 @@ def table(tmp_path, monkeypatch):
     databases.copies(tmp_path, NAMES)
 
     def make(name='t.csv', header='image,score', row=lambda k, name: f'{name},{k + 1}'):
-        (tmp_path / name).write_text(
-            header + '\n' * bool(header) + ''.join(row(k, n) + '\n' for k, n in enumerate(NAMES))
-        )
+        lines = [row(k, image) for k, image in enumerate(NAMES)]
+        if header:
+            lines.insert(0, header)
+        own_table(tmp_path, '\n'.join(lines) + '\n', images=(), name=name)
         return name
 
     return make

@@ -1,12 +1,13 @@
 """The arms of benchmarks/repairs.py behave as the original does, seen on real steps of their optimizers."""
 
 import csv
+import functools
 import io
 import shutil
 import sys
-from types import SimpleNamespace
 
 import databases
+import helpers
 import pytest
 import torch
 from helpers import PROJECT, QUICK, history
@@ -16,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 sys.path.insert(0, str(PROJECT / 'benchmarks'))
 import repairs
 
-from HyerIQASolver import HyperIQASolver, learning_rates
+from HyerIQASolver import learning_rates
 from util import plots
 
 LR, RATIO = 1e-4, 10
@@ -45,16 +46,8 @@ def steps():
 
 
 def make_solver(root, undone):
-    config = SimpleNamespace(
-        dataset='livec',
-        weights='none',
-        train_patch_num=1,
-        test_patch_num=1,
-        device='cpu',
-        lr=LR,
-        lr_ratio=RATIO,
-    )
-    return repairs.UndoneSolver(config, root, [0], [2], undone=undone)
+    arm = functools.partial(repairs.UndoneSolver, undone=undone)
+    return helpers.make_solver(root, [0], [2], kind=arm, lr=LR, lr_ratio=RATIO)
 
 
 def values(solver):
@@ -98,8 +91,7 @@ def test_an_epoch_after_the_rates_fell(root, steps, undone):
 
 def test_nothing_undone_is_the_product(root):
     ours = make_solver(root, ())
-    config = SimpleNamespace(**vars(ours.config))
-    product = HyperIQASolver(config, root, [0], [2])
+    product = helpers.make_solver(root, [0], [2], lr=LR, lr_ratio=RATIO)
     for solver in (ours, product):
         solver.config.epochs = 2
         solver.train()

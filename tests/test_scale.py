@@ -1,7 +1,6 @@
 """Weights that answer in another unit or direction than the labels: seen, and with --fit_scale fitted, before training."""
 
-from types import SimpleNamespace
-
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -9,7 +8,6 @@ import torchvision
 from helpers import QUICK
 
 import models
-from HyerIQASolver import HyperIQASolver
 
 
 @pytest.fixture
@@ -24,16 +22,8 @@ def make_solver(make_database, tmp_path):
             for parameter in (*model.fc5w_fc.parameters(), *model.fc5b_fc.parameters()):
                 parameter.mul_(slope)
         torch.save(model.state_dict(), tmp_path / 'start.pth')
-        config = SimpleNamespace(
-            dataset='livec',
-            weights=str(tmp_path / 'start.pth'),
-            device='cpu',
-            epochs=0,
-            train_patch_num=1,
-            test_patch_num=2,
-            **options,
-        )
-        return HyperIQASolver(config, root, list(range(8)), [8, 9])
+        options = {'weights': str(tmp_path / 'start.pth'), 'test_patch_num': 2, **options}
+        return helpers.make_solver(root, range(8), [8, 9], epochs=0, **options)
 
     return make
 

@@ -1,5 +1,6 @@
 """The three repairs, each by a test that fails when that repair alone is undone, on real epochs of a tiny real database."""
 
+import functools
 import io
 import math
 import os
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import databases
 import forked
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -26,25 +28,11 @@ ONE_ROUND = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--epochs', 1
 
 @pytest.fixture(scope='module')
 def make_solver(tmp_path_factory):
-    """make_solver(**options): a solver on four small training and two test images, one step an epoch."""
+    """make_solver(**options): a solver with four training and two test images."""
     root = tmp_path_factory.mktemp('livec')
     databases.livec(root)
 
-    def make(train=(0, 1, 2, 3), test=(4, 5), val=(), **options):
-        config = SimpleNamespace(
-            **{
-                'dataset': 'livec',
-                'weights': 'none',
-                'train_patch_num': 1,
-                'test_patch_num': 1,
-                'device': 'cpu',
-                'epochs': 3,
-                **options,
-            }
-        )
-        return HyperIQASolver(config, root, list(train), list(test), val_idx=list(val))
-
-    return make
+    return functools.partial(helpers.make_solver, root)
 
 
 def training_of(solver):
@@ -180,7 +168,10 @@ def test_the_validation_columns_are_of_the_validation_part(make_solver):
         solver = make_solver((0,), epochs=1, **parts)
         solver.train()
         rows.append(solver.history[0])
-    assert (rows[0]['val_srcc'], rows[0]['val_plcc']) == (rows[1]['test_srcc'], rows[1]['test_plcc'])
+    assert (rows[0]['val_srcc'], rows[0]['val_plcc']) == (
+        rows[1]['test_srcc'],
+        rows[1]['test_plcc'],
+    )
     assert rows[0]['val_plcc'] != rows[0]['test_plcc']
 
 
@@ -193,12 +184,8 @@ def test_same_seed_same_weights_and_another_seed_or_round_others(make_database):
     root = make_database('livec')
 
     def first_weights(seed, round_index):
-        config = SimpleNamespace(dataset='livec', weights='none', seed=seed, device='cpu')
-        return (
-            HyperIQASolver(config, root, [0], [1], round_index=round_index)
-            .model_hyper.conv1[0]
-            .weight
-        )
+        solver = helpers.make_solver(root, [0], [1], round_index=round_index, seed=seed)
+        return solver.model_hyper.conv1[0].weight
 
     assert torch.equal(first_weights(0, 0), first_weights(0, 0))
     assert not torch.equal(first_weights(0, 0), first_weights(1, 0))

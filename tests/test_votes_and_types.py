@@ -6,7 +6,7 @@ import statistics
 import databases
 import numpy as np
 import pytest
-from helpers import PROJECT, QUICK, read_table
+from helpers import PROJECT, QUICK, own_table, read_table
 
 from experiment.run_folder import read_predictions, write_predictions
 from experiment.run_folder import statistics as of_rounds
@@ -23,15 +23,12 @@ TYPES = {name: 'noise' if name < '05' else 'blur' for name in VOTES}
 
 def table_of_votes(root, more=()):
     """mine.csv: a row for each vote, one observer after the other, with the type of each image's distortion."""
-    databases.pictures(root, list(VOTES))
-    rows = [
-        f'{name},{votes[k]},{TYPES[name]}'
-        for k in range(3)
-        for name, votes in VOTES.items()
-        if k < len(votes)
-    ]
-    (root / 'mine.csv').write_text('\n'.join(['image,vote,kind', *rows, *more]) + '\n')
-    return root / 'mine.csv'
+    lines = ['image,vote,kind']
+    for k in range(3):
+        for name, votes in VOTES.items():
+            if k < len(votes):
+                lines.append(f'{name},{votes[k]},{TYPES[name]}')
+    return own_table(root, '\n'.join([*lines, *more]) + '\n', images=VOTES)
 
 
 COLUMNS = {'score': 'vote', 'type': 'kind'}
@@ -187,7 +184,6 @@ def test_predictions_keep_further_columns(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_on_votes_reports_them(program, make_database, tmp_path):
-    (tmp_path / 'own').mkdir()
     table_of_votes(tmp_path / 'own')
     make_database('tid2013')
     table = ('--csv', 'own/mine.csv', '--columns', 'score=vote', 'type=kind')

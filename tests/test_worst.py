@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import open_database
+from helpers import QUICK, open_database, own_table, read_table
 from PIL import Image
 
 from experiment.round_folder import RoundFolder
@@ -81,6 +81,39 @@ def test_the_worst_images_are_shown_and_no_more_than_a_quarter_of_all_in_each_ha
     assert [heading for heading in headings if heading] == ['Most overestimated'] * over + [
         'Most underestimated'
     ] * under
+
+
+def test_a_round_shows_the_test_images_that_it_names(tmp_path, program):
+    """Each image has a colour of its own, which is looked for in the picture."""
+    colours = {}
+    rows = ['image,score,set']
+    for k in range(10):
+        name = f'{k}.png'
+        colours[name] = (25 * k, 250 - 25 * k, 40 + 20 * k)
+        Image.new('RGB', (240, 240), colours[name]).save(tmp_path / name)
+        part = 'train' if k < 2 else 'test'
+        rows.append(f'{name},{7 * k % 10},{part}')
+    own_table(tmp_path, '\n'.join(rows), images=())
+    done = program('--csv', 'mine.csv', *QUICK, '--epochs', 1, '--output', 'run')
+    assert done.returncode == 0, done.stderr
+
+    errors = {
+        row['image']: float(row['prediction']) - float(row['score'])
+        for row in read_table(tmp_path / 'run' / 'round_01' / 'predictions.csv')
+    }
+    # at most two in each half, a quarter of the eight test images
+    lowest = sorted(errors, key=errors.__getitem__)
+    highest = lowest[::-1]
+    over = [name for name in highest[:2] if errors[name] > 0]
+    under = [name for name in lowest[:2] if errors[name] < 0]
+    with Image.open(tmp_path / 'run' / 'round_01' / 'worst.png') as picture:
+        pixels = np.asarray(picture.convert('RGB'))
+    places = {}
+    for name, colour in colours.items():
+        found = np.argwhere((pixels == colour).all(2))
+        if len(found) > 1000:
+            places[name] = tuple(found.min(0))
+    assert sorted(places, key=places.__getitem__) == [*over, *under]
 
 
 def test_scores_and_errors_are_written_with_a_real_minus(drawn):

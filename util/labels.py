@@ -1,7 +1,9 @@
-"""A database's label files and images: found below its folder, each fault named with its file and row."""
+"""The label files and images of a database, found below its folder.
+
+Every message about a fault names the file and the row.
+"""
 
 import functools
-import itertools
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +16,9 @@ import scipy.io
 
 from util.errors import InputError, log
 from util.files import identity_of, is_entered, reading
-from util.tables import BLANK, normalized_name, read_rows
+from util.tables import BLANK, Row, normalized_name, read_rows
 
-SETS = {
+SETS = {  # the official set that each word of a label file means
     'train': 'train',
     'training': 'train',
     'val': 'val',
@@ -24,17 +26,22 @@ SETS = {
     'validation': 'val',
     'test': 'test',
 }
-HEADER_ROWS = 10  # in which a header is looked for: an Excel sheet may have a title above it
+HEADER_ROWS = 10  # the header is one of the first rows: an Excel sheet may have a title above it
 
 
 class Sample(NamedTuple):
     """One labelled image.
 
-    `content` names what the image shows: images of one content stay on one side of a split. `official_set` is the set
-    that the labels put it in, 'train', 'val' or 'test', another word that the labels have in its place, or '' for none.
-    `where` is what its row is called, and `row` the number by which a split of row numbers names it. `file` identifies its
-    file, the same under all its names; None where it is missing. `facts` are further columns of predictions.csv: its
-    distortion `type`, and with `average_votes` the number of `votes` and their `deviation`.
+    Attributes:
+        path: of the image file.
+        score: in the unit of the database.
+        content: what the image shows; a split keeps the images of one content together.
+        official_set: 'train', 'val' or 'test', '' for none, or another word of the label file.
+        where: the name of its row in messages, as in 'line 3'.
+        row: its number in lists of row numbers.
+        file: identifies the image file under any of its names; None if the file is missing.
+        facts: further columns of predictions.csv: the `type` of its distortion, and with
+            `average_votes` the number of `votes` and their `deviation`.
     """
 
     path: str
@@ -48,11 +55,15 @@ class Sample(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How the user wants labels to be read, where that differs from the database's table entry.
+    """How the user wants labels to be read, if that differs from the database's own way.
 
-    `columns` names the columns of the user's own table by their roles; `images` is the folder at which the names in it
-    start; `lower_is_better` is the direction of its scores. `split_by` is 'image' or 'content'. `skip_missing` leaves out
-    listed images that are missing or unreadable. `average_votes` takes the mean of the scores of all rows of an image.
+    Attributes:
+        columns: the names of the columns of the user's own table, by role.
+        images: the folder in which names in that table start.
+        lower_is_better: the direction of its scores.
+        split_by: 'image' or 'content'.
+        skip_missing: leave out listed images that are missing or unreadable.
+        average_votes: give an image the mean score of all its rows.
     """
 
     columns: Mapping[str, str] = {}
@@ -66,184 +77,237 @@ class Settings(NamedTuple):
     def of(cls, config: Any) -> 'Settings':
         """The settings in the script's options."""
         columns = dict(config.columns or {})
+        # With a published split, the set is a column of the split's table and not of the labels.
         if config.split not in (None, 'random', 'official'):
-            columns.pop('set', None)  # it is a column of the split's table
-        others = (
-            config.lower_is_better,
-            config.split_by,
-            config.skip_missing,
-            config.average_votes,
+            columns.pop('set', None)
+        return cls(
+            columns=columns,
+            images=getattr(config, 'image_root', None),
+            lower_is_better=config.lower_is_better,
+            split_by=config.split_by,
+            skip_missing=config.skip_missing,
+            average_votes=config.average_votes,
         )
-        return cls(columns, getattr(config, 'image_root', None), *others)
 
 
 AS_DOCUMENTED = Settings()
 
 
 class Labels:
-    """A database's files while its labels are read.
+    """The files of a database while its labels are read.
 
     Args:
         root: the database's folder; the file itself for the user's own table.
         title: the database's name in messages.
-        remedy: a sentence that ends the messages about missing files.
+        remedy: the last sentence of messages about missing files.
         settings: of the user.
 
     Attributes:
         file: the label file that was opened last.
-        find: what finds the files of an image's name in a folder: `matches` unless a reader chooses another method.
-        samples: a `Sample` for every image.
+        samples: a `Sample` for each image.
         votes: the scores of all rows of each sample.
-        known: paths of images that the complete database has beside its samples; a list that names them too is right.
-        higher_is_better: which way the scores run, where the label file shows it.
+        known: paths of images of the database that are not scored; a split list may name them.
+        found_by_end: the image of each name that fits only by its end (see `matches_by_end`).
+        higher_is_better: the direction of the scores if the label file shows it, else None.
     """
 
     def __init__(
         self, root: Path | str, title: str, remedy: str, settings: Settings = AS_DOCUMENTED
     ) -> None:
-        self.file = self.root = Path(root)
-        self.title, self.remedy, self.settings = title, remedy, settings
-        self.find: Callable[[Path | str, str], list[str]] = self.matches
+        self.root = Path(root)
+        self.file = self.root
+        self.title = title
+        self.remedy = remedy
+        self.settings = settings
         self.samples: list[Sample] = []
         self.votes: list[list[float]] = []
-        self.positions: dict[str, int] = {}
         self.known: list[str] = []
-        self.contents: dict[str, str] = {}
         self.found_by_end: dict[str, str] = {}
         self.higher_is_better: bool | None = None
+        self.positions: dict[str, int] = {}  # in `samples`, by normalized path
+        self.contents: dict[str, str] = {}  # the first spelling of each content
+        # A folder is listed once, however many names are looked up in it.
         self.names_in = functools.cache(names_in)
         self.folders_in = functools.cache(folders_in)
 
     def matches(
         self, folder: Path | str, name: str, is_kind: Callable[[str], bool] = os.path.isfile
     ) -> list[str]:
-        """The files, or what else `is_kind` accepts, that are `name` below `folder`.
+        """The paths in `folder` that `name`, which may have folders in it, can mean.
 
-        The exact one, else all whose names differ in letter case or Unicode form alone.
+        That is the exact path, else all that differ from it only in letter case or Unicode form.
+
+        Args:
+            is_kind: accepts the paths of the wanted kind; files by default.
         """
         path = os.path.join(folder, name)
         if is_kind(path):
             return [path]
+        # Several folders can fit a step of the path, so all of them are followed.
         places = [os.sep if os.path.isabs(name) else str(folder)]
         for step in os.path.normpath(name).strip(os.sep).split(os.sep):
-            key = normalized_name(step)
-            entries = {
-                place: ['..'] if step == '..' else self.names_in(place).get(key, [])
-                for place in places
-            }
-            places = [os.path.join(place, entry) for place in places for entry in entries[place]]
+            inner = []
+            for place in places:
+                entries = self.names_in(place).get(normalized_name(step), [])
+                if step == '..':
+                    entries = ['..']  # no folder lists it
+                inner += [os.path.join(place, entry) for entry in entries]
+            places = inner
         return [place for place in places if is_kind(place)]
 
     def matches_by_end(self, folder: Path | str, name: str) -> list[str]:
-        """As `matches`, else the files that the longest end of the path `name` fits, as of a path on another machine.
+        """As `matches`, else the files that fit the longest end of a path from another machine.
 
-        A folder in the name that exists in `folder` too is never left out.
+        A folder in the name that `folder` has too is never left out.
         """
         steps = name.split('/')
         for k, step in enumerate(steps):
             found = self.matches(folder, '/'.join(steps[k:]))
             if found:
-                if k:
+                if k > 0:
                     self.found_by_end[name] = found[0]
                 return found
+            # Without this folder, an image of another folder that has the same name could fit.
             if step and os.path.isdir(os.path.join(folder, step)):
                 break
         return []
 
-    def matches_below(self, folder: Path | str | list[Path], name: str) -> list[str]:
-        """As `matches` in the folder or in several, else in all folders inside, and so on."""
-        places = folder if isinstance(folder, list) else [Path(folder)]
-        found = [path for place in places for path in self.matches(place, name)]
-        inner = [path for place in places for path in self.folders_in(place)]
-        return self.matches_below(inner, name) if inner and not found else found
+    def matches_below(self, folder: Path | str, name: str) -> list[str]:
+        """As `matches`, else in the folders inside `folder`, level by level."""
+        # The nearest level wins: copies of the images further down do not count.
+        level = [Path(folder)]
+        while level:
+            found = self.matches_in(level, name)
+            if found:
+                return found
+            inner = []
+            for place in level:
+                inner += self.folders_in(place)
+            level = inner
+        return []
+
+    def matches_in(
+        self,
+        places: Sequence[Path],
+        name: str,
+        is_kind: Callable[[str], bool] = os.path.isfile,
+    ) -> list[str]:
+        """The `matches` of several folders together."""
+        found = []
+        for place in places:
+            found += self.matches(place, name, is_kind)
+        return found
 
     def first(
         self, names: Sequence[str], bases: Sequence[Path], is_kind: Callable[[str], bool]
     ) -> Path | None:
-        """Path of the first of `names` that exists in one of `bases` or one folder down, the nearest one, or None."""
+        """The path of the first of `names` that exists in one of `bases` or one folder down."""
         if not os.path.isdir(self.root):
             raise InputError(f'{self.title}: there is no folder {self.root}. {self.remedy}')
-        levels = [[base] for base in bases] + [
-            self.folders_in(base) for base in bases
-        ]  # the nearest one first
-        for name, level in itertools.product(names, levels):
-            found = [path for base in level for path in self.matches(base, name, is_kind)]
-            if found:
-                return Path(unambiguous(name, found))
+        # The nearest one wins: each base, then the folders inside each.
+        levels = [[base] for base in bases]
+        levels += [self.folders_in(base) for base in bases]
+        for name in names:
+            for level in levels:
+                found = self.matches_in(level, name, is_kind)
+                if found:
+                    return Path(unambiguous(name, found))
         return None
 
     def open(self, *names: str, needed: bool = True) -> bool:
-        """Make the first of the label files `names` that exists the file that the other methods read; whether there is one."""
+        """Choose the label file that the other methods read: the first of `names` that exists.
+
+        Returns:
+            whether there is one.
+
+        Raises:
+            InputError: there is none, and it is `needed`.
+        """
         file = self.first(names, [self.root], os.path.isfile)
-        if file is None and needed:
+        if file is not None:
+            self.file = file
+        elif needed:
             raise InputError(
                 f'{self.title}: {" or ".join(names)} is not in {self.root}. {self.remedy}'
             )
-        self.file = file or self.file
         return file is not None
 
     def folder(self, *names: str, default: Path | None = None) -> Path:
-        """Path of the first image folder of `names` that exists, near the label file or the root, or `default`."""
+        """The first image folder of `names` near the label file or in the root, else `default`."""
         folder = self.first(names, [self.file.parent, self.root], os.path.isdir) or default
         if folder is None:
             raise InputError(
-                f'{self.title}: there is no image folder {" or ".join(names)} in {self.root}. {self.remedy}'
+                f'{self.title}: there is no image folder {" or ".join(names)} in {self.root}. '
+                f'{self.remedy}'
             )
         return folder
 
     def rows(
         self, *columns: str | int, sheet: str = '', header: bool = True
     ) -> Iterator[tuple[str, list[Any]]]:
-        """(row name, cells of `columns`) of every row of the open table, below its header.
+        """Yields (row name, cells of `columns`) of every row of the open table below its header.
 
         Args:
-            columns: names in the header, which is the first row that has them all, or 0-based positions.
+            columns: names in the header, or 0-based positions.
             sheet: of an Excel file; the first one by default.
-            header: False for a table without one, whose lines must have as many cells as there are `columns`.
+            header: False for a table without one, whose lines must have as many cells as there
+                are `columns`.
         """
         rows = read_rows(self.file, sheet)
-        positions: list[Any] = list(columns)
+        names: list[str] = []
         if header:
-            headers = [
-                [normalized_name(cell) for cell in row.cells] for row in rows[:HEADER_ROWS]
-            ] or [[]]
-            wanted = [normalized_name(name) for name in columns if isinstance(name, str)]
-            top = next(
-                (k for k, names in enumerate(headers) if all(name in names for name in wanted)),
-                None,
-            )
-            if top is None:
-                missing = ', '.join(
-                    str(name) for name in columns if normalized_name(name) not in headers[0]
-                )
-                raise InputError(
-                    f'{self.file}: there is no column {missing}; the header is {",".join(headers[0])[:200]!r}'
-                )
-            positions = [
-                headers[top].index(normalized_name(name)) if isinstance(name, str) else name
-                for name in columns
-            ]
+            top, names = self.find_header(rows, columns)
             rows = rows[top + 1 :]
-        for where, cells, _ in rows:
-            yield where, [cells[k] if k < len(cells) else '' for k in positions]
+        positions = []
+        for column in columns:
+            if isinstance(column, str):
+                positions.append(names.index(normalized_name(column)))
+            else:
+                positions.append(column)
+        for row in rows:
+            # A row of a sheet may end before its last columns.
+            yield row.where, [row.cells[k] if k < len(row.cells) else '' for k in positions]
+
+    def find_header(self, rows: list[Row], columns: Sequence[str | int]) -> tuple[int, list[str]]:
+        """The index and the normalized names of the first row that has all named `columns`."""
+        wanted = [column for column in columns if isinstance(column, str)]
+        headers = [normalized_names(row.cells) for row in rows[:HEADER_ROWS]]
+        if not headers:
+            headers = [[]]  # an empty table has no column
+        for k, names in enumerate(headers):
+            if all(normalized_name(name) in names for name in wanted):
+                return k, names
+        missing = [name for name in wanted if normalized_name(name) not in headers[0]]
+        raise InputError(
+            f'{self.file}: there is no column {", ".join(missing)}; the header is '
+            f'{",".join(headers[0])[:200]!r}'
+        )
 
     def mat(self, *keys: str) -> list[list[Any]]:
         """The arrays `keys` of the open .mat file, each flattened and freed of nested cells."""
+        arrays = []
         with reading(self.file, 'a MATLAB file') as file:
             content = scipy.io.loadmat(file)
-            missing = [key for key in keys if key not in content]
-            if missing:
-                raise ValueError(f'it has no variable {missing[0]!r}')
-            return [[unwrapped(cell) for cell in content[key].ravel()] for key in keys]
+            for key in keys:
+                if key not in content:
+                    raise ValueError(f'it has no variable {key!r}')
+                arrays.append([unwrapped(cell) for cell in content[key].ravel()])
+        return arrays
 
     def number(self, text: Any, where: str, role: str = 'score') -> float:
-        """`text` as a finite float; `where` is its row and `role` its meaning, for the error."""
+        """`text` as a finite float.
+
+        Args:
+            where, role: its row and its meaning, for the message.
+        """
         with suppress(TypeError, ValueError):
             value = float(text)
+            # Python reads 1_000 as a number, which no label file means.
             if abs(value) <= np.finfo(np.float32).max and '_' not in str(text):
                 return value
         raise InputError(
-            f'{self.file}, {where}: the {role} {text!r} is not a number that 32 bits hold; correct or remove it'
+            f'{self.file}, {where}: the {role} {text!r} is not a number that 32 bits hold; '
+            'correct or remove it'
         )
 
     def add(
@@ -255,65 +319,99 @@ class Labels:
         content: str = '',
         in_set: str = '',
         kind: str = '',
+        deep: bool = False,
     ) -> None:
-        """Append the sample whose image is `name` in `folder`, as `find` finds it there.
+        """Append the sample whose image is `name` in `folder`.
 
-        With `average_votes` a further row of the same image is a vote more for its sample.
+        With `average_votes`, a further row of the same image is one more vote for its sample.
 
-        Without `content` the image is a content of its own. Spellings of a content that differ in letter case or Unicode form
-        are one content, which has the first of them; of file names, which `content` can be too, they are different images.
+        Args:
+            where: the row, for messages.
+            content: what the image shows; without it, the image is a content of its own.
+            kind: the type of its distortion.
+            deep: also look for the image in the folders inside `folder`.
         """
         name = str(name).strip(BLANK)
-        found = self.find(folder, name) or (
-            '\\' in name and self.find(folder, name.replace('\\', '/'))
-        )
-        path = unambiguous(name, found) if found else os.path.join(folder, name)
-        file = identity_of(path, os.stat(path)) if os.path.isfile(path) else None
-        content = str(content or path)
-        if content not in (name, path):
-            content = self.contents.setdefault(normalized_name(content), content)
-        k = self.positions.setdefault(os.path.normpath(path), len(self.samples))
+        path = self.find_image(folder, name, deep)
+        key = os.path.normpath(path)
         sample = Sample(
-            path,
-            self.number(score, where),
-            content,
-            in_set,
-            where,
-            k,
-            file,
-            {'type': kind} if kind else {},
+            path=path,
+            score=self.number(score, where),
+            content=self.merged_content(content, name, path),
+            official_set=in_set,
+            where=where,
+            # a further vote has the number of the image's first row
+            row=self.positions.get(key, len(self.samples)),
+            file=identity_of(path, os.stat(path)) if os.path.isfile(path) else None,
+            facts={'type': kind} if kind else {},
         )
-        if k == len(self.samples):
+        if key in self.positions:
+            self.add_vote(sample)
+        else:
+            self.positions[key] = sample.row
             self.samples.append(sample)
-            self.votes.append([])
-        elif not self.settings.average_votes:  # it would be trained on and tested on
-            remedy = 'remove one of the two, or give --average_votes where each row is a vote'
+            self.votes.append([sample.score])
+
+    def find_image(self, folder: Path | str, name: str, deep: bool) -> str:
+        """The path of the image `name`, which may be missing; see `add`."""
+        find: Callable[[Path | str, str], list[str]] = self.matches
+        if deep:
+            find = self.matches_below
+        elif self.settings.images:
+            # A table from another machine has that machine's paths.
+            find = self.matches_by_end
+        found = find(folder, name)
+        if not found and '\\' in name:
+            found = find(folder, name.replace('\\', '/'))
+        return unambiguous(name, found) if found else os.path.join(folder, name)
+
+    def merged_content(self, content: str, name: str, path: str) -> str:
+        """The content of an image in its first spelling, or the image's path if it has none.
+
+        Contents that differ only in letter case or Unicode form are merged. File names are not.
+        """
+        content = str(content or path)
+        if content in (name, path):
+            return content
+        return self.contents.setdefault(normalized_name(content), content)
+
+    def add_vote(self, vote: Sample) -> None:
+        """Add a further row of an image to its sample's votes.
+
+        Raises:
+            InputError: rows are no votes, or this one says something else about the image.
+        """
+        first = self.samples[vote.row]
+        if not self.settings.average_votes:
+            # Two samples of one image could be trained on and tested on.
             raise InputError(
-                f'{self.file}, {where}: {path} is on {self.samples[k].where} already; {remedy}'
+                f'{self.file}, {vote.where}: {vote.path} is on {first.where} already; remove one '
+                'of the two, or give --average_votes where each row is a vote'
             )
-        elif self.samples[k] != sample._replace(
-            score=self.samples[k].score, where=self.samples[k].where
-        ):
-            other = f'another content, set or type than on {self.samples[k].where}; correct one of the two'
-            raise InputError(f'{self.file}, {where}: {path} has {other}')
-        self.votes[k].append(sample.score)
+        if vote._replace(score=first.score, where=first.where) != first:
+            raise InputError(
+                f'{self.file}, {vote.where}: {vote.path} has another content, set or type than on '
+                f'{first.where}; correct one of the two'
+            )
+        self.votes[vote.row].append(vote.score)
 
     def average(self) -> None:
-        """Give each sample the mean of its votes as its score, and their number and deviation as facts."""
+        """Give each sample its votes' mean as score, and their number and deviation as facts."""
+        count = sum(len(votes) for votes in self.votes)
         log(
-            f'{self.file}: the scores are the means of {sum(map(len, self.votes))} votes for {len(self.samples)} images'
+            f'{self.file}: the scores are the means of {count} votes for {len(self.samples)} images'
         )
-        for k, (sample, votes) in enumerate(zip(self.samples, self.votes)):
-            facts = {
-                **sample.facts,
-                'votes': len(votes),
-                'deviation': statistics.stdev(votes) if len(votes) > 1 else '',
-            }
-            self.samples[k] = sample._replace(score=statistics.fmean(votes), facts=facts)
+        for k, votes in enumerate(self.votes):
+            facts = dict(self.samples[k].facts)
+            facts['votes'] = len(votes)
+            # One vote has no deviation.
+            facts['deviation'] = statistics.stdev(votes) if len(votes) > 1 else ''
+            self.samples[k] = self.samples[k]._replace(score=statistics.fmean(votes), facts=facts)
 
 
 def names_in(folder: str) -> dict[str, list[str]]:
-    """The names in `folder` by their normalized form; none where it cannot be listed."""
+    """The names in `folder` by their normalized form; none if it cannot be listed."""
+    # Sorted, since the order of a listing differs between machines.
     found: dict[str, list[str]] = {}
     with suppress(OSError, ValueError):
         for name in sorted(os.listdir(folder or '.')):
@@ -322,14 +420,21 @@ def names_in(folder: str) -> dict[str, list[str]]:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in `folder` by name; none where it cannot be listed."""
+    """The folders in `folder`, sorted; none if it cannot be listed, as lost+found."""
     with suppress(OSError):
         return sorted(path for path in folder.iterdir() if is_entered(path.name) and path.is_dir())
     return []
 
 
+def normalized_names(cells: Sequence[Any]) -> list[str]:
+    return [normalized_name(cell) for cell in cells]
+
+
 def known_set(text: Any) -> str:
-    """The official set that a cell means, or its own word where that is none; whether it will do shows where sets are used."""
+    """The official set that a cell means, else the cell's own word.
+
+    Such a word is refused once official sets are used (`set_of`).
+    """
     return SETS.get(normalized_name(text), str(text).strip(BLANK))
 
 
@@ -340,7 +445,11 @@ def set_of(
     sets: Mapping[str, str] = SETS,
     remedy: str = 'correct that row',
 ) -> str:
-    """The official set that the cell `text` of a row means."""
+    """The official set that the cell `text` of a row means.
+
+    Raises:
+        InputError: it is none of `sets`.
+    """
     found = sets.get(normalized_name(text))
     if found is None:
         raise InputError(
@@ -350,12 +459,20 @@ def set_of(
 
 
 def scale_of(label_range: Sequence[float] | None, higher_is_better: bool) -> str:
-    """What a score means, as in '0 to 100, higher is better'."""
-    unit = '{:g} to {:g}'.format(*label_range) if label_range else 'as in the file'
+    """The meaning of a score, as in '0 to 100, higher is better'."""
+    unit = 'as in the file'
+    if label_range:
+        low, high = label_range
+        unit = f'{low:g} to {high:g}'
     return f'{unit}, {"higher" if higher_is_better else "lower"} is better'
 
 
 def unambiguous(name: str, found: list[str]) -> str:
+    """The only path in `found`.
+
+    Raises:
+        InputError: there are several.
+    """
     if len(found) > 1:
         raise InputError(
             f'{name} can be {" or ".join(found[:3])}, equally near; remove or rename all but one'

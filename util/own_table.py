@@ -22,7 +22,6 @@ def read_csv(labels: Labels) -> None:
     rows, chosen = read_rows(labels.file), labels.settings.columns
     table = find_columns(labels.file, rows, chosen, ('image', 'score'), ('content', 'set', 'type'))
     start = labels.settings.images or os.path.dirname(labels.file)
-    labels.find = labels.matches_by_end if labels.settings.images else labels.matches
     for where, cells, decimal in table.rows:
         row = {role: str(cells[k]).strip(BLANK) for role, k in table.columns.items()}
         for role, cell in row.items():
