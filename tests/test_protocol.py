@@ -88,7 +88,10 @@ def test_a_split_of_another_run_is_taken_as_it_is(make_database, tmp_path):
     for change, reason in (
         ({'train': ['Images/none.bmp']}, 'names 1 images that are not in .*none.bmp'),
         ({'val': second['test'][:1]}, 'twice; an image belongs to one part'),
-        ({'test': []}, 'in round 1, the test part needs two different scores for an SRCC .images: 0'),
+        (
+            {'test': []},
+            'in round 1, the test part needs two different scores for an SRCC .images: 0',
+        ),
     ):
         files.write_json(tmp_path / 'changed.json', {**second, **change})
         with pytest.raises(InputError, match=reason):

@@ -36,8 +36,8 @@ class Meaning(NamedTuple):
             title=model.get('title'),
             label_range=model.get('label_range'),
             higher_is_better=model.get('higher_is_better', True),
-            score_range=model['score_range'],
-            resize=model['resize'],
+            score_range=model.get('score_range'),
+            resize=model.get('resize'),
             exif_rotation=model.get('exif_rotation', False),
             srgb=model.get('srgb', False),
         )
