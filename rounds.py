@@ -13,6 +13,8 @@ import torch
 import models
 from data_loader import DataLoader
 from experiment import run_folder
+from experiment.report import print_medians, print_on_others, print_round, with_intervals
+from experiment.results import ON_OTHERS, summarise, write_predictions
 from experiment.round_folder import RoundFolder, surroundings
 from experiment.splits import PARTS, Job, split_record
 from folders import OpenDatabase
@@ -40,7 +42,7 @@ def run(config: Any, job: Job) -> None:
     for later, number in zip(reversed(range(len(rounds))), rounds):
         results = train_round(config, job, number - 1, later * config.epochs)
     if rank() == 0:
-        run_folder.print_medians(results)
+        print_medians(results)
     distributed.stop()
     finished = {int(number): result['SRCC'] for number, result in results['rounds'].items()}
     without = [
@@ -121,8 +123,8 @@ def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict
             solver.train(folder.save, later)
             if solver.best:
                 finish_round(folder, solver, solver.best, job)
-    results = run_folder.summarise(config.output) if rank() == 0 else {'rounds': {}}
-    run_folder.print_round(results['rounds'].get(str(round_index + 1)), record)
+    results = summarise(config.output) if rank() == 0 else {'rounds': {}}
+    print_round(results['rounds'].get(str(round_index + 1)), record)
     return results
 
 
@@ -161,7 +163,7 @@ def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, 
         sign = 1 if database.higher_is_better == job.model['higher_is_better'] else -1
         tested = tested_images(database, data, solver.predict(data))
         if rank() == 0:
-            run_folder.write_predictions(folder / f'predictions_{name}.csv', tested)
+            write_predictions(folder / f'predictions_{name}.csv', tested)
         of_images = {'images': len(tested.images), 'MAE': mae(tested.predicted, tested.subjective)}
         tested = tested._replace(predicted=sign * tested.predicted)
         metrics: dict[str, Any] = {
@@ -170,7 +172,7 @@ def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, 
             **by_type(tested),
         }
         results[name] = of_images | {
-            metric: metrics[metric] for metric in run_folder.ON_OTHERS if metric in metrics
+            metric: metrics[metric] for metric in ON_OTHERS if metric in metrics
         }
     return results
 
@@ -187,13 +189,13 @@ def evaluate(config: Any, job: Job) -> None:
             0,
             1,
         )  # the network's scores are in the unit that it was trained in
-        run_folder.print_on_others(test_on_others(solver, job, folder))
+        print_on_others(test_on_others(solver, job, folder))
     else:
         tested = tested_images(job.database, solver.test_data, solver.predict(solver.test_data))
         metrics = all_metrics(tested.predicted, tested.subjective) | intervals([tested])
         print(f'test_srcc {metrics["SRCC"]}\ntest_plcc {metrics["PLCC"]}')
-        print(f'{len(test)} test images: {run_folder.with_intervals(metrics)}')
+        print(f'{len(test)} test images: {with_intervals(metrics)}')
         if rank() == 0:
-            run_folder.write_predictions(folder / 'predictions.csv', tested)
+            write_predictions(folder / 'predictions.csv', tested)
     log(f'Predictions: {folder}/predictions*.csv')
     distributed.stop()

@@ -15,7 +15,10 @@ from typing import Any
 import folders
 from experiment import run_folder
 from experiment.check_database import check_images
-from experiment.options import parse_options, read_record, record_of
+from experiment.command_line import parse_options
+from experiment.record import read_record, record_of
+from experiment.report import print_medians
+from experiment.results import PREDICTION_COLUMNS, summarise
 from experiment.splits import Job, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
 from util.errors import NO_RESULT, InputError, boundary, log, rank
@@ -112,7 +115,7 @@ def prepare_test(config: Namespace) -> Job:
         check_output(
             f'{config.output}/predictions{name}.csv',
             ['.csv'],
-            ','.join(run_folder.PREDICTION_COLUMNS),
+            ','.join(PREDICTION_COLUMNS),
         )
     if config.test_on:
         others = open_others(config)
@@ -134,8 +137,8 @@ def prepare_test(config: Namespace) -> Job:
 
 def summarize(run: str) -> None:
     """Print the medians of the finished rounds; exit with 3 where there is no result."""
-    results = run_folder.summarise(run)
-    run_folder.print_medians(results)
+    results = summarise(run)
+    print_medians(results)
     if not results['rounds']:
         log(f'no result: no round in {run} is finished')
         sys.exit(NO_RESULT)
