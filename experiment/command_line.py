@@ -1,6 +1,6 @@
 """The command line of train_test_IQA.py: its options as a namespace, completed and checked."""
 
-import argparse
+from argparse import Namespace
 from typing import Any
 
 import folders
@@ -16,7 +16,7 @@ NOT_RESUMED = {'rounds', 'output', 'resume'}
 NOT_EVALUATED = (FREE_OPTIONS - {'csv', 'test_batch_size'}) | {'evaluate', 'test_on'}
 
 
-def parse_options(argv: list[str] | None) -> argparse.Namespace:
+def parse_options(argv: list[str] | None) -> Namespace:
     """The options in `argv`.
 
     The command line wins over the record of the run that --evaluate or --resume names, the record
@@ -44,9 +44,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     return config
 
 
-def set_defaults_of_database(
-    parser: Parser, given: argparse.Namespace, argv: list[str] | None
-) -> None:
+def set_defaults_of_database(parser: Parser, given: Namespace, argv: list[str] | None) -> None:
     """Let the database of the options `given` in `argv` set the defaults of some flags."""
     if given.csv:
         parser.set_defaults(dataset='csv')
@@ -58,7 +56,7 @@ def set_defaults_of_database(
         parser.set_defaults(train_test_num=1)
 
 
-def recorded_options(given: argparse.Namespace) -> dict[str, Any]:
+def recorded_options(given: Namespace) -> dict[str, Any]:
     """The options of the run that --resume or --evaluate names; none without such a run."""
     if isinstance(given.resume, str):
         return options_of_run(record_path(given.resume), NOT_RESUMED)
@@ -75,7 +73,7 @@ def recorded_options(given: argparse.Namespace) -> dict[str, Any]:
     return {}
 
 
-def set_data_paths(config: argparse.Namespace) -> None:
+def set_data_paths(config: Namespace) -> None:
     """Set `data_root`, the path of the database, and `image_root`.
 
     With --csv the table is the database, and the names in it start at the given --data_root.
@@ -84,7 +82,7 @@ def set_data_paths(config: argparse.Namespace) -> None:
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
 
 
-def set_output(config: argparse.Namespace) -> None:
+def set_output(config: Namespace) -> None:
     """Set `output`, the run folder or where --evaluate writes, and `resume` as a bool."""
     if isinstance(config.resume, str):
         if config.output not in (None, config.resume):
@@ -96,7 +94,7 @@ def set_output(config: argparse.Namespace) -> None:
     config.resume = bool(config.resume)
 
 
-def refuse_contradictions(config: argparse.Namespace) -> None:
+def refuse_contradictions(config: Namespace) -> None:
     """Refuse options that do not go together.
 
     Raises:
@@ -118,7 +116,7 @@ def refuse_contradictions(config: argparse.Namespace) -> None:
         raise InputError('--test_on: each database, and each name of a CSV file, can be named once')
 
 
-def refuse_table_options(config: argparse.Namespace) -> None:
+def refuse_table_options(config: Namespace) -> None:
     """Refuse options about a table of the user's own where there is none."""
     if bool(config.csv) != (config.dataset == 'csv'):
         raise InputError(
@@ -135,7 +133,7 @@ def refuse_table_options(config: argparse.Namespace) -> None:
         )
 
 
-def refuse_split_options(config: argparse.Namespace) -> None:
+def refuse_split_options(config: Namespace) -> None:
     """Refuse options about a random split, or a choice of the epoch, where there is none."""
     for name in ('val_ratio', 'split_by'):
         if getattr(config, name) and config.split not in (None, 'random'):

@@ -394,9 +394,8 @@ def named_folder(text: str) -> list[str]:
     if key != 'csv':
         return [key, key, folder]
     path = Path(folder)
-    if path.stem.lower() in folders.DATABASES:
-        return [path.name, key, folder]
-    return [path.stem, key, folder]
+    own_name = path.name if path.stem.lower() in folders.DATABASES else path.stem
+    return [own_name, key, folder]
 
 
 def facts_of_koniq() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The record of a run, its config.json. Only here is it found, read, compared and written."""
+"""The record of a run, its config.json, which only this file finds, reads, compares and writes."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from experiment.options import with_defaults
 from util.errors import InputError, log
 from util.files import read_json, write_json
 
+Record = dict[str, Any]  # the content of a config.json
 VERSION = 2  # of the form of config.json; earlier versions wrote no number
 # Options that a resumed run may change: where things are and how fast they go, but nothing that
 # the results depend on.
@@ -44,7 +45,7 @@ def record_of(checkpoint: Path | str) -> Path | None:
     """The config.json of the run that holds a checkpoint, or next to it; None if there is none."""
     # A link counts as where it is, and otherwise as the file that it points to.
     for place in (os.path.abspath(checkpoint), os.path.realpath(checkpoint)):
-        # A checkpoint is in a round's folder of the run, or was copied with its config.json.
+        # It was copied next to the checkpoint, or is in the folder above the round's.
         for folder in list(Path(place).parents)[:2]:
             path = record_path(folder)
             if path.exists():
@@ -52,7 +53,7 @@ def record_of(checkpoint: Path | str) -> Path | None:
     return None
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> Record:
     """The content of a run's config.json, in the form of this version.
 
     Returns:
@@ -70,23 +71,24 @@ def read_record(path: Path) -> dict[str, Any]:
     return upgrade(record)
 
 
-def upgrade(record: dict[str, Any]) -> dict[str, Any]:
-    """A config.json's content, of this or an earlier version, in the form of this version.
+def upgrade(record: Record) -> Record:
+    """A config.json's content in the form of this version, whatever version wrote it.
 
-    Only `srgb` may still be missing in `model`: those runs converted no image to sRGB.
+    Only `srgb` may still be missing in `model`: the run converted no image to sRGB then.
     """
     options = dict(record['options'])
     model = dict(record['model'])
 
-    # Before --fit_scale, `random` was the default of --split. It is None now, so that the sets of
-    # the user's own table are used.
-    if 'fit_scale' not in options and options.get('split') == 'random':
-        options['split'] = None
-    # Before --fit_scale, the GPU that the program had chosen was recorded, not the user's choice.
-    if 'fit_scale' not in options and str(options.get('device')).startswith('cuda:'):
-        options['device'] = 'cuda'
+    # Versions before --fit_scale recorded two options in another way.
+    if 'fit_scale' not in options:
+        # `random` was the default then. Now it is None, so that a table's own sets are used.
+        if options.get('split') == 'random':
+            options['split'] = None
+        # The GPU was recorded that the program had chosen, and not the user's choice.
+        if str(options.get('device')).startswith('cuda:'):
+            options['device'] = 'cuda'
 
-    # The title and range of the labels were recorded later than the rest of `model`.
+    # The title and range of the labels were added to `model` later than the rest.
     entry = folders.DATABASES.get(options.get('dataset', ''))
     if entry:
         model = {'title': entry.title, 'label_range': entry.score_range, **model}
@@ -104,12 +106,13 @@ def options_of_run(path: Path, without: set[str]) -> dict[str, Any]:
     """
     options = read_record(path)['options']
     kept = {name: value for name, value in options.items() if name not in without}
-    # With --csv, `data_root` is recorded as the table and `image_root` as the --data_root.
-    kept['data_root'] = options.get('image_root' if options['csv'] else 'data_root')
+    # With --csv, `data_root` is the recorded table, and `image_root` the --data_root that was given.
+    given = 'image_root' if options['csv'] else 'data_root'
+    kept['data_root'] = options.get(given)
     return kept
 
 
-def refuse_other_options(path: Path, record: dict[str, Any]) -> None:
+def refuse_other_options(path: Path, record: Record) -> None:
     """Refuse to continue the run with the config.json `path` if it was made with other options.
 
     Args:
@@ -124,8 +127,9 @@ def refuse_other_options(path: Path, record: dict[str, Any]) -> None:
     new = upgrade(json.loads(json.dumps(record)))
     changes = changed_options(old['options'], new['options'])
     for name in FIXED_MEANING:
-        before = old['model'].get(name, new['model'][name])
         now = new['model'][name]
+        # A first version may not have recorded it.
+        before = old['model'].get(name, now)
         if before != now:
             changes.append(f'{name} was {before}, is {now}')
     if changes:
@@ -162,13 +166,13 @@ def differs(name: str, before: Any, now: Any) -> bool:
     return before != now and bool(before or now)
 
 
-def write_record(config: Namespace, model: dict[str, Any], surroundings: dict[str, Any]) -> None:
+def write_record(config: Namespace, model: dict[str, Any], surroundings: Record) -> None:
     """Write the config.json of a new run in `config.output`."""
     record = {'version': VERSION, 'options': vars(config), 'model': model, **surroundings}
     write_json(record_path(config.output), record)
 
 
-def continue_record(config: Namespace, surroundings: dict[str, Any]) -> None:
+def continue_record(config: Namespace, surroundings: Record) -> None:
     """Bring the config.json in `config.output` up to date when its run is continued.
 
     Its epochs and rounds may have grown. Everything else stays as the run began. Another device
@@ -184,14 +188,13 @@ def continue_record(config: Namespace, surroundings: dict[str, Any]) -> None:
             f'this run was made on {before} and continues on {now}, '
             'where the last digits can differ'
         )
-    options = {**record['options']}
-    for name in GROWING:
-        options[name] = getattr(config, name)
+    grown = {'epochs': config.epochs, 'train_test_num': config.train_test_num}
+    options = {**record['options'], **grown}
     if options != record['options']:
         write_json(path, {**record, 'options': options})
 
 
-def computed_on(surroundings: dict[str, Any]) -> str:
+def computed_on(surroundings: Record) -> str:
     """The device and PyTorch in a record, as users read them."""
     version = surroundings.get('versions', {}).get('torch')
     return f'{surroundings.get("device")} with PyTorch {version}'

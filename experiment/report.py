@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiment.options import title_of
+from experiment.results import Result
 from experiment.splits import SplitRecord
 
 # Of a best epoch: it was chosen by its result, so that this result is optimistic.
 CHOSEN = 'chosen on these images'
 
 
-def print_round(result: dict[str, Any] | None, split: SplitRecord) -> None:
+def print_round(result: Result | None, split: SplitRecord) -> None:
     """Print a round's result.
 
     Args:
@@ -21,13 +22,13 @@ def print_round(result: dict[str, Any] | None, split: SplitRecord) -> None:
     if result is None:
         print('Best test SRCC nan, PLCC nan', flush=True)
         return
-    if 'test' not in split:
+    epoch = result['epoch']
+    if 'test' not in split:  # --train_on_all
         count = len(split['train'])
-        epoch = result['epoch']
         print(f'Trained on all {count} images; the last epoch, {epoch}, is kept', flush=True)
     else:
         part = ''
-        notes = [f'epoch {result["epoch"]}']
+        notes = [f'epoch {epoch}']
         if result['chosen_on'] == 'validation':
             part = 'validation epoch: '
         else:
@@ -56,14 +57,14 @@ def print_medians(results: dict[str, Any]) -> None:
     print_on_others(median.get('test_on', {}), 'median ')
 
 
-def print_on_others(results: dict[str, dict[str, Any]], word: str = '') -> None:
+def print_on_others(results: dict[str, Result], word: str = '') -> None:
     """Print the metrics on other databases, each after `word`."""
     for name, metrics in results.items():
         count = f' ({metrics["images"]} images)' if 'images' in metrics else ''
         print(f'On {title_of(name)}{count}: {word}{with_intervals(metrics, word)}', flush=True)
 
 
-def with_intervals(result: dict[str, Any], word: str = '', notes: Sequence[str] = ()) -> str:
+def with_intervals(result: Result, word: str = '', notes: Sequence[str] = ()) -> str:
     """'SRCC 0.8797 [0.831, 0.916], PLCC ... (notes)': the metrics, with 95 % intervals if known.
 
     Args:

@@ -15,6 +15,7 @@ from util.files import locked, named, reading, remove_abandoned, write_json, wri
 from util.metrics import CORRELATIONS, TestedImages, intervals
 from util.tables import read_rows
 
+Result = dict[str, Any]  # the content of a round's result.json
 PREDICTION_COLUMNS = ('image', 'content', 'score', 'prediction')
 REQUIRED = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic')
 METRICS = (*REQUIRED, 'MAE')  # the first versions computed no MAE
@@ -76,7 +77,7 @@ def add_intervals(results: dict[str, Any], folders: list[Path]) -> None:
     results['median'].update(intervals(tested))
 
 
-def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def statistics(rounds: list[Result]) -> dict[str, Any]:
     """{'median': ..., 'mean': ..., 'std': ...} of every metric over the rounds' results.
 
     Each includes the metrics of the last epochs in `last_epoch`, and those on every other database
@@ -91,12 +92,12 @@ def statistics(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def over(results: list[dict[str, Any]], function: Callable[..., Any]) -> dict[str, Any]:
+def over(results: list[Result], function: Callable[..., Any]) -> Result:
     """`function` of every metric that all `results` have.
 
     The same for the last epochs, and for the other databases and the distortion types by name.
     """
-    found: dict[str, Any] = {}
+    found: Result = {}
     for metric in METRICS:
         if all(metric in result for result in results):
             found[metric] = float(function([result[metric] for result in results]))
@@ -104,7 +105,7 @@ def over(results: list[dict[str, Any]], function: Callable[..., Any]) -> dict[st
         found['last_epoch'] = over([result['last_epoch'] for result in results], function)
     for part in ('test_on', 'types'):
         # A database or type may be missing in some of the rounds.
-        groups: dict[str, list[dict[str, Any]]] = {}
+        groups: dict[str, list[Result]] = {}
         for result in results:
             for name, metrics in result.get(part, {}).items():
                 groups.setdefault(name, []).append(metrics)
@@ -113,7 +114,7 @@ def over(results: list[dict[str, Any]], function: Callable[..., Any]) -> dict[st
     return found
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> Result:
     """The content of a result.json, with nan for null where a metric is undefined.
 
     Raises:
@@ -131,7 +132,7 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def with_nan(content: dict[str, Any]) -> dict[str, Any]:
+def with_nan(content: Result) -> Result:
     """`content` with nan for None."""
     return {name: math.nan if value is None else value for name, value in content.items()}
 
@@ -141,7 +142,7 @@ def without_nan(content: Any) -> Any:
     return json.loads(json.dumps(content), parse_constant=lambda constant: None)
 
 
-def from_history(folder: Path) -> dict[str, Any]:
+def from_history(folder: Path) -> Result:
     """The part of a round's summary that comes from its history.csv.
 
     Returns:
@@ -171,7 +172,10 @@ def read_columns(path: Path) -> dict[str, list[str]]:
     """The columns of a CSV file that a run wrote, by their names."""
     rows = read_rows(path)
     header = rows[0].cells if rows else []
-    return {name: [row.cells[k] for row in rows[1:]] for k, name in enumerate(header)}
+    columns = {}
+    for k, name in enumerate(header):
+        columns[name] = [row.cells[k] for row in rows[1:]]
+    return columns
 
 
 def write_predictions(path: Path, tested: TestedImages) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.record import (
+    Record,
     continue_record,
     read_record,
     record_path,
@@ -29,9 +30,7 @@ from util.files import is_locked, read_json
 RESULTS = ('last.pth', 'best.pth', 'history.csv', 'predictions.csv', 'result.json')
 
 
-def check_run(
-    config: Any, model: dict[str, Any], splits: list[SplitRecord]
-) -> dict[str, Any] | None:
+def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> Record | None:
     """Refuse the run folder `config.output` if this run may neither make nor continue it.
 
     Nothing is written.
@@ -102,7 +101,7 @@ def refuse_other_files(folder: Path) -> None:
 
 
 def open_run(
-    config: Any, model: dict[str, Any], splits: list[SplitRecord], surroundings: dict[str, Any]
+    config: Any, model: dict[str, Any], splits: list[SplitRecord], surroundings: Record
 ) -> None:
     """Make or continue the run folder `config.output`.
 
