@@ -94,7 +94,8 @@ def upgrade(record: Record) -> Record:
         model = {'title': entry.title, 'label_range': entry.score_range, **model}
 
     # A run that is older than an option was made with what is now the option's default.
-    options = vars(with_defaults(SimpleNamespace(**options)))
+    for name, default in vars(with_defaults(SimpleNamespace())).items():
+        options.setdefault(name, default)
     return {**record, 'options': options, 'model': model}
 
 
@@ -106,7 +107,7 @@ def options_of_run(path: Path, without: set[str]) -> dict[str, Any]:
     """
     options = read_record(path)['options']
     kept = {name: value for name, value in options.items() if name not in without}
-    # With --csv, `data_root` is the recorded table, and `image_root` the --data_root that was given.
+    # With --csv, the table is recorded as `data_root`, and the given --data_root as `image_root`.
     given = 'image_root' if options['csv'] else 'data_root'
     kept['data_root'] = options.get(given)
     return kept
