@@ -22,14 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import folders
-from experiment.options import FREE_OPTIONS, Parser, read_record, with_defaults
-from experiment.run_folder import (
-    read_history,
-    read_predictions,
-    round_path,
-    rounds_in,
-    with_intervals,
-)
+from experiment.options import Parser, with_defaults
+from experiment.record import FREE_OPTIONS, read_record
+from experiment.report import with_intervals
+from experiment.results import read_history, read_predictions
+from experiment.run_folder import round_path, rounds_in
 from util import metrics, plots
 from util.errors import InputError, boundary
 from util.files import check_output, read_json, write_table, write_whole

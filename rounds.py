@@ -12,18 +12,10 @@ import torch
 
 import models
 from data_loader import DataLoader
+from experiment.report import print_medians, print_on_others, print_round, with_intervals
+from experiment.results import ON_OTHERS, summarise, write_predictions
 from experiment.round_folder import RoundFolder, surroundings
-from experiment.run_folder import (
-    ON_OTHERS,
-    open_run,
-    print_medians,
-    print_on_others,
-    print_round,
-    round_path,
-    summarise,
-    with_intervals,
-    write_predictions,
-)
+from experiment.run_folder import open_run, round_path
 from experiment.splits import Job, split_record
 from folders import OpenDatabase
 from HyerIQASolver import HyperIQASolver

@@ -14,15 +14,11 @@ from pathlib import Path
 
 import folders
 from experiment.check_database import check_images
-from experiment.options import parse_options, read_record, record_of
-from experiment.run_folder import (
-    PREDICTION_COLUMNS,
-    check_run,
-    print_medians,
-    refuse_other_images,
-    round_index_of,
-    summarise,
-)
+from experiment.command_line import parse_options
+from experiment.record import read_record, record_of
+from experiment.report import print_medians
+from experiment.results import PREDICTION_COLUMNS, summarise
+from experiment.run_folder import check_run, refuse_other_images, round_index_of
 from experiment.splits import Job, Split, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
 from util.errors import NO_RESULT, InputError, boundary, log, rank

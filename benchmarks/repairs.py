@@ -39,8 +39,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import compare
 import rounds
 import train_test_IQA
-from experiment.options import parse_options
-from experiment.run_folder import read_history
+from experiment.command_line import parse_options
+from experiment.results import read_history
 from HyerIQASolver import HyperIQASolver
 from util import plots
 from util.errors import InputError, boundary

@@ -1,20 +1,23 @@
-"""One round's files.
+"""The folder of one round.
 
 split.json          names of the images of each part, and a digest of the labels
-last.pth            everything that a resume needs; an epoch counts once this file is renamed into place
+last.pth            everything that a resume needs; an epoch counts once this file is in place
 best.pth            the best epoch's plain state_dict
 history.csv         one row per epoch
 predictions.csv, curves.png, scatter.png, worst.png
 predictions_<name>.csv    of each other database
-result.json         the metrics at the best epoch, with intervals; written last: it marks the round as finished
+result.json         the metrics at the best epoch, with intervals; written last: it marks the round
+                    as finished
 """
 
 import hashlib
 import json
 import platform
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -25,14 +28,8 @@ import torchvision
 from PIL.Image import Image
 
 from experiment.options import title_of
-from experiment.run_folder import (
-    project_commit,
-    read_result,
-    refuse_other_images,
-    round_path,
-    without_nan,
-    write_predictions,
-)
+from experiment.results import read_result, without_nan, write_predictions
+from experiment.run_folder import refuse_other_images, round_path
 from experiment.splits import SplitRecord
 from util import checkpoints, distributed, plots
 from util.errors import InputError, first_line, rank
@@ -41,53 +38,79 @@ from util.metrics import TestedImages, all_metrics, by_type, intervals
 
 
 def surroundings(device: str) -> dict[str, Any]:
-    """What the numbers of a run may depend on beside its options, for config.json."""
-    versions: dict[str, Any] = {'python': platform.python_version(), 'pillow': PIL.__version__}
-    versions |= {
-        module.__name__: module.__version__ for module in (torch, torchvision, numpy, scipy)
-    }
-    versions |= {'cuda': torch.version.cuda, 'cudnn': torch.backends.cudnn.version()}
+    """For config.json: what the numbers of a run may depend on besides its options."""
     return {
         'command': sys.argv,
         'commit': project_commit(),
         'device': distributed.device_name(device),
-        'versions': versions,
+        'versions': {
+            'python': platform.python_version(),
+            'pillow': PIL.__version__,
+            'torch': torch.__version__,
+            'torchvision': torchvision.__version__,
+            'numpy': numpy.__version__,
+            'scipy': scipy.__version__,
+            'cuda': torch.version.cuda,
+            'cudnn': torch.backends.cudnn.version(),
+        },
     }
 
 
+def project_commit() -> str | None:
+    """The commit of this project, with a + if its files were changed since.
+
+    None outside a git checkout.
+    """
+    command = ['git', '-C', str(Path(__file__).parent), 'describe']
+    # The full hash of the commit, never the name of a tag.
+    command += ['--always', '--abbrev=40', '--exclude=*', '--dirty=+']
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # git is not installed
+        return None
+    return done.stdout.strip() or None
+
+
 class RoundFolder:
-    """The files of a round; under torchrun all ranks read them and the first alone writes.
+    """The files of a round. Under torchrun all ranks read them, and only the first one writes.
 
     Args:
         config: the run's options.
         round_index: 0-based.
-        split: the record of the round's split; a folder made for another one is refused.
+        split: the record of the round's split. A folder that was made for another one is refused.
 
     Raises:
-        InputError: the folder cannot be written, was made for other images, or another process runs this round.
+        InputError: the folder cannot be written or was made for other images, or another process
+            is running this round.
     """
 
     def __init__(self, config: Any, round_index: int, split: SplitRecord) -> None:
         self.path = round_path(config.output, round_index + 1)
         self.epochs = config.epochs
         self.title = f'{title_of(config.dataset)}, seed {config.seed}, round {round_index + 1}'
-        # of a last.pth; that the options are the same too is known from config.json
+        # Kept in last.pth, so that one that was copied from elsewhere is noticed. The options need
+        # not be in it, since the whole run's are compared in config.json.
         self.owner = {
             'round': round_index + 1,
             'split': hashlib.sha256(json.dumps(split).encode()).hexdigest(),
         }
         self.lock = ExitStack()
         if rank() == 0:
-            self.path.mkdir(parents=True, exist_ok=True)
-            alone = self.lock.enter_context(
-                locked(self.path / '.lock', f'{self.path} is being trained by another process')
-            )
-            remove_abandoned(self.path, owned=alone)
-            path = self.path / 'split.json'
-            refuse_other_images(path, split)
-            if not path.exists():
-                write_json(path, split)
+            self.open(split)
+        # The other ranks read the folder once it is there.
         distributed.wait()
+
+    def open(self, split: SplitRecord) -> None:
+        """Make the folder if it is missing, and lock it until `close`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        busy = f'{self.path} is being trained by another process'
+        is_locked = self.lock.enter_context(locked(self.path / '.lock', busy))
+        # With the lock, nobody else is writing here.
+        remove_abandoned(self.path, owned=is_locked)
+        path = self.path / 'split.json'
+        refuse_other_images(path, split)
+        if not path.exists():
+            write_json(path, split)
 
     def close(self) -> None:
         """Let another process, or this one again, run the round."""
@@ -95,18 +118,20 @@ class RoundFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the round's result is there, of as many epochs as are asked for now."""
+        """Whether the round has a result, after at least the number of epochs of this run."""
         path = self.path / 'result.json'
         return path.exists() and read_result(path)['epochs'] >= self.epochs
 
     def restore(self, load_state_dict: Callable[[dict[str, Any]], None]) -> None:
-        """Give the state that the last finished epoch left, if there is one, to `load_state_dict`.
+        """Call `load_state_dict` with the state after the last finished epoch, if there is one.
 
         Raises:
-            InputError: last.pth is gone, damaged, or of something else; nothing in the folder is changed.
+            InputError: last.pth is gone, damaged, or belongs to something else. Nothing in the
+                folder has been changed then.
         """
         path = self.path / 'last.pth'
         if not path.exists():
+            # A round that has begun is never restarted without a word.
             if (self.path / 'history.csv').exists():
                 raise InputError(
                     f'{path} is gone, without which the round cannot continue; {self.remedy}'
@@ -114,11 +139,12 @@ class RoundFolder:
             return
         state = checkpoints.read_checkpoint(path)
         try:
-            owner = state.get('owner', self.owner)  # the first versions kept none
+            # The first versions kept no owner.
+            owner = state.get('owner', self.owner)
             if any(owner.get(name, mine) != mine for name, mine in self.owner.items()):
                 raise ValueError('it belongs to another round, or to another split')
             load_state_dict(state)
-        except Exception as error:  # an edited state can raise anything where it does not fit
+        except Exception as error:  # a state that does not fit can raise anything
             raise InputError(
                 f'{path} is not the checkpoint of this round ({first_line(error)}); {self.remedy}'
             )
@@ -130,47 +156,45 @@ class RoundFolder:
         return f'put the right file back, or remove {self.path} to start the round anew'
 
     def save(self, state: dict[str, Any]) -> None:
-        """Record a finished epoch; `state` is the solver's `state_dict`.
+        """Record a finished epoch.
 
-        last.pth comes first, since the other files follow from it: a kill in between loses none of them.
+        Args:
+            state: the solver's `state_dict`.
         """
         if rank() == 0:
+            # `check_best` compares the digest with best.pth at the end of the round.
             if is_best_last(state):
                 state['best']['weights'] = checkpoints.digest(state['model'])
-            write_whole(
-                self.path / 'last.pth', checkpoints.serialised({**state, 'owner': self.owner})
-            )
+            # last.pth comes first: the other files follow from it, so that a kill in between
+            # loses none of them.
+            content = checkpoints.serialised({**state, 'owner': self.owner})
+            write_whole(self.path / 'last.pth', content)
             self.write_derived(state)
         distributed.wait()
 
     def write_derived(self, state: dict[str, Any]) -> None:
-        """The files that follow from last.pth, which a kill may have left one epoch behind it."""
+        """Write the files that follow from last.pth; a kill may have left them an epoch behind."""
         if is_best_last(state):
-            # on the CPU, so that a plain torch.load works where there is no GPU
+            # On the CPU, so that a plain torch.load works where there is no GPU.
             weights = {name: value.cpu() for name, value in state['model'].items()}
             write_whole(self.path / 'best.pth', checkpoints.serialised(weights))
-        history = state[
-            'history'
-        ]  # of which epochs of an earlier version lack the columns that it did not know
-        write_table(
-            self.path / 'history.csv',
-            list(dict.fromkeys(name for row in history for name in row)),
-            history,
-        )
-        best_epoch = (state['best'] or {}).get('epoch')
+        # Epochs of an earlier version may lack younger columns, so that each row adds its own.
+        history = state['history']
+        columns = list(dict.fromkeys(name for row in history for name in row))
+        write_table(self.path / 'history.csv', columns, history)
+        best_epoch = state['best']['epoch'] if state['best'] else None
         write_whole(self.path / 'curves.png', plots.curves(history, self.title, best_epoch))
 
     def check_best(self, best: dict[str, Any]) -> None:
-        """Refuse to end the round with a best.pth that is not the weights of its best epoch.
+        """Refuse to end the round if best.pth does not hold the weights of its best epoch.
 
         Raises:
             InputError: it is gone, damaged or another network's.
         """
         try:
             weights = checkpoints.read_checkpoint(self.path / 'best.pth')
-            if (
-                'weights' in best and checkpoints.digest(weights) != best['weights']
-            ):  # the first versions kept no digest
+            # The first versions kept no digest.
+            if 'weights' in best and checkpoints.digest(weights) != best['weights']:
                 raise InputError('best.pth is of other weights')
         except InputError as error:
             raise InputError(
@@ -184,35 +208,37 @@ class RoundFolder:
         thumbnail: Callable[[int], Image],
         on_others: dict,
     ) -> None:
-        """Write the test images' scores at the best epoch and their pictures, and last of all the round's result.
+        """Write the predictions of the best epoch, their pictures, and last the round's result.
 
         Args:
             best: the solver's best epoch.
-            tested: the test images with their predictions in it.
-            thumbnail: a small picture of the image at a position in `tested`.
+            tested: the test images with their predictions in that epoch.
+            thumbnail: gives a small picture of the image at a position in `tested`.
             on_others: metrics on other databases, by the database's name.
         """
         if rank() == 0:
             self.check_best(best)
+            # There are no test images after --train_on_all.
             if tested.images:
                 title = f'{self.title}, epoch {best["epoch"]}'
-                write_whole(
-                    self.path / 'scatter.png',
-                    plots.scatter(tested.predicted, tested.subjective, title),
-                )
+                scatter = plots.scatter(tested.predicted, tested.subjective, title)
+                write_whole(self.path / 'scatter.png', scatter)
                 write_whole(self.path / 'worst.png', plots.worst(tested, thumbnail, title))
             write_predictions(self.path / 'predictions.csv', tested)
             result = {
                 'epoch': best['epoch'],
                 'epochs': self.epochs,
                 **all_metrics(tested.predicted, tested.subjective),
+                **intervals([tested]),
+                **by_type(tested),
             }
-            result |= {**intervals([tested]), **by_type(tested)}
             if on_others:
                 result['test_on'] = on_others
+            # Last, since it marks the round as finished.
             write_json(self.path / 'result.json', without_nan(result))
         distributed.wait()
 
 
 def is_best_last(state: dict[str, Any]) -> bool:
+    """Whether the last epoch of a solver's state is its best one."""
     return bool(state['best']) and state['best']['epoch'] == state['history'][-1]['epoch']

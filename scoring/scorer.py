@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from data_loader import draw_patches, imagenet_statistics
-from experiment.options import facts_of_koniq, read_record, record_of
+from experiment.options import facts_of_koniq
+from experiment.record import read_record, record_of
 from models import PATCH_SIZE, HyperNet, hyperiqa, predict_scores
 from util import checkpoints, frames
 from util.distributed import has_bfloat16, memory_format, pick_device

@@ -8,7 +8,7 @@ from helpers import QUICK, assert_same_run, command, history, link_run, read_tab
 
 import compare
 import folders
-from experiment.options import parse_options
+from experiment.command_line import parse_options
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from PIL import Image
 
 import folders
 import models
-from experiment.options import parse_options
+from experiment.command_line import parse_options
 from experiment.round_folder import RoundFolder
 from experiment.splits import asked_splits, split_record
 from util import checkpoints

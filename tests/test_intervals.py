@@ -8,7 +8,8 @@ import pytest
 from helpers import link_run, read_table
 from scipy import stats
 
-from experiment.run_folder import read_predictions, summarise, with_intervals, write_predictions
+from experiment.report import with_intervals
+from experiment.results import read_predictions, summarise, write_predictions
 from util import metrics
 from util.metrics import TestedImages, intervals, plcc, srcc
 

@@ -9,7 +9,7 @@ import torch
 from helpers import TINY
 
 import folders
-from experiment import run_folder, splits
+from experiment import results, splits
 from util import checkpoints
 from util.errors import InputError
 
@@ -71,11 +71,11 @@ def test_mutated_run_files(tmp_path, finished_run):
     shutil.copytree(finished_run / 'run', run, ignore=shutil.ignore_patterns('*.pth', '*.png'))
     database = folders.OpenDatabase('livec', finished_run / 'livec')
     readers = {
-        'config.json': lambda path: run_folder.summarise(run),
-        'round_01/result.json': lambda path: run_folder.summarise(run),
+        'config.json': lambda path: results.summarise(run),
+        'round_01/result.json': lambda path: results.summarise(run),
         'round_01/split.json': lambda path: splits.read_split(path, database),
-        'round_01/history.csv': run_folder.read_columns,
-        'round_01/predictions.csv': run_folder.read_columns,
+        'round_01/history.csv': results.read_columns,
+        'round_01/predictions.csv': results.read_columns,
     }
     for name, reader in readers.items():
         found = [outcome(reader, run / name) for _ in mutations(run / name, 30)]

@@ -14,7 +14,8 @@ from scipy.stats import spearmanr
 
 import demo
 import folders
-from experiment.options import parse_options, refuse_other_options
+from experiment.command_line import parse_options
+from experiment.record import refuse_other_options
 from experiment.splits import asked_splits, draw_splits
 from util import files
 from util.errors import InputError

@@ -11,7 +11,7 @@ import scipy.io
 from helpers import link_run, own_table
 
 import folders
-from experiment.options import parse_options
+from experiment.command_line import parse_options
 from experiment.splits import asked_splits, draw_splits, read_split
 from util.errors import InputError
 from util.files import walk

@@ -29,9 +29,9 @@ from PIL import Image
 
 import demo
 import train_test_IQA
-from experiment import run_folder
+from experiment import results
+from experiment.report import print_medians
 from experiment.round_folder import RoundFolder
-from experiment.run_folder import print_medians
 from util import files
 from util.errors import InputError
 from util.metrics import all_metrics, plcc, srcc
@@ -120,7 +120,7 @@ def copied_run(workplace, finished_run):
     best_is_last = best_row(history(run, 2)) == history(run, 2)[-1]
     for name in ('result.json', 'predictions.csv', 'history.csv', *['best.pth'] * best_is_last):
         (run / 'round_02' / name).unlink()
-    run_folder.summarise(run)
+    results.summarise(run)
     before = fingerprint(finished_run / 'run')
     yield run
     assert fingerprint(finished_run / 'run') == before  # what is linked was not written into
@@ -405,7 +405,7 @@ def test_another_users_run_is_summarised_and_not_written(finished_run, as_nobody
     )
     before = fingerprint(folder)
     expected = (finished_run / 'stdout.txt').read_text().splitlines()[-1]
-    printed = run(lambda: print_medians(run_folder.summarise('run')))
+    printed = run(lambda: print_medians(results.summarise('run')))
     assert printed == '' and capfd.readouterr().out.splitlines()[-1] == expected
     assert fingerprint(folder) == before
 

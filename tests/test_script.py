@@ -9,7 +9,7 @@ from helpers import TINY, without_times
 
 import folders
 import models
-from experiment.options import parse_options
+from experiment.command_line import parse_options
 from experiment.splits import draw_split
 from train_test_IQA import main
 from util import demo_database

@@ -18,7 +18,7 @@ from helpers import QUICK, open_database, tensors
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train_test_IQA
-from experiment.options import parse_options
+from experiment.command_line import parse_options
 from HyerIQASolver import HyperIQASolver, is_better, learning_rates
 from util.errors import SMALLER
 from util.metrics import plcc, srcc

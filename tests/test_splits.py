@@ -8,7 +8,7 @@ import pytest
 from helpers import QUICK, read_table
 
 import folders
-from experiment.options import parse_options
+from experiment.command_line import parse_options
 from experiment.splits import asked_splits, draw_splits, read_split
 from util.errors import InputError
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers import PROJECT, QUICK, own_table, read_table
 
-from experiment.run_folder import read_predictions, write_predictions
-from experiment.run_folder import statistics as of_rounds
+from experiment.results import read_predictions, write_predictions
+from experiment.results import statistics as of_rounds
 from experiment.splits import read_split
 from folders import OpenDatabase
 from util.errors import InputError

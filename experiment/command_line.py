@@ -1,0 +1,147 @@
+"""The command line of train_test_IQA.py: its options as a namespace, completed and checked."""
+
+from argparse import Namespace
+from typing import Any
+
+import folders
+from experiment.options import Parser, make_parser
+from experiment.record import FREE_OPTIONS, options_of_run, record_of, record_path
+from util.errors import InputError
+
+# Options that --resume RUN does not take from the record: the rounds of one process only, and the
+# folder, which may have been renamed.
+NOT_RESUMED = {'rounds', 'output', 'resume'}
+# Options that --evaluate does not take from it: those of the machine, and those of another test.
+# The --csv table and the batch size of a test are taken.
+NOT_EVALUATED = (FREE_OPTIONS - {'csv', 'test_batch_size'}) | {'evaluate', 'test_on'}
+
+
+def parse_options(argv: list[str] | None) -> Namespace:
+    """The options in `argv`.
+
+    The command line wins over the record of the run that --evaluate or --resume names, the record
+    over the database's own defaults, and these over the defaults of the flags.
+
+    Raises:
+        InputError: an option is unknown or has no such value, or options contradict each other.
+    """
+    parser = make_parser()
+    given = parser.parse_args(argv)
+    # Later defaults replace earlier ones, and the last pass over `argv` replaces them all.
+    set_defaults_of_database(parser, given, argv)
+    parser.set_defaults(**recorded_options(given))
+    config = parser.parse_args(argv)
+
+    config.columns = dict(config.columns or {})
+    # From the command line --split is a list, since it may be train=FILE test=FILE.
+    if isinstance(config.split, list) and len(config.split) == 1:
+        config.split = config.split[0]
+    refuse_contradictions(config)
+    set_data_paths(config)
+    set_output(config)
+    # --evaluate loads its checkpoint as training loads the initial weights.
+    config.weights = config.evaluate or config.weights
+    return config
+
+
+def set_defaults_of_database(parser: Parser, given: Namespace, argv: list[str] | None) -> None:
+    """Let the database of the options `given` in `argv` set the defaults of some flags."""
+    if given.csv:
+        parser.set_defaults(dataset='csv')
+    # Parsed again, since a --dataset in `argv` wins over the default that --csv has just set.
+    dataset = parser.parse_args(argv).dataset
+    parser.set_defaults(**folders.DATABASES[dataset].defaults)
+    # Rounds without a test part would all train on the same images.
+    if given.train_on_all:
+        parser.set_defaults(train_test_num=1)
+
+
+def recorded_options(given: Namespace) -> dict[str, Any]:
+    """The options of the run that --resume or --evaluate names; none without such a run."""
+    if isinstance(given.resume, str):
+        return options_of_run(record_path(given.resume), NOT_RESUMED)
+    if not given.evaluate:
+        return {}
+    path = record_of(given.evaluate)
+    if path:
+        return options_of_run(path, NOT_EVALUATED)
+    if not given.test_on:
+        raise InputError(
+            f'--evaluate: {given.evaluate} is in no run folder; '
+            '--test_on NAME=DIR tests it on a database'
+        )
+    return {}
+
+
+def set_data_paths(config: Namespace) -> None:
+    """Set `data_root`, the path of the database, and `image_root`.
+
+    With --csv the table is the database, and the names in it start at the given --data_root.
+    """
+    config.image_root = config.data_root if config.csv else None
+    config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
+
+
+def set_output(config: Namespace) -> None:
+    """Set `output`, the run folder or where --evaluate writes, and `resume` as a bool."""
+    if isinstance(config.resume, str):
+        if config.output not in (None, config.resume):
+            raise InputError('--output: --resume RUN names the run folder already')
+        config.output = config.resume
+    elif not config.output:
+        run = f'runs/{config.dataset}-seed{config.seed}'
+        config.output = '.' if config.evaluate else run
+    config.resume = bool(config.resume)
+
+
+def refuse_contradictions(config: Namespace) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        InputError: two of them exclude each other, or one needs another.
+    """
+    refuse_table_options(config)
+    refuse_split_options(config)
+    if config.fit_scale and config.weights in ('none', 'imagenet'):
+        raise InputError(
+            '--fit_scale goes with --weights FILE, a HyperIQA that gives scores already'
+        )
+    if config.rounds and config.rounds[-1] > config.train_test_num:
+        raise InputError(
+            f'--rounds: there are {config.train_test_num} rounds; --train_test_num sets how many'
+        )
+    # The name is the key of the results and part of the name of the file of predictions.
+    names = [name for name, _, _ in config.test_on or []]
+    if len(set(names)) < len(names):
+        raise InputError('--test_on: each database, and each name of a CSV file, can be named once')
+
+
+def refuse_table_options(config: Namespace) -> None:
+    """Refuse options about a table of the user's own where there is none."""
+    if bool(config.csv) != (config.dataset == 'csv'):
+        raise InputError(
+            '--csv FILE goes with --dataset csv, which it implies: the file lists your images and '
+            'their scores'
+        )
+    keys = [key for _, key, _ in config.test_on or []]
+    if config.csv or 'csv' in keys:
+        return
+    # The column of the sets may also be that of a --split table.
+    if set(config.columns) - {'set'} or config.lower_is_better is not None:
+        raise InputError(
+            '--columns, --lower_is_better and --higher_is_better describe the table of --csv FILE'
+        )
+
+
+def refuse_split_options(config: Namespace) -> None:
+    """Refuse options about a random split, or a choice of the epoch, where there is none."""
+    for name in ('val_ratio', 'split_by'):
+        if getattr(config, name) and config.split not in (None, 'random'):
+            raise InputError(
+                f'--{name} goes with --split random; another split names its own parts'
+            )
+    if config.train_on_all and (config.val_ratio or config.patience or config.split):
+        raise InputError(
+            '--train_on_all leaves nothing to choose an epoch on: give no --val_ratio, --patience '
+            'or --split'
+        )

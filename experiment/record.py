@@ -1,0 +1,201 @@
+"""The record of a run, its config.json, which only this file finds, reads, compares and writes."""
+
+import json
+import os
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import folders
+from experiment.options import with_defaults
+from util.errors import InputError, log
+from util.files import read_json, write_json
+
+Record = dict[str, Any]  # the content of a config.json
+VERSION = 2  # of the form of config.json; earlier versions wrote no number
+# Options that a resumed run may change: where things are and how fast they go, but nothing that
+# the results depend on.
+FREE_OPTIONS = {
+    'data_root',
+    'image_root',
+    'csv',
+    'output',
+    'resume',
+    'rounds',
+    'device',
+    'compile',
+    'num_workers',
+    'cache',
+    'test_batch_size',
+    'list_datasets',
+}
+# Options that a resumed run may raise: neither the learning rates nor a finished round depend on
+# how many epochs or rounds there are.
+GROWING = ('epochs', 'train_test_num')
+# The part of `model` that a resumed run may not change.
+FIXED_MEANING = ('resize', 'exif_rotation', 'score_range', 'higher_is_better')
+
+
+def record_path(run: Path | str) -> Path:
+    return Path(run) / 'config.json'
+
+
+def record_of(checkpoint: Path | str) -> Path | None:
+    """The config.json of the run that holds a checkpoint, or next to it; None if there is none."""
+    # A link counts as where it is, and otherwise as the file that it points to.
+    for place in (os.path.abspath(checkpoint), os.path.realpath(checkpoint)):
+        # It was copied next to the checkpoint, or is in the folder above the round's.
+        for folder in list(Path(place).parents)[:2]:
+            path = record_path(folder)
+            if path.exists():
+                return path
+    return None
+
+
+def read_record(path: Path) -> Record:
+    """The content of a run's config.json, in the form of this version.
+
+    Returns:
+        a dict with the run's `options`, and with what an image and a score mean to its networks
+        as `model`.
+
+    Raises:
+        InputError: the file is missing or damaged, or is not a run's.
+    """
+    record = read_json(path)
+    if not isinstance(record.get('options'), dict) or not isinstance(record.get('model'), dict):
+        raise InputError(
+            f'{path} does not hold the options of a run; put the file back as the run wrote it'
+        )
+    return upgrade(record)
+
+
+def upgrade(record: Record) -> Record:
+    """A config.json's content in the form of this version, whatever version wrote it.
+
+    Only `srgb` may still be missing in `model`: the run converted no image to sRGB then.
+    """
+    options = dict(record['options'])
+    model = dict(record['model'])
+
+    # Versions before --fit_scale recorded two options in another way.
+    if 'fit_scale' not in options:
+        # `random` was the default then. Now it is None, so that a table's own sets are used.
+        if options.get('split') == 'random':
+            options['split'] = None
+        # The GPU was recorded that the program had chosen, and not the user's choice.
+        if str(options.get('device')).startswith('cuda:'):
+            options['device'] = 'cuda'
+
+    # The title and range of the labels were added to `model` later than the rest.
+    entry = folders.DATABASES.get(options.get('dataset', ''))
+    if entry:
+        model = {'title': entry.title, 'label_range': entry.score_range, **model}
+
+    # A run that is older than an option was made with what is now the option's default.
+    for name, default in vars(with_defaults(SimpleNamespace())).items():
+        options.setdefault(name, default)
+    return {**record, 'options': options, 'model': model}
+
+
+def options_of_run(path: Path, without: set[str]) -> dict[str, Any]:
+    """The options of the run with the config.json `path`, as its command line gave them.
+
+    Args:
+        without: options to leave out. Where the data is stays in.
+    """
+    options = read_record(path)['options']
+    kept = {name: value for name, value in options.items() if name not in without}
+    # With --csv, the table is recorded as `data_root`, and the given --data_root as `image_root`.
+    given = 'image_root' if options['csv'] else 'data_root'
+    kept['data_root'] = options.get(given)
+    return kept
+
+
+def refuse_other_options(path: Path, record: Record) -> None:
+    """Refuse to continue the run with the config.json `path` if it was made with other options.
+
+    Args:
+        record: the `options` and `model` of the run that would continue it.
+
+    Raises:
+        InputError: an option has changed that is neither in FREE_OPTIONS nor has grown, or
+            images or scores mean something else.
+    """
+    old = read_record(path)
+    # As it would be read back: a tuple becomes a list.
+    new = upgrade(json.loads(json.dumps(record)))
+    changes = changed_options(old['options'], new['options'])
+    for name in FIXED_MEANING:
+        now = new['model'][name]
+        # A first version may not have recorded it.
+        before = old['model'].get(name, now)
+        if before != now:
+            changes.append(f'{name} was {before}, is {now}')
+    if changes:
+        raise InputError(
+            f'{path.parent} was made with other options: {"; ".join(changes)}; '
+            'give the same, or --output DIR for a new run'
+        )
+
+
+def changed_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The options that forbid a resume, each as '--lr was 2e-05, is 0.001'."""
+    changes = []
+    for name in sorted(old.keys() - FREE_OPTIONS):
+        before = old[name]
+        now = new.get(name)
+        if name == 'test_on':
+            # The other databases may have moved, so only their names are compared.
+            before = [entry[0] for entry in before or []]
+            now = [entry[0] for entry in now or []]
+        if differs(name, before, now):
+            changes.append(f'--{name} was {before}, is {now}')
+    return changes
+
+
+def differs(name: str, before: Any, now: Any) -> bool:
+    """Whether the change of an option forbids a resume."""
+    if name in GROWING and isinstance(before, int):
+        return now < before
+    # None and 'random' are the same split unless the user's own table names sets. Then the
+    # images of the parts differ, which is refused where the splits are compared.
+    if name == 'split' and before in (None, 'random') and now in (None, 'random'):
+        return False
+    # None, False and an empty list all mean that the option is not given.
+    return before != now and bool(before or now)
+
+
+def write_record(config: Namespace, model: dict[str, Any], surroundings: Record) -> None:
+    """Write the config.json of a new run in `config.output`."""
+    record = {'version': VERSION, 'options': vars(config), 'model': model, **surroundings}
+    write_json(record_path(config.output), record)
+
+
+def continue_record(config: Namespace, surroundings: Record) -> None:
+    """Bring the config.json in `config.output` up to date when its run is continued.
+
+    Its epochs and rounds may have grown. Everything else stays as the run began. Another device
+    or PyTorch is logged.
+    """
+    path = record_path(config.output)
+    # Not upgraded, so that the file keeps the form of the version that began the run.
+    record = read_json(path)
+    before = computed_on(record)
+    now = computed_on(surroundings)
+    if before != now:
+        log(
+            f'this run was made on {before} and continues on {now}, '
+            'where the last digits can differ'
+        )
+    grown = {'epochs': config.epochs, 'train_test_num': config.train_test_num}
+    options = {**record['options'], **grown}
+    if options != record['options']:
+        write_json(path, {**record, 'options': options})
+
+
+def computed_on(surroundings: Record) -> str:
+    """The device and PyTorch in a record, as users read them."""
+    version = surroundings.get('versions', {}).get('torch')
+    return f'{surroundings.get("device")} with PyTorch {version}'

@@ -1,0 +1,90 @@
+"""The results of a run as they are printed to stdout."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from experiment.options import title_of
+from experiment.results import Result
+from experiment.splits import SplitRecord
+
+# Of a best epoch: it was chosen by its result, so that this result is optimistic.
+CHOSEN = 'chosen on these images'
+
+
+def print_round(result: Result | None, split: SplitRecord) -> None:
+    """Print a round's result.
+
+    Args:
+        result: None if no epoch had one.
+        split: the names of the images of each part.
+    """
+    if result is None:
+        print('Best test SRCC nan, PLCC nan', flush=True)
+        return
+    epoch = result['epoch']
+    if 'test' not in split:  # --train_on_all
+        count = len(split['train'])
+        print(f'Trained on all {count} images; the last epoch, {epoch}, is kept', flush=True)
+    else:
+        part = ''
+        notes = [f'epoch {epoch}']
+        if result['chosen_on'] == 'validation':
+            part = 'validation epoch: '
+        else:
+            notes.append(CHOSEN)
+        print(f'Best {part}test {with_intervals(result, notes=notes)}', flush=True)
+        print(f'Last epoch: test {with_intervals(result["last_epoch"])}', flush=True)
+    print_on_others(result.get('test_on', {}))
+
+
+def print_medians(results: dict[str, Any]) -> None:
+    """Print the medians over the rounds of a results.json; nothing if no round has a test part."""
+    median = results['median']
+    rounds = list(results['rounds'].values())
+    if not rounds:
+        print('Testing median SRCC nan, median PLCC nan', flush=True)
+        return
+    if all(math.isnan(result['SRCC']) for result in rounds):
+        return
+    notes = []
+    if len(rounds) > 1:
+        notes.append(f'of {len(rounds)} rounds')
+    if any(result['chosen_on'] == 'test' for result in rounds):
+        notes.append(CHOSEN)
+    print(f'Testing median {with_intervals(median, "median ", notes)}', flush=True)
+    print(f'Last epochs: median {with_intervals(median["last_epoch"], "median ")}', flush=True)
+    print_on_others(median.get('test_on', {}), 'median ')
+
+
+def print_on_others(results: dict[str, Result], word: str = '') -> None:
+    """Print the metrics on other databases, each after `word`."""
+    for name, metrics in results.items():
+        count = f' ({metrics["images"]} images)' if 'images' in metrics else ''
+        print(f'On {title_of(name)}{count}: {word}{with_intervals(metrics, word)}', flush=True)
+
+
+def with_intervals(result: Result, word: str = '', notes: Sequence[str] = ()) -> str:
+    """'SRCC 0.8797 [0.831, 0.916], PLCC ... (notes)': the metrics, with 95 % intervals if known.
+
+    Args:
+        word: stands before each metric but the first.
+        notes: what else to report; why there is no interval is added.
+    """
+    shown = []
+    for metric, form in (('SRCC', '.4f'), ('PLCC', '.4f'), ('MAE', '.4g')):
+        if metric not in result:
+            continue
+        text = f'{metric} {result[metric]:{form}}'
+        if result.get(f'{metric}_interval'):
+            low, high = result[f'{metric}_interval']
+            text += f' [{low:.3f}, {high:.3f}]'
+        shown.append(text)
+    text = f', {word}'.join(shown)
+
+    notes = list(notes)
+    if 'no_interval' in result:
+        notes.append(f'no interval: {result["no_interval"]}')
+    if notes:
+        text += f' ({"; ".join(notes)})'
+    return text

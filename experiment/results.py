@@ -1,0 +1,208 @@
+"""The results of a run: read from its rounds, and computed over them."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiment.record import read_record, record_path
+from experiment.run_folder import round_path, rounds_in
+from util.files import locked, named, reading, remove_abandoned, write_json, write_table
+from util.metrics import CORRELATIONS, TestedImages, intervals
+from util.tables import read_rows
+
+Result = dict[str, Any]  # the content of a round's result.json
+PREDICTION_COLUMNS = ('image', 'content', 'score', 'prediction')
+REQUIRED = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic')
+METRICS = (*REQUIRED, 'MAE')  # the first versions computed no MAE
+INTERVALS = ('SRCC_interval', 'PLCC_interval', 'interval_method', 'no_interval')
+# What is reported of a database of --test_on, besides its number of images and the MAE.
+ON_OTHERS = ('SRCC', 'PLCC', 'KRCC', 'types', *INTERVALS)
+
+
+def summarise(run: Path | str) -> dict[str, Any]:
+    """Gather the results of the finished rounds into results.json, one process at a time.
+
+    Returns:
+        `rounds` maps the 1-based round to its metrics. `median`, `mean` and `std` are over the
+        rounds, and `median` has intervals (see `metrics.intervals`). Metrics on the other
+        databases are under `test_on`, by the database's name.
+
+    Raises:
+        InputError: `run` is no run folder.
+    """
+    run = Path(run)
+    path = record_path(run)
+    options = read_record(path)['options']
+    with named(path, 'JSON'):
+        last = int(options['train_test_num'])
+    # Another user's run is only read.
+    if not os.access(run, os.W_OK):
+        return gathered(run, last)
+    with locked(run / '.lock'):
+        results = gathered(run, last)
+        remove_abandoned(run)
+        write_json(run / 'results.json', without_nan(results))
+    return results
+
+
+def gathered(run: Path, last: int) -> dict[str, Any]:
+    """The results of the finished rounds up to the number `last`, as `summarise` returns them."""
+    folders = []
+    rounds = {}
+    for number in rounds_in(run):
+        if 1 <= number <= last:
+            folder = round_path(run, number)
+            folders.append(folder)
+            rounds[str(number)] = {**read_result(folder / 'result.json'), **from_history(folder)}
+    results = {'rounds': rounds, **statistics(list(rounds.values()))}
+    # The first versions computed no intervals. One such round leaves the median without one.
+    if rounds and not any(result.keys().isdisjoint(INTERVALS) for result in rounds.values()):
+        add_intervals(results, folders)
+    return results
+
+
+def add_intervals(results: dict[str, Any], folders: list[Path]) -> None:
+    """Add to `results` the intervals of the medians over the rounds in `folders`."""
+    tested = [read_predictions(folder / 'predictions.csv') for folder in folders]
+    for result, images in zip(results['rounds'].values(), tested):
+        # An earlier version named no method for its intervals; they are computed anew.
+        if 'no_interval' not in result and 'interval_method' not in result:
+            del result['SRCC_interval'], result['PLCC_interval']
+            result.update(intervals([images]))
+    results['median'].update(intervals(tested))
+
+
+def statistics(rounds: list[Result]) -> dict[str, Any]:
+    """{'median': ..., 'mean': ..., 'std': ...} of every metric over the rounds' results.
+
+    Each includes the metrics of the last epochs in `last_epoch`, and those on every other database
+    in `test_on`.
+    """
+    if not rounds:
+        return {'median': {}, 'mean': {}, 'std': {}}
+    return {
+        'median': over(rounds, np.median),
+        'mean': over(rounds, np.mean),
+        'std': over(rounds, np.std),
+    }
+
+
+def over(results: list[Result], function: Callable[..., Any]) -> Result:
+    """`function` of every metric that all `results` have.
+
+    The same for the last epochs, and for the other databases and the distortion types by name.
+    """
+    found: Result = {}
+    for metric in METRICS:
+        if all(metric in result for result in results):
+            found[metric] = float(function([result[metric] for result in results]))
+    if 'last_epoch' in results[0]:
+        found['last_epoch'] = over([result['last_epoch'] for result in results], function)
+    for part in ('test_on', 'types'):
+        # A database or type may be missing in some of the rounds.
+        groups: dict[str, list[Result]] = {}
+        for result in results:
+            for name, metrics in result.get(part, {}).items():
+                groups.setdefault(name, []).append(metrics)
+        if groups:
+            found[part] = {name: over(group, function) for name, group in groups.items()}
+    return found
+
+
+def read_result(path: Path) -> Result:
+    """The content of a result.json, with nan for null where a metric is undefined.
+
+    Raises:
+        InputError: a metric is missing or is not a number.
+    """
+    with reading(path, 'JSON') as file:
+        result = json.load(file, object_hook=with_nan)
+        values = [result[name] for name in ('epoch', 'epochs', *REQUIRED)]
+        for metrics in (result, *result.get('test_on', {}).values()):
+            values += [metrics[name] for name in METRICS if name in metrics]
+        if not all(isinstance(value, (int, float)) for value in values):
+            raise ValueError(
+                'it is not as a run writes it; once it is removed, --resume writes it again'
+            )
+    return result
+
+
+def with_nan(content: Result) -> Result:
+    """`content` with nan for None."""
+    return {name: math.nan if value is None else value for name, value in content.items()}
+
+
+def without_nan(content: Any) -> Any:
+    """`content` with None for nan, which JSON does not have."""
+    return json.loads(json.dumps(content), parse_constant=lambda constant: None)
+
+
+def from_history(folder: Path) -> Result:
+    """The part of a round's summary that comes from its history.csv.
+
+    Returns:
+        the test SRCC and PLCC of the last epoch, which nothing chose, as `last_epoch`; and the
+        part that chose the best epoch as `chosen_on`.
+    """
+    history = read_history(folder)
+    last = {metric: history[f'test_{metric.lower()}'][-1] for metric in CORRELATIONS}
+    return {'last_epoch': last, 'chosen_on': 'validation' if 'val_srcc' in history else 'test'}
+
+
+def read_history(folder: Path) -> dict[str, list[float]]:
+    """The columns of the history.csv in a round's folder."""
+    path = folder / 'history.csv'
+    columns = read_columns(path)
+    history = {}
+    with named(path, 'a table'):
+        for name, cells in columns.items():
+            # An epoch of an earlier version has no value in a column that is younger.
+            history[name] = [float(cell or 'nan') for cell in cells]
+        if not history['test_srcc'] or not history['test_plcc']:
+            raise ValueError('it has no epoch')
+    return history
+
+
+def read_columns(path: Path) -> dict[str, list[str]]:
+    """The columns of a CSV file that a run wrote, by their names."""
+    rows = read_rows(path)
+    header = rows[0].cells if rows else []
+    columns = {}
+    for k, name in enumerate(header):
+        columns[name] = [row.cells[k] for row in rows[1:]]
+    return columns
+
+
+def write_predictions(path: Path, tested: TestedImages) -> None:
+    """Write the test images with their scores and predictions, one a row."""
+    scores = tested.subjective.tolist()
+    predictions = tested.predicted.tolist()
+    values = (tested.images, tested.contents, scores, predictions)
+    columns = dict(zip(PREDICTION_COLUMNS, values))
+    columns.update(tested.facts)
+    rows = [dict(zip(columns, cells)) for cells in zip(*columns.values(), strict=True)]
+    write_table(path, list(columns), rows)
+
+
+def read_predictions(path: Path) -> TestedImages:
+    """The test images in a file of `write_predictions`.
+
+    Raises:
+        InputError: the file is something else.
+    """
+    columns = read_columns(path)
+    with named(path, 'a table'):
+        images, contents, scores, predictions = (columns.pop(name) for name in PREDICTION_COLUMNS)
+        # The columns that are left are facts about the images, such as the type of distortion.
+        return TestedImages(
+            images,
+            contents,
+            subjective=np.array(scores, np.float64),
+            predicted=np.array(predictions, np.float64),
+            facts=columns,
+        )
