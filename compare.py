@@ -3,12 +3,13 @@
     python compare.py runs/koniq-seed0 runs/koniq-mine [--csv FILE] [--plot FILE]
     python compare.py runs/*
 
-Prints each run's SRCC and PLCC, and for two runs their differences on the same test images. An interval of a difference is
-narrower than those of the two values, since both runs see the same easy and difficult images. What it is about depends on the
-rounds that both runs have finished:
+Prints each run's SRCC and PLCC, and for two runs their differences on the same test images. An
+interval of a difference is narrower than those of the two values, since both runs see the same easy
+and difficult images. What it is about depends on the rounds that both runs have finished:
 
-- one round: the test images alone, since a single training of each says nothing about the methods
-- rounds with different test images: the mean difference, with the corrected resampled t-test of Nadeau and Bengio (2003)
+- one round: only the test images, since a single training of each says nothing about the methods
+- rounds with different test images: the mean difference, with the corrected resampled t-test of
+  Nadeau and Bengio (2003)
 - rounds with the same test images: the median difference, by drawing images and rounds
 """
 
@@ -48,18 +49,19 @@ LAST = 'last epoch'
 
 
 class Run(NamedTuple):
-    """The finished rounds of a run by their 1-based number: test images at the best epoch, epochs, and parts of the split."""
+    """The finished rounds of a run that have a test part, each by its 1-based number."""
 
     name: str
-    record: dict[str, Any]
-    rounds: dict[int, TestedImages]
-    histories: dict[int, dict[str, list[float]]]
-    splits: dict[int, dict[str, Any]]
+    record: dict[str, Any]  # the content of config.json
+    rounds: dict[int, TestedImages]  # as predicted in the best epoch
+    histories: dict[int, dict[str, list[float]]]  # the columns of history.csv
+    splits: dict[int, dict[str, Any]]  # the content of split.json
 
 
 def main(argv: list[str] | None = None) -> None:
     with boundary():
         options = parse_options(argv)
+        # Before the work, so that it is not lost for an output that cannot be written.
         if options.csv:
             check_output(options.csv, ['.csv'], ','.join(COLUMNS) + '\n')
         if options.plot:
@@ -72,12 +74,7 @@ def main(argv: list[str] | None = None) -> None:
             if options.csv:
                 write_table(options.csv, COLUMNS, rows)
             if options.plot:
-                curves = {
-                    run.name: [history['test_srcc'] for history in run.histories.values()]
-                    for run in runs
-                }
-                shown = [row for row in rows if row['metric'] == 'SRCC' and row['round'] != LAST]
-                write_whole(options.plot, plots.comparison(curves, shown))
+                write_whole(options.plot, draw(runs, rows))
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -93,233 +90,321 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         '--plot', metavar='FILE', help='draw the test SRCC by epoch and the differences as a PNG'
     )
     options = parser.parse_args(argv)
-    if len(options.runs) < 2 or (len(options.runs) > 2 and (options.csv or options.plot)):
+    has_output = options.csv or options.plot
+    if len(options.runs) < 2 or (len(options.runs) > 2 and has_output):
         raise InputError('give two run folders; more without --csv and --plot')
     return options
 
 
+def draw(runs: list[Run], rows: list[dict[str, Any]]) -> bytes:
+    """Draw the comparison of two runs. Returns the bytes of a PNG file."""
+    curves = {}
+    for run in runs:
+        curves[run.name] = [history['test_srcc'] for history in run.histories.values()]
+    differences = [row for row in rows if row['metric'] == 'SRCC' and row['round'] != LAST]
+    return plots.comparison(curves, differences)
+
+
 def read_runs(paths: Sequence[Path | str]) -> list[Run]:
-    """The runs in the folders `paths`, by the shortest names that differ.
+    """The runs in the folders `paths`, named by their folders, or by their paths if two are alike.
 
     Raises:
-        InputError: a folder is no run folder, has no finished round with a test part, or is given twice.
+        InputError: a folder is no run folder, has no finished round with a test part, or is given
+            twice.
     """
-    folders = [Path(path).resolve() for path in paths]
-    if len(set(folders)) < len(folders):
+    run_folders = [Path(path).resolve() for path in paths]
+    if len(set(run_folders)) < len(run_folders):
         raise InputError('a run is given twice; give different run folders')
-    short = [folder.name for folder in folders]
-    names = short if len(set(short)) == len(short) else [str(path) for path in paths]
-    return [read_run(folder, name) for folder, name in zip(folders, names)]
+    names = [folder.name for folder in run_folders]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    return [read_run(folder, name) for folder, name in zip(run_folders, names)]
 
 
 def read_run(folder: Path, name: str) -> Run:
-    record = read_record(folder / 'config.json')
-    paths = {number: round_path(folder, number) for number in rounds_in(folder)}
-    read = {number: read_predictions(path / 'predictions.csv') for number, path in paths.items()}
-    rounds = {number: tested for number, tested in read.items() if tested.images}
-    if not rounds:
+    run = Run(name, read_record(folder / 'config.json'), rounds={}, histories={}, splits={})
+    for number in rounds_in(folder):
+        path = round_path(folder, number)
+        tested = read_predictions(path / 'predictions.csv')
+        # A run that trains on all images has rounds without a test part.
+        if tested.images:
+            run.rounds[number] = tested
+            run.histories[number] = read_history(path)
+            run.splits[number] = read_json(path / 'split.json')
+    if not run.rounds:
         raise InputError(
             f'{folder} has no finished round with test images; --resume {folder} finishes it'
         )
-    histories = {number: read_history(paths[number]) for number in rounds}
-    return Run(
-        name,
-        record,
-        rounds,
-        histories,
-        {number: read_json(paths[number] / 'split.json') for number in rounds},
-    )
+    return run
 
 
 def compare(first: Run, second: Run) -> list[dict[str, Any]]:
-    """The differences of the SRCC and PLCC of two runs, first less second, in the rounds that both have finished.
+    """The differences in SRCC and PLCC, first run minus second, in the rounds both have finished.
 
     Returns:
-        rows with COLUMNS, for SRCC and then PLCC: one for each round, of two or more rounds one for their 'mean' or 'median',
-        and one for the last epochs. Without an interval `low` and `high` are nan, and `reason` may say why.
+        rows with COLUMNS, those of SRCC and then those of PLCC: one for each round, one for their
+        'mean' or 'median' if there are several, and one for the last epochs. Without an interval
+        `low` and `high` are nan, and `reason` may say why.
 
     Raises:
-        InputError: they share no round, or the test images or scores of a round differ.
+        InputError: they share no round, or the test images or labels of a round differ.
     """
     numbers = sorted(first.rounds.keys() & second.rounds.keys())
     if not numbers:
         raise InputError(f'{first.name} and {second.name} have finished no round in common')
     pairs = [same_images(number, first, second) for number in numbers]
-    is_drawn = len({frozenset(one.images) for one, _ in pairs}) > 1
+    # Those of both runs, since the second may train on fewer images than the first.
     splits = [run.splits[number] for run in (first, second) for number in numbers]
-    ratio = float(
-        np.mean(
-            [
-                len(split['test']) / (len(split['train']) + len(split.get('val', [])))
-                for split in splits
-            ]
-        )
-    )
-    resamples = metrics.resampled([tested for pair in pairs for tested in pair])
+    ratio = tested_per_trained(splits)
+    is_redrawn = len({frozenset(one.images) for one, _ in pairs}) > 1
+    # All rounds of both runs are resampled together, so each resample is of the same images in
+    # both, and the difference in it is paired.
+    resamples = metrics.resampled([one for one, _ in pairs] + [other for _, other in pairs])
+    paired = resamples[:, : len(pairs)] - resamples[:, len(pairs) :]
+
     rows = []
-    for metric, values in zip(metrics.CORRELATIONS, resamples[:, ::2] - resamples[:, 1::2]):
-        found = [row_of_round(metric, *row) for row in zip(numbers, pairs, values)]
-        last = [
-            row_of(
-                LAST, *(run.histories[k][f'test_{metric.lower()}'][-1] for run in (first, second))
-            )
-            for k in numbers
-        ]
-        if len(pairs) == 1:
-            found += last
-        elif is_drawn:
-            found += [row_of_mean(found, ratio), {**row_of_mean(last, ratio), 'round': LAST}]
+    for metric, values in zip(metrics.CORRELATIONS, paired):
+        of_rounds = [row_of_round(metric, *columns) for columns in zip(numbers, pairs, values)]
+        at_last = rows_at_last(metric, numbers, first, second)
+        if len(numbers) == 1:
+            summary = at_last
+        elif is_redrawn:
+            # Each round is a new draw of training and test images, which the t-test is made for.
+            mean = row_of_mean('mean', of_rounds, ratio)
+            summary = [mean, row_of_mean(LAST, at_last, ratio)]
         else:
-            found += [row_of_median(found, values), {**row_of_median(last), 'round': LAST}]
-        rows += [
-            {'first': first.name, 'second': second.name, 'metric': metric, **row} for row in found
-        ]
+            # No round has other test images, so the bootstrap draws them. The last epochs have no
+            # interval: only the best epoch's predictions are kept, and can be resampled.
+            median = row_of_median('median', of_rounds, values)
+            summary = [median, row_of_median(LAST, at_last)]
+        for row in of_rounds + summary:
+            rows.append({'first': first.name, 'second': second.name, 'metric': metric, **row})
+    return rows
+
+
+def rows_at_last(metric: str, numbers: list[int], first: Run, second: Run) -> list[dict[str, Any]]:
+    """The difference of each round's last epochs, which were not chosen on the test images."""
+    column = f'test_{metric.lower()}'
+    rows = []
+    for number in numbers:
+        one = first.histories[number][column][-1]
+        other = second.histories[number][column][-1]
+        rows.append(row_of(LAST, one, other))
     return rows
 
 
 def same_images(number: int, first: Run, second: Run) -> tuple[TestedImages, TestedImages]:
-    """The test images of a round in two runs, those of the second in the order of the first."""
-    one, other = first.rounds[number], second.rounds[number]
+    """A round's test images in two runs, those of the second in the order of the first.
+
+    Raises:
+        InputError: the images or their labels differ.
+    """
+    one = first.rounds[number]
+    other = second.rounds[number]
     refused = f'{first.name} and {second.name} cannot be compared: in round {number}'
-    alone = sorted(set(one.images) ^ set(other.images))
-    if alone:
-        what = f'{len(alone)} images are tested by one of them alone, the first is {alone[0]}'
-        raise InputError(f'{refused} {what}; --split RUN trains a run on the splits of another')
+    unshared = sorted(set(one.images) ^ set(other.images))
+    if unshared:
+        raise InputError(
+            f'{refused} {len(unshared)} images are tested by only one of them, the first is '
+            f'{unshared[0]}; --split RUN trains a run on the splits of another'
+        )
     position = {name: k for k, name in enumerate(other.images)}
     order = [position[name] for name in one.images]
-    differ = [
-        name for name, a, b in zip(one.images, one.subjective, other.subjective[order]) if a != b
-    ]
-    if differ:
+    labels = zip(one.images, one.subjective, other.subjective[order])
+    differing = [name for name, label, other_label in labels if label != other_label]
+    if differing:
         raise InputError(
-            f'{refused} the labels of {len(differ)} images differ, the first of them {differ[0]}'
+            f'{refused} the labels of {len(differing)} images differ, the first of them '
+            f'{differing[0]}'
         )
+    # The first run's contents stand for both, so that both are resampled alike.
     return one, TestedImages(one.images, one.contents, one.subjective, other.predicted[order])
 
 
+def tested_per_trained(splits: list[dict[str, Any]]) -> float:
+    """The mean ratio of images tested to images trained on, with validation among the latter."""
+    ratios = []
+    for split in splits:
+        trained = len(split['train']) + len(split.get('val', []))
+        ratios.append(len(split['test']) / trained)
+    return float(np.mean(ratios))
+
+
 def row_of(name: str, one: float, other: float) -> dict[str, Any]:
-    return dict(zip(COLUMNS[3:9], (name, one, other, one - other, math.nan, math.nan)))
+    return {
+        'round': name,
+        'first_value': one,
+        'second_value': other,
+        'difference': one - other,
+        'low': math.nan,
+        'high': math.nan,
+    }
 
 
 def row_of_round(
     metric: str, number: int, pair: tuple[TestedImages, TestedImages], resamples: np.ndarray
 ) -> dict[str, Any]:
-    """The difference in a round, with its interval over the test images: no interval is about trainings."""
-    one, other = (metrics.of_kept(tested, metrics.CORRELATIONS[metric]) for tested in pair)
-    everything = np.full(len(pair[0].images), True)
-    row = row_of(str(number), one(everything), other(everything))
+    """The difference in a round, with an interval over its test images.
+
+    The interval says nothing about other trainings, which one training of each cannot show.
+
+    Args:
+        resamples: (RESAMPLES,) the difference in each resample.
+    """
+    function = metrics.CORRELATIONS[metric]
+    one, other = pair
+    row = row_of(
+        str(number),
+        function(one.predicted, one.subjective),
+        function(other.predicted, other.subjective),
+    )
     try:
-        if metrics.has_groups(pair[0]):
-            low, high = metrics.jackknife(pair[0].contents, lambda kept: one(kept) - other(kept))
+        if metrics.has_groups(one):
+            # Without Fisher's z: that is for a correlation, and a difference of two is none.
+            of_one = metrics.of_kept(one, function)
+            of_other = metrics.of_kept(other, function)
+            low, high = metrics.jackknife(one.contents, lambda kept: of_one(kept) - of_other(kept))
         else:
             low, high = metrics.median_interval(resamples[None])
-        return {**row, 'low': low, 'high': high}
     except metrics.NoIntervalError as reason:
         return {**row, 'reason': str(reason)}
+    return {**row, 'low': low, 'high': high}
 
 
-def row_of_mean(rows: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
-    """The mean over rounds that draw from the same images."""
-    one, other = (
-        float(np.mean([row[name] for row in rows])) for name in ('first_value', 'second_value')
-    )
+def row_of_mean(name: str, rows: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
+    """The mean over rounds that draw from the same images, with the corrected t-test.
+
+    Args:
+        ratio: see `metrics.corrected_t`.
+    """
+    one = float(np.mean([row['first_value'] for row in rows]))
+    other = float(np.mean([row['second_value'] for row in rows]))
     (low, high), p = metrics.corrected_t([row['difference'] for row in rows], ratio)
-    return {**row_of('mean', one, other), 'low': low, 'high': high, 'p': p}
+    return {**row_of(name, one, other), 'low': low, 'high': high, 'p': p}
 
 
 def row_of_median(
-    rows: list[dict[str, Any]], resamples: np.ndarray | None = None
+    name: str, rows: list[dict[str, Any]], resamples: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """The median over rounds with the same test images; its interval is over images and rounds."""
-    row = {
-        name: float(np.median([row[name] for row in rows]))
-        for name in ('first_value', 'second_value', 'difference')
-    }
-    low, high = (
-        metrics.median_interval(resamples) if resamples is not None else (math.nan, math.nan)
-    )
-    return {**row, 'round': 'median', 'low': low, 'high': high}
+    """The median over rounds with the same test images.
+
+    Args:
+        resamples: (rounds, RESAMPLES) the difference in each round and resample, for an interval
+            over images and rounds; None for no interval.
+    """
+    row: dict[str, Any] = {'round': name}
+    # The median of the differences, not the difference of the medians: the rounds are paired, and
+    # the two medians may be of different rounds.
+    for column in ('first_value', 'second_value', 'difference'):
+        row[column] = float(np.median([row_of_one[column] for row_of_one in rows]))
+    low = high = math.nan
+    if resamples is not None:
+        low, high = metrics.median_interval(resamples)
+    return {**row, 'low': low, 'high': high}
 
 
 def print_runs(runs: list[Run]) -> None:
-    """Print a line for each run, the highest SRCC first."""
-    lines = []
-    for run in runs:
-        rounds = list(run.rounds.values())
-        values = [
-            [metric(r.predicted, r.subjective) for r in rounds]
-            for metric in metrics.CORRELATIONS.values()
-        ]
-        median = dict(zip(metrics.CORRELATIONS, np.median(values, axis=1).tolist()))
-        last = f'{np.median([history["test_srcc"][-1] for history in run.histories.values()]):.4f}'
-        found = with_intervals({**median, **metrics.intervals(rounds)})
-        lines.append(
-            (median['SRCC'], (run.name, str(len(rounds)), found, last, *facts_of(run.record)))
-        )
-    table = [
-        ('run', 'rounds', 'median over rounds', LAST, 'commit', 'options that are not the default')
-    ]
-    table += [cells for _, cells in sorted(lines, key=lambda line: -np.nan_to_num(line[0], nan=-2))]
+    """Print a line for each run, the highest median SRCC first and undefined ones last."""
+    header = ['run', 'rounds', 'median over rounds', LAST, 'commit']
+    table = [[*header, 'options that are not the default']]
+    ranked = sorted(runs, key=lambda run: np.nan_to_num(medians(run)['SRCC'], nan=-2), reverse=True)
+    for run in ranked:
+        table.append(cells_of(run))
     widths = [max(map(len, column)) for column in zip(*table)]
-    print('\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in table))
+    for cells in table:
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
+        print('  '.join(padded).rstrip())
     if not all('val' in split for run in runs for split in run.splits.values()):
         print(
-            'Best epochs were chosen on these test images, which is optimistic; the last epoch was not chosen.'
+            'Best epochs were chosen on these test images, which is optimistic; '
+            'the last epoch was not chosen.'
         )
 
 
-def facts_of(record: dict[str, Any]) -> tuple[str, str]:
-    """The commit that made a run, and its options that differ from the defaults."""
-    options, defaults = record['options'], vars(with_defaults(SimpleNamespace()))
-    defaults |= folders.DATABASES[options.get('dataset', defaults['dataset'])].defaults
-    differing = {
-        name: options[name]
-        for name in options
-        if options[name] != defaults.get(name) and options[name]
-    }
-    shown = [f'--{name} {value}' for name, value in differing.items() if name not in FREE_OPTIONS]
-    return (record.get('commit') or '')[:7], ' '.join(shown)
+def medians(run: Run) -> dict[str, float]:
+    """The median SRCC and PLCC over a run's rounds."""
+    found = {}
+    for metric, function in metrics.CORRELATIONS.items():
+        values = [function(tested.predicted, tested.subjective) for tested in run.rounds.values()]
+        found[metric] = float(np.median(values))
+    return found
+
+
+def cells_of(run: Run) -> list[str]:
+    """The line of a run in the table of `print_runs`."""
+    rounds = list(run.rounds.values())
+    at_best = with_intervals({**medians(run), **metrics.intervals(rounds)})
+    at_last = np.median([history['test_srcc'][-1] for history in run.histories.values()])
+    commit = run.record.get('commit') or ''
+    options = changed_options(run.record['options'])
+    return [run.name, str(len(rounds)), at_best, f'{at_last:.4f}', commit[:7], options]
+
+
+def changed_options(options: dict[str, Any]) -> str:
+    """The options of a run that differ from the defaults of its database, as on a command line."""
+    defaults = vars(with_defaults(SimpleNamespace()))
+    dataset = options.get('dataset', defaults['dataset'])
+    defaults |= folders.DATABASES[dataset].defaults
+    shown = []
+    for name, value in options.items():
+        # FREE_OPTIONS do not change the results, and one without a value is switched off.
+        if value and value != defaults.get(name) and name not in FREE_OPTIONS:
+            shown.append(f'--{name} {value}')
+    return ' '.join(shown)
 
 
 def print_comparison(rows: list[dict[str, Any]]) -> None:
-    first, second = rows[0]['first'], rows[0]['second']
-    print(
-        f'\n{first} less {second} on the same test images, with 95 % intervals\n  {"":11}{"SRCC":40}PLCC'
-    )
-    half = len(rows) // 2
-    for row, beside in zip(rows[:half], rows[half:]):
-        name = 'round ' * row['round'].isdigit() + row['round']
-        print(f'  {name:11}{shown(row):40}{shown(beside)}'.rstrip())
-    differences = [row['difference'] for row in rows[:half] if row['round'].isdigit()]
+    """Print the rows of `compare`, SRCC next to PLCC, and what follows from them."""
+    first = rows[0]['first']
+    second = rows[0]['second']
+    print(f'\n{first} minus {second} on the same test images, with 95 % intervals')
+    print(f'  {"":11}{"SRCC":40}PLCC')
+    of_srcc = [row for row in rows if row['metric'] == 'SRCC']
+    of_plcc = [row for row in rows if row['metric'] == 'PLCC']
+    for row, row_of_plcc in zip(of_srcc, of_plcc):
+        name = row['round']
+        if is_round(row):
+            name = f'round {name}'
+        print(f'  {name:11}{shown(row):40}{shown(row_of_plcc)}'.rstrip())
+    differences = [row['difference'] for row in of_srcc if is_round(row)]
     if len(differences) > 1:
-        wins, losses = (
-            sum(sign * difference > 0 for difference in differences) for sign in (1, -1)
-        )
+        wins = sum(difference > 0 for difference in differences)
+        losses = sum(difference < 0 for difference in differences)
         print(
-            f'  SRCC: {first} is ahead in {wins} and {second} in {losses} of {len(differences)} rounds'
+            f'  SRCC: {first} is ahead in {wins} and {second} in {losses} of {len(differences)} '
+            'rounds'
         )
     print(f'  {verdict(rows)}', flush=True)
 
 
+def is_round(row: dict[str, Any]) -> bool:
+    """Whether a row of `compare` is about a single round."""
+    return row['round'].isdigit()
+
+
 def main_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of the SRCC that the verdict is about."""
-    return [row for row in rows if row['metric'] == 'SRCC'][-2]
+    """The row that the verdict is about: the SRCC of all rounds, or of the only one."""
+    # It comes last, except for the row of the last epochs.
+    return [row for row in rows if row['metric'] == 'SRCC' and row['round'] != LAST][-1]
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """One sentence, which calls a run better only where the interval of the SRCC's difference leaves out 0."""
+    """One sentence, which calls a run better only if the interval of the difference excludes 0."""
     row = main_row(rows)
-    first, second = row['first'], row['second']
-    found = f'no significant difference between {first} and {second}'
+    first = row['first']
+    second = row['second']
     if math.isnan(row['low']):
-        found = f'{first} and {second} cannot be distinguished (no interval: {row.get("reason", metrics.UNDEFINED)})'
-    elif row['low'] > 0 or row['high'] < 0:
-        found = (
-            f'{first} is better than {second}'
-            if row['low'] > 0
-            else f'{second} is better than {first}'
-        )
-    if row['round'].isdigit():
+        reason = row.get('reason', metrics.UNDEFINED)
+        found = f'{first} and {second} cannot be distinguished (no interval: {reason})'
+    elif row['low'] > 0:
+        found = f'{first} is better than {second}'
+    elif row['high'] < 0:
+        found = f'{second} is better than {first}'
+    else:
+        found = f'no significant difference between {first} and {second}'
+
+    # How far the claim goes: only rounds with other images and trainings speak of the methods.
+    if is_round(row):
         return f'{found} on these test images; one training each says nothing about the methods'
     if row['round'] == 'median':
         return f'{found} on these test images, by the median of the rounds'
@@ -327,9 +412,13 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 
 def shown(row: dict[str, Any]) -> str:
-    """'+0.0123 [-0.0010, +0.0256] p 0.07', as far as it is known."""
-    interval = '' if math.isnan(row['low']) else f' [{row["low"]:+.4f}, {row["high"]:+.4f}]'
-    return f'{row["difference"]:+.4f}{interval}' + (f' p {row["p"]:.2g}' if 'p' in row else '')
+    """'+0.0123 [-0.0010, +0.0256] p 0.07', without what is not known."""
+    text = f'{row["difference"]:+.4f}'
+    if not math.isnan(row['low']):
+        text += f' [{row["low"]:+.4f}, {row["high"]:+.4f}]'
+    if 'p' in row:
+        text += f' p {row["p"]:.2g}'
+    return text
 
 
 if __name__ == '__main__':

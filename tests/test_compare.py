@@ -233,7 +233,7 @@ def test_the_paired_interval_is_narrower_than_those_of_the_runs(tmp_path):
     [
         (
             {'names': 'x{i}.jpg'},
-            'in round 1 80 images are tested by one of them alone, the first is ',
+            'in round 1 80 images are tested by only one of them, the first is ',
         ),
         (
             {'scores': lambda k, y: y + (k == 2)},
@@ -324,7 +324,7 @@ def test_a_real_run_can_be_compared(in_process, finished_run, tmp_path):
     done = in_process(compare.main, finished_run / 'run', make_run(tmp_path / 'other'))
     assert (
         done.returncode == 2
-        and 'cannot be compared: in round 1 42 images are tested by one of them alone'
+        and 'cannot be compared: in round 1 42 images are tested by only one of them'
         in done.stderr
     )
     rows = compare.compare(*[compare.read_run(finished_run / 'run', name) for name in 'ab'])

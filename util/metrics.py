@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
-RESAMPLES = 2000
-FEWEST = 5  # contents of a jackknife
+RESAMPLES = 2000  # each end of a 95 % interval then has 50 of them outside
+FEWEST = 5  # contents of a jackknife: from fewer, the standard error itself is a guess
 UNDEFINED = 'there are fewer than 3 test images, or a correlation is undefined'
-RESAMPLED_AT_ONCE = 2_000_000  # images, which bounds the memory to some 100 MB
+RESAMPLED_AT_ONCE = 2_000_000  # images; limits the memory to about 100 MB
 
 
 class NoIntervalError(Exception):
@@ -20,162 +20,203 @@ class NoIntervalError(Exception):
 
 
 class TestedImages(NamedTuple):
-    """The test images of a round, in columns of N: names, contents, subjective scores, predictions, and further `facts`.
+    """The N test images of a round, by columns.
 
-    Images of one content are not independent, so intervals resample contents; an image that is one of its own has its name.
+    Images of one content are not independent, so intervals resample contents. The content of an
+    image that shares it with no other is the image's name.
     """
 
-    images: Sequence[str]
+    images: Sequence[str]  # names
     contents: Sequence[str]
     subjective: np.ndarray
     predicted: np.ndarray
-    facts: Mapping[str, Sequence[Any]] = {}
+    facts: Mapping[str, Sequence[Any]] = {}  # further columns, such as the distortion type
 
 
 def srcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
-    """Spearman's rank-order correlation coefficient of two (N,) arrays; nan where either is constant or not finite."""
+    """Spearman's rank-order correlation coefficient of two (N,) arrays.
+
+    Returns:
+        nan if either array is constant or not finite.
+    """
     return correlation(stats.spearmanr, predicted, subjective)
 
 
 def plcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
-    """Pearson's linear correlation coefficient of two (N,) arrays, without a mapping; nan as for `srcc`."""
+    """Pearson's linear correlation coefficient of two (N,) arrays, without a mapping.
+
+    Returns:
+        nan if either array is constant or not finite.
+    """
     return correlation(stats.pearsonr, predicted, subjective)
 
 
 def mae(predicted: ArrayLike, subjective: ArrayLike) -> float:
-    """Mean absolute error of two (N,) arrays, in the scores' unit; nan without images."""
-    return (
-        float(np.abs(np.subtract(predicted, subjective)).mean()) if np.size(predicted) else math.nan
-    )
+    """Mean absolute error of two (N,) arrays, in the unit of the scores; nan without images."""
+    if np.size(predicted) == 0:
+        return math.nan
+    return float(np.abs(np.subtract(predicted, subjective)).mean())
 
 
 def correlation(
     function: Callable[[np.ndarray, np.ndarray], Any], predicted: ArrayLike, subjective: ArrayLike
 ) -> float:
-    predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
-    defined = all(
-        np.isfinite(scores).all() and np.ptp(scores) > 0
-        for scores in (predicted, subjective)
-        if scores.size
-    )
-    return float(function(predicted, subjective)[0]) if defined and predicted.size > 1 else math.nan
+    predicted = np.asarray(predicted, np.float64)
+    subjective = np.asarray(subjective, np.float64)
+    # scipy warns of a constant array; here it is a result like others.
+    if predicted.size < 2 or not varies(predicted) or not varies(subjective):
+        return math.nan
+    return float(function(predicted, subjective)[0])
+
+
+def varies(scores: np.ndarray) -> bool:
+    """Whether an array is finite and not constant."""
+    return bool(np.isfinite(scores).all() and np.ptp(scores) > 0)
 
 
 CORRELATIONS = {'SRCC': srcc, 'PLCC': plcc}
 
 
 def logistic(x: np.ndarray, high: float, low: float, centre: float, width: float) -> np.ndarray:
-    """The four-parameter logistic that the Video Quality Experts Group maps predictions to scores with.
+    """The four-parameter logistic by which the Video Quality Experts Group maps predictions.
 
-    VQEG, "Final report from the Video Quality Experts Group on the validation of objective models of video quality
-    assessment", phase I (2000), annex.
+    VQEG, "Final report from the Video Quality Experts Group on the validation of objective models
+    of video quality assessment", phase I (2000), annex.
     """
     return (high - low) * special.expit((x - centre) / np.abs(width)) + low
 
 
 def fit_logistic(predicted: ArrayLike, subjective: ArrayLike) -> np.ndarray | None:
-    """The least-squares parameters of `logistic` from predictions to scores, two (N,) arrays; None where there is no fit."""
-    predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
+    """Fit `logistic` from predictions to scores, two (N,) arrays, by least squares.
+
+    Returns:
+        its four parameters, or None if there is no fit.
+    """
+    predicted = np.asarray(predicted, np.float64)
+    subjective = np.asarray(subjective, np.float64)
     slope = srcc(predicted, subjective)
+    # Four parameters need more than four images.
     if len(predicted) < 5 or math.isnan(slope):
         return None
-    ends = (
-        (subjective.max(), subjective.min()) if slope >= 0 else (subjective.min(), subjective.max())
-    )
-    mean, deviation = predicted.mean(), predicted.std()
+    # The fit starts from a curve that rises or falls as the scores do.
+    if slope >= 0:
+        high, low = subjective.max(), subjective.min()
+    else:
+        high, low = subjective.min(), subjective.max()
+    # The solver steps in proportion to each parameter, so a centre that is near 0 would stay there.
+    # Standardised predictions have theirs at exactly 0, which the solver treats apart.
+    mean = predicted.mean()
+    deviation = predicted.std()
+    standardised = (predicted - mean) / deviation
+    start = (high, low, 0, 0.25)  # 0.25: the usual quarter of a standard deviation
     try:
         with warnings.catch_warnings():
+            # It warns that the covariance is unknown, which is not used here.
             warnings.simplefilter('ignore', optimize.OptimizeWarning)
-            # standardised, since the solver takes steps in proportion to a parameter, and a mean near 0 would stay there
-            high, low, centre, width = optimize.curve_fit(
-                logistic, (predicted - mean) / deviation, subjective, (*ends, 0, 0.25), maxfev=20000
-            )[0]
-            return np.array([high, low, mean + deviation * centre, deviation * width])
+            fitted = optimize.curve_fit(logistic, standardised, subjective, start, maxfev=20000)
     except RuntimeError:  # no convergence
         return None
+    high, low, centre, width = fitted[0]
+    return np.array([high, low, mean + deviation * centre, deviation * width])
 
 
 def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]:
-    """Every metric of two (N,) arrays by name; RMSE and PLCC_logistic after the fitted logistic, MAE before it."""
+    """Every metric of two (N,) arrays, by name.
+
+    RMSE and PLCC_logistic are taken after the fitted logistic, MAE before it.
+    """
+    predicted = np.asarray(predicted, np.float64)
+    subjective = np.asarray(subjective, np.float64)
     parameters = fit_logistic(predicted, subjective)
-    predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
-    mapped = (
-        np.full(len(predicted), math.nan)
-        if parameters is None
-        else logistic(predicted, *parameters)
-    )
+    if parameters is None:
+        rmse = math.nan
+        plcc_logistic = math.nan
+    else:
+        mapped = logistic(predicted, *parameters)
+        rmse = float(np.sqrt(np.mean((mapped - subjective) ** 2)))
+        plcc_logistic = plcc(mapped, subjective)
     return {
         'SRCC': srcc(predicted, subjective),
         'PLCC': plcc(predicted, subjective),
         'KRCC': correlation(stats.kendalltau, predicted, subjective),
-        'RMSE': float(np.sqrt(np.mean((mapped - subjective) ** 2))) if len(mapped) else math.nan,
-        'PLCC_logistic': plcc(mapped, subjective),
+        'RMSE': rmse,
+        'PLCC_logistic': plcc_logistic,
         'MAE': mae(predicted, subjective),
     }
 
 
 def by_type(tested: TestedImages) -> dict[str, dict[str, dict[str, float]]]:
-    """Under `types`, the number of images, at least 3, and the SRCC of each distortion type; nothing where none is known."""
+    """The SRCC and the number of images of each distortion type with at least 3 images.
+
+    Returns:
+        them by type, under `types`; an empty dict if no type has so many.
+    """
     types = np.array(tested.facts.get('type', []))
-    kept = {name: types == name for name in np.unique(types).tolist()}
-    found = {
-        name: {'images': int(of.sum()), 'SRCC': of_kept(tested, srcc)(of)}
-        for name, of in kept.items()
-        if name and of.sum() > 2
-    }
-    return (
-        {'types': {name: values for name, values in found.items() if math.isfinite(values['SRCC'])}}
-        if found
-        else {}
-    )
+    found = {}
+    for name in np.unique(types).tolist():
+        kept = types == name
+        # '' is the type of an image whose type is unknown. Two images give an SRCC of 1 or -1.
+        if name and kept.sum() > 2:
+            found[name] = {'images': int(kept.sum()), 'SRCC': of_kept(tested, srcc)(kept)}
+    if not found:
+        return {}
+    # A type whose images all have the same score has no SRCC, and is left out.
+    return {'types': {name: row for name, row in found.items() if math.isfinite(row['SRCC'])}}
 
 
 def intervals(rounds: Sequence[TestedImages]) -> dict[str, Any]:
-    """95 % intervals of the SRCC and PLCC of a round, or of their medians over several rounds, as [low, high] each.
+    """95 % intervals of the SRCC and PLCC of a round, or of their medians over several rounds.
 
-    Of a round with several images of one content it is a jackknife (see `jackknife`) of Fisher's z. Otherwise it is the middle
-    of 2,000 bootstrap resamples from a fixed seed. Each draws as many contents as all rounds have tested, with replacement, so
-    an image that several rounds tested counts equally often in each; and as many rounds as there are, since training varies
+    For one round with several images of a content it is a jackknife of Fisher's z over contents.
+    Otherwise it is the middle of 2,000 bootstrap resamples from a fixed seed. Each draws, with
+    replacement, as many contents as all rounds have tested, so an image that several rounds tested
+    is drawn equally often in each. It also draws as many rounds as there are, since training varies
     too. So the interval is for other images and other rounds of the same kind.
 
     Returns:
-        `SRCC_interval`, `PLCC_interval` and the `interval_method`; or the reason, under `no_interval`, why there is none.
+        `SRCC_interval` and `PLCC_interval`, each [low, high], and `interval_method`; or, under
+        `no_interval`, the reason why there is none.
     """
     try:
+        # A round by content may test only a handful of contents. Percentiles of resamples of so few
+        # are too narrow; the jackknife's t distribution is wider the fewer they are.
         if len(rounds) == 1 and has_groups(rounds[0]):
-            method, values = (
-                'jackknife of the contents',
-                [of_kept(rounds[0], metric) for metric in CORRELATIONS.values()],
-            )
-            ends = [
-                np.tanh(jackknife(rounds[0].contents, value, np.arctanh)).tolist()
-                for value in values
-            ]
+            method = 'jackknife of the contents'
+            ends = [fisher_interval(rounds[0], metric) for metric in CORRELATIONS.values()]
         else:
-            method, ends = (
-                'bootstrap',
-                [median_interval(resamples) for resamples in resampled(rounds)],
-            )
+            method = 'bootstrap'
+            ends = [median_interval(resamples) for resamples in resampled(rounds)]
             if np.isnan(ends).any():
                 raise NoIntervalError(UNDEFINED)
     except NoIntervalError as reason:
         return {'no_interval': str(reason)}
+    srcc_interval, plcc_interval = ends
     return {
-        **{f'{name}_interval': interval for name, interval in zip(CORRELATIONS, ends)},
+        'SRCC_interval': srcc_interval,
+        'PLCC_interval': plcc_interval,
         'interval_method': method,
     }
 
 
 def has_groups(tested: TestedImages) -> bool:
-    """Whether several images are of one content."""
+    """Whether several images have the same content."""
     return len(set(tested.contents)) < len(tested.images)
 
 
 def of_kept(
     tested: TestedImages, metric: Callable[[Any, Any], float]
 ) -> Callable[[np.ndarray], float]:
-    """`metric` as a function of which images are kept, (N,) bool."""
+    """`metric` as a function of a mask: (N,) bool, True for the images that are kept."""
     return lambda kept: metric(tested.predicted[kept], tested.subjective[kept])
+
+
+def fisher_interval(tested: TestedImages, metric: Callable[[Any, Any], float]) -> list[float]:
+    """The jackknife interval of a correlation, by way of Fisher's z.
+
+    z is closer to normal than a correlation, and an interval of it never leaves -1 to 1.
+    """
+    of_z = jackknife(tested.contents, of_kept(tested, metric), np.arctanh)
+    return np.tanh(of_z).tolist()
 
 
 def jackknife(
@@ -183,113 +224,178 @@ def jackknife(
     value: Callable[[np.ndarray], float],
     transform: Callable[[Any], Any] = np.asarray,
 ) -> list[float]:
-    """95 % interval of `transform` of a value, from that value without each content, with (number of contents - 1) degrees.
+    """95 % interval of `transform` of a value, by leaving out each content in turn.
 
     Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 11.
 
     Args:
-        value: of the images that are kept, (N,) bool.
+        contents: of each image.
+        value: is given a mask of the images that are kept, (N,) bool.
 
     Raises:
-        NoIntervalError: there are fewer than FEWEST contents, or a value is undefined or infinite once transformed.
+        NoIntervalError: there are fewer than FEWEST contents, or a value is undefined or infinite
+            once transformed.
     """
     names, of_images = np.unique(contents, return_inverse=True)
     count = len(names)
     if count < FEWEST:
-        raise NoIntervalError(
-            f'{count} content{"s are" if count > 1 else " is"} too few (at least {FEWEST})'
-        )
-    with np.errstate(divide='ignore'):
-        whole, *parts = transform(
-            np.array([value(of_images != k) for k in range(-1, count)])
-        )  # no image is of content -1
-    if not np.isfinite([whole, *parts]).all():
+        are = 's are' if count > 1 else ' is'
+        raise NoIntervalError(f'{count} content{are} too few (at least {FEWEST})')
+    whole = value(np.full(len(of_images), True))
+    parts = [value(of_images != k) for k in range(count)]
+    with np.errstate(divide='ignore'):  # z of a perfect correlation is infinite
+        values = transform(np.array([whole, *parts]))
+    if not np.isfinite(values).all():
         raise NoIntervalError('a correlation is undefined or perfect')
-    error = math.sqrt((count - 1) * np.var(parts))
+    centre = values[0]
+    # The parts share all contents but one each, so they differ much less than independent values
+    # would. The factor count - 1 makes up for that.
+    error = math.sqrt((count - 1) * np.var(values[1:]))
     half = float(stats.t.ppf(0.975, count - 1)) * error
-    return [whole - half, whole + half]
+    return [centre - half, centre + half]
 
 
 def corrected_t(differences: Sequence[float], ratio: float) -> tuple[list[float], float]:
-    """95 % interval and two-sided p of the mean difference between two methods in rounds that draw from the same images.
+    """Test the mean difference of two methods over rounds that draw from the same images.
 
-    The corrected resampled t-test: Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 52 (2003).
+    The corrected resampled t-test: Nadeau and Bengio, "Inference for the Generalization Error",
+    Machine Learning 52 (2003).
 
     Args:
-        ratio: images that a round tests / images that it trains on, its validation part included.
+        ratio: the number of images that a round tests, divided by the number that it trains on,
+            validation included.
+
+    Returns:
+        its 95 % interval and its two-sided p.
     """
-    count, mean = len(differences), float(np.mean(differences))
+    count = len(differences)
+    mean = float(np.mean(differences))
+    # The rounds train on many of the same images, so they are not independent, and 1 / count would
+    # make the error of the mean too small. The ratio is Nadeau and Bengio's correction.
     error = float(np.std(differences, ddof=1)) * math.sqrt(1 / count + ratio)
     half = float(stats.t.ppf(0.975, count - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, count - 1)) if error else float(mean == 0)
+    if error == 0:
+        p = 1.0 if mean == 0 else 0.0  # all differences are equal, so t is 0 or infinite
+    else:
+        p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
     return [mean - half, mean + half], p
 
 
 def median_interval(values: np.ndarray) -> list[float]:
-    """The middle 95 % of the median over rounds of `values` (rounds, RESAMPLES), each of which is of as many drawn rounds.
+    """95 % interval of the median over rounds, from `values` (rounds, RESAMPLES).
 
-    Resamples in which the metric is undefined are left out; where it is undefined in all of them, nan.
+    Each resample draws as many rounds as there are, with replacement. Resamples in which the metric
+    is undefined are left out.
+
+    Returns:
+        [low, high]; nan if the metric is undefined in all resamples.
     """
-    drawn = np.random.RandomState(1).randint(len(values), size=(RESAMPLES, len(values)))
-    medians = np.median(values[drawn, np.arange(RESAMPLES)[:, None]], axis=1)
+    # A seed other than that of `drawn_counts`, so that rounds and contents are drawn independently.
+    rng = np.random.RandomState(1)
+    rounds = rng.randint(len(values), size=(RESAMPLES, len(values)))
+    of_drawn = values[rounds, np.arange(RESAMPLES)[:, None]]  # (RESAMPLES, rounds)
+    medians = np.median(of_drawn, axis=1)
     medians = medians[np.isfinite(medians)]
-    return np.percentile(medians, (2.5, 97.5)).tolist() if len(medians) else [math.nan, math.nan]
+    if len(medians) == 0:
+        return [math.nan, math.nan]
+    return np.percentile(medians, (2.5, 97.5)).tolist()
 
 
 def resampled(rounds: Sequence[TestedImages]) -> np.ndarray:
-    """(2, rounds, RESAMPLES): SRCC and PLCC of each round in every resample of the contents of all rounds."""
+    """Resample the contents of all rounds together.
+
+    Together, so that rounds with the same images see the same resamples: differences are paired.
+
+    Returns:
+        (2, rounds, RESAMPLES), the SRCC and PLCC of each round in every resample.
+    """
     contents = sorted({content for tested in rounds for content in tested.contents})
     columns = [np.searchsorted(contents, tested.contents) for tested in rounds]
-    blocks = [
-        [
+    blocks = []
+    for counts in drawn_counts(len(contents)):
+        # A resample holds an image as often as the image's content.
+        block = [
             weighted_correlations(tested, counts[:, column])
             for tested, column in zip(rounds, columns)
         ]
-        for counts in drawn_counts(len(contents))
-    ]
+        blocks.append(block)
     return np.concatenate(blocks, axis=2).swapaxes(0, 1)
 
 
 def drawn_counts(units: int) -> Iterator[np.ndarray]:
-    """Yields (resamples, units) arrays, RESAMPLES rows in all: how often each unit was drawn."""
+    """Yields (resamples, units) arrays with how often each unit was drawn, RESAMPLES rows in all.
+
+    The numbers drawn do not depend on how many rows are drawn at once.
+    """
     rng = np.random.RandomState(0)
-    block = max(1, RESAMPLED_AT_ONCE // max(1, units))
-    for start in range(0, RESAMPLES, block):
-        rows = np.arange(min(block, RESAMPLES - start))[:, None]
-        drawn = rng.randint(units, size=(len(rows), units)) + units * rows
-        yield np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+    rows_at_once = max(1, RESAMPLED_AT_ONCE // max(1, units))
+    for start in range(0, RESAMPLES, rows_at_once):
+        rows = min(rows_at_once, RESAMPLES - start)
+        drawn = rng.randint(units, size=(rows, units))
+        # The units of each row get numbers of their own, so that one call counts all rows.
+        numbers = drawn + units * np.arange(rows)[:, None]
+        counts = np.bincount(numbers.ravel(), minlength=rows * units)
+        yield counts.reshape(rows, units)
 
 
 def weighted_correlations(tested: TestedImages, counts: np.ndarray) -> list[np.ndarray]:
-    """SRCC and PLCC, (B,) each, of B resamples of N images, where resample b holds image n `counts[b, n]` times."""
-    columns = (tested.predicted, tested.subjective)
-    if len(set(tested.contents)) < 3 or math.isnan(srcc(*columns)):
-        return [np.full(len(counts), math.nan)] * 2
-    ranks = (resampled_ranks(scores, counts) for scores in columns)
-    standardised = ((scores - scores.mean()) / scores.std() for scores in columns)
-    return [weighted_pearson(x, y, counts) for x, y in (ranks, standardised)]
+    """SRCC and PLCC, (B,) each, of B resamples of N images.
+
+    Args:
+        counts: (B, N), how often each resample holds each image.
+    """
+    predicted, subjective = tested.predicted, tested.subjective
+    # Two independent images are perfectly correlated, whatever their scores.
+    if len(set(tested.contents)) < 3 or math.isnan(srcc(predicted, subjective)):
+        undefined = np.full(len(counts), math.nan)
+        return [undefined, undefined]
+    of_ranks = weighted_pearson(
+        resampled_ranks(predicted, counts), resampled_ranks(subjective, counts), counts
+    )
+    # Standardised, so that whether a resample counts as constant does not depend on the unit.
+    of_scores = weighted_pearson(standardised(predicted), standardised(subjective), counts)
+    return [of_ranks, of_scores]
+
+
+def standardised(scores: np.ndarray) -> np.ndarray:
+    return (scores - scores.mean()) / scores.std()
 
 
 def resampled_ranks(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(B, N): the rank of each image in each resample, without sorting again; ties share their mean rank, less a half."""
+    """(B, N): the rank of each image in each resample, without sorting the resamples.
+
+    Ties share their mean rank. All ranks are lower by a half, which no correlation sees.
+    """
+    # An image's mean rank: the images with lower scores, and half of those with its own score.
     values, group = np.unique(scores, return_inverse=True)
     order = np.argsort(group, kind='stable')
     starts = np.searchsorted(group[order], np.arange(len(values)))
-    held = np.add.reduceat(counts[:, order], starts, axis=1)
+    held = np.add.reduceat(counts[:, order], starts, axis=1)  # (B, values), images with each score
     return (held.cumsum(1) - held / 2)[:, group]
 
 
 def weighted_pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(B,): Pearson's correlation of each resample; nan where one of `x`, `y`, (N,) or (B, N), is constant in it."""
-    images = np.maximum(
-        counts.sum(1), 1
-    )  # a resample of the contents of all rounds may hold none of this one
-    x, y = (
-        z - (np.einsum('bn,bn->b', counts, np.broadcast_to(z, counts.shape)) / images)[:, None]
-        for z in (x, y)
-    )
-    xx, yy, xy = (np.einsum('bn,bn,bn->b', counts, a, b) for a, b in ((x, x), (y, y), (x, y)))
-    defined = np.minimum(xx, yy) > 1e-9 * images
-    return np.clip(
-        np.divide(xy, np.sqrt(xx * yy), out=np.full(len(counts), math.nan), where=defined), -1, 1
-    )
+    """(B,): Pearson's correlation in each resample of `x` and `y`, (N,) or (B, N) each.
+
+    Returns:
+        nan for a resample in which `x` or `y` is constant.
+    """
+    # A resample of the contents of all rounds may hold no image of this one.
+    images = np.maximum(counts.sum(1), 1)
+    x = centred(x, counts, images)
+    y = centred(y, counts, images)
+    xx = np.einsum('bn,bn,bn->b', counts, x, x)
+    yy = np.einsum('bn,bn,bn->b', counts, y, y)
+    xy = np.einsum('bn,bn,bn->b', counts, x, y)
+    # What rounding leaves of the variance of a constant is far below this.
+    is_defined = np.minimum(xx, yy) > 1e-9 * images
+    found = np.full(len(counts), math.nan)
+    np.divide(xy, np.sqrt(xx * yy), out=found, where=is_defined)
+    # Rounding can put a perfect correlation just outside.
+    return np.clip(found, -1, 1)
+
+
+def centred(z: np.ndarray, counts: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """(B, N): `z`, (N,) or (B, N), minus its mean in each resample of so many `images`, (B,)."""
+    totals = np.einsum('bn,bn->b', counts, np.broadcast_to(z, counts.shape))
+    return z - (totals / images)[:, None]

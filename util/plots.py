@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-if (
-    'ipykernel' not in sys.modules
-):  # with a backend that only a notebook's own process has, matplotlib cannot be imported
+# A backend that only a notebook's own process has would make importing matplotlib fail elsewhere.
+if 'ipykernel' not in sys.modules:
     os.environ.pop('MPLBACKEND', None)
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -24,51 +24,41 @@ from util.metrics import TestedImages, fit_logistic, logistic, plcc, srcc
 SMALLEST_SQUARE = 128
 ROW = 5  # images in worst.png
 BLUE, ORANGE, GREEN, GREY = '#1f77b4', '#e6701a', '#2a9d5c', '#777777'
+# The axes of curves.png, by unit: columns of the history, each with its label and colour.
+CURVES = {
+    'correlation': {
+        'test_srcc': ('test SRCC', BLUE),
+        'test_plcc': ('test PLCC', ORANGE),
+        'train_srcc': ('train SRCC', GREY),
+        'val_srcc': ('val SRCC', GREEN),
+    },
+    'mean absolute error': {'train_loss': ('train loss', GREY)},
+    'learning rate': {'hypernet_lr': ('hypernet', BLUE), 'backbone_lr': ('backbone', ORANGE)},
+}
 
 
 def curves(history: Sequence[Mapping[str, Any]], title: str, best_epoch: int | None) -> bytes:
-    """Correlations, training loss and both learning rates against the epoch; the best epoch, 1-based, is marked."""
-    lines = {
-        'correlation': {
-            'test_srcc': BLUE,
-            'test_plcc': ORANGE,
-            'train_srcc': GREY,
-            'val_srcc': GREEN,
-        },
-        'mean absolute error': {'train_loss': GREY},
-        'learning rate': {'hypernet_lr': BLUE, 'backbone_lr': ORANGE},
-    }
+    """Draw correlations, training loss and learning rates by epoch.
+
+    Args:
+        history: the rows of history.csv.
+        best_epoch: 1-based; it is marked.
+    """
     figure = Figure(figsize=(8, 8.5), layout='constrained')
     figure.suptitle(title)
     axes = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
-    for axis, (unit, columns) in zip(axes, lines.items()):
-        for column, colour in columns.items():
-            if column in history[-1]:
-                values = [float(row.get(column, math.nan)) for row in history]
-                style = (
-                    '--' if column == 'backbone_lr' else '-'
-                )  # it covers the other one where they are equal
-                label = (
-                    column.replace('_', ' ')
-                    .replace('srcc', 'SRCC')
-                    .replace('plcc', 'PLCC')
-                    .replace(' lr', '')
-                )
-                axis.plot(
-                    range(1, len(values) + 1),
-                    values,
-                    style,
-                    marker='o',
-                    markersize=4,
-                    color=colour,
-                    label=label,
-                )
+    for axis, (unit, columns) in zip(axes, CURVES.items()):
+        for column, (label, colour) in columns.items():
+            if column in history[-1]:  # a round without a part lacks the part's columns
+                draw_curve(axis, history, column, label, colour)
         if best_epoch:
+            # The label is needed once.
             label = f'best epoch {best_epoch}' if axis is axes[0] else None
             axis.axvline(best_epoch, color='black', linestyle=':', zorder=1, label=label)
         axis.set_ylabel(unit)
         axis.grid(alpha=0.3)
         axis.legend(loc='best')
+    # The rates fall by factors of ten, but a rate of 0 has no logarithm.
     if float(history[0].get('hypernet_lr', 0)) > 0:
         axes[-1].set_yscale('log')
     axes[-1].set_xlabel('epoch')
@@ -76,11 +66,24 @@ def curves(history: Sequence[Mapping[str, Any]], title: str, best_epoch: int | N
     return png(figure)
 
 
+def draw_curve(
+    axis: Axes, history: Sequence[Mapping[str, Any]], column: str, label: str, colour: str
+) -> None:
+    # Rows of an earlier version can lack a column.
+    values = [float(row.get(column, math.nan)) for row in history]
+    # Dashed, because it covers the other rate where they are equal.
+    style = '--' if column == 'backbone_lr' else '-'
+    epochs = range(1, len(values) + 1)
+    axis.plot(epochs, values, style, marker='o', markersize=4, color=colour, label=label)
+
+
 def scatter(predicted: ArrayLike, subjective: ArrayLike, title: str) -> bytes:
-    """Predicted against subjective scores, (N,) each, with y = x and the fitted logistic."""
-    predicted, subjective = np.asarray(predicted, np.float64), np.asarray(subjective, np.float64)
+    """Draw predicted against subjective scores, (N,) each, with y = x and the fitted logistic."""
+    predicted = np.asarray(predicted, np.float64)
+    subjective = np.asarray(subjective, np.float64)
     figure = Figure(figsize=(6, 5.5), layout='constrained')
     axis = figure.subplots()
+    # The more images, the smaller and fainter their dots, which would cover one another.
     size = np.clip(180 / len(predicted) ** 0.5, 8, 36)
     axis.scatter(
         predicted,
@@ -91,8 +94,10 @@ def scatter(predicted: ArrayLike, subjective: ArrayLike, title: str) -> bytes:
         linewidths=0,
         label=f'{len(predicted):,} images',
     )
-    low, high = max(predicted.min(), subjective.min()), min(predicted.max(), subjective.max())
-    if low <= high:  # a line through a point of both ranges leaves the axes as they are
+    # Where the ranges of both share a point, a line through it leaves the axes as they are.
+    low = max(predicted.min(), subjective.min())
+    high = min(predicted.max(), subjective.max())
+    if low <= high:
         axis.axline((low, low), slope=1, color=GREY, linestyle='--', linewidth=1, label='y = x')
     parameters = fit_logistic(predicted, subjective)
     if parameters is not None:
@@ -109,110 +114,132 @@ def scatter(predicted: ArrayLike, subjective: ArrayLike, title: str) -> bytes:
 
 
 def worst(tested: TestedImages, picture_of: Callable[[int], Image.Image], title: str) -> bytes:
-    """The test images whose predictions are most above, and most below, their subjective scores.
-
-    Of each kind at most ten and at most a quarter of all images; more than a row of them only in full rows.
+    """Draw the test images whose predictions are furthest above, and below, their labels.
 
     Args:
-        picture_of: a picture, at most some hundred pixels a side, of the image at a position in `tested`.
+        picture_of: is given a position in `tested`; a picture of the image there, at most some
+            hundred pixels a side.
     """
     error = tested.predicted - tested.subjective
-    most = min(2 * ROW, max(1, len(error) // 4))
-    rows: list[tuple[str, list[int]]] = []
-    for heading, sign in (('Most overestimated', 1), ('Most underestimated', -1)):
-        images = [k for k in np.argsort(-sign * error)[:most].tolist() if sign * error[k] > 0]
-        starts = range(0, len(images) // ROW * ROW or len(images), ROW)
-        rows += [('' if start else heading, images[start : start + ROW]) for start in starts]
+    rows = rows_of('Most overestimated', error) + rows_of('Most underestimated', -error)
     columns = max((len(images) for _, images in rows), default=1)
-    figure = Figure(figsize=(max(4.6, 2.2 * columns), 0.5 + 2.9 * len(rows)), layout='constrained')
+    width = max(4.6, 2.2 * columns)  # the title needs 4.6 inches
+    figure = Figure(figsize=(width, 0.5 + 2.9 * len(rows)), layout='constrained')
     figure.suptitle(title, fontsize=11)
-    grid = figure.subplots(
-        len(rows) or 1,
-        columns,
-        squeeze=False,
-        subplot_kw={'xticks': (), 'yticks': (), 'frame_on': False},
-    )
+    empty = {'xticks': (), 'yticks': (), 'frame_on': False}
+    grid = figure.subplots(max(1, len(rows)), columns, squeeze=False, subplot_kw=empty)
     for axes, (heading, images) in zip(grid, rows):
         axes[0].set_title(heading, loc='left', fontsize=11, fontweight='bold')
         for axis, k in zip(axes, images):
             axis.imshow(padded(picture_of(k)))
-            numbers = f'score {tested.subjective[k]:.4g}, predicted {tested.predicted[k]:.4g}\nerror {error[k]:+.3g}'
-            axis.set_xlabel(f'{shortened(tested.images[k])}\n{with_minus(numbers)}', fontsize=8)
+            numbers = with_minus(
+                f'score {tested.subjective[k]:.4g}, predicted {tested.predicted[k]:.4g}\n'
+                f'error {error[k]:+.3g}'
+            )
+            axis.set_xlabel(f'{shortened(tested.images[k])}\n{numbers}', fontsize=8)
     return png(figure)
+
+
+def rows_of(heading: str, excess: np.ndarray) -> list[tuple[str, list[int]]]:
+    """The rows of worst.png with the images of the largest excess, each with its heading.
+
+    These are at most ten images, and at most a quarter of all.
+
+    Args:
+        excess: (N,), how far each prediction is off in one direction; negative in the other.
+    """
+    most = min(2 * ROW, max(1, len(excess) // 4))
+    images = [k for k in np.argsort(-excess)[:most].tolist() if excess[k] > 0]
+    # A second row is drawn only if it is full, so that the table has no holes.
+    if len(images) > ROW:
+        images = images[: len(images) // ROW * ROW]
+    rows = []
+    for start in range(0, len(images), ROW):
+        rows.append(('' if start else heading, images[start : start + ROW]))
+    return rows
 
 
 def comparison(
     curves: Mapping[str, Sequence[Sequence[float]]], differences: Sequence[Mapping[str, Any]]
 ) -> bytes:
-    """Test SRCC by epoch, and the differences between two runs.
+    """Draw the test SRCC of two runs by epoch, and the differences between them.
 
     Args:
-        curves: for each run the test SRCC of every epoch of each round: drawn as its mean, in a band from lowest to highest.
-        differences: the rows of the rounds and, last, of what sums them up (see compare.COLUMNS).
+        curves: for each run, the test SRCC of every epoch of each round.
+        differences: the rows of the rounds and, last, the row that sums them up (see
+            compare.COLUMNS).
     """
     figure = Figure(figsize=(11, 4.5), layout='constrained')
-    by_epoch, by_round = axes = figure.subplots(1, 2)
-    for name, rounds in curves.items():
-        epochs = min(map(len, rounds))  # a round may have stopped early
-        values, x = np.array([values[:epochs] for values in rounds]), np.arange(1, epochs + 1)
-        label = f'{shortened(name, 50)} (n = {len(rounds)})'
-        (line,) = by_epoch.plot(x, values.mean(0), marker='o', markersize=3, label=label)
-        by_epoch.fill_between(
-            x, values.min(0), values.max(0), color=line.get_color(), alpha=0.12, linewidth=0
-        )
-    late = [
-        value
-        for rounds in curves.values()
-        for values in rounds
-        for value in values[len(values) // 2 :]
-    ]
-    if np.isfinite(late).all():  # the first epochs may take the whole axis
-        by_epoch.set_ylim(bottom=max(by_epoch.get_ylim()[0], 3 * min(late) - 2 * max(late) - 0.01))
-    by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    by_epoch.set_xlabel('epoch')
-    by_epoch.set_ylabel('test SRCC: mean and range of the rounds')
-    for k, row in enumerate(differences):
-        kind = None if k else 'rounds with 95 % interval'  # in the legend once
-        colour, width, label = (
-            (ORANGE, 2.5, row['round']) if row is differences[-1] else (BLUE, 1, kind)
-        )
-        ends = [row['low'], row['difference'], row['high']]
-        by_round.plot(
-            ends,
-            [k] * 3,
-            marker='o',
-            markersize=4,
-            markevery=[1],
-            color=colour,
-            linewidth=width,
-            label=label,
-        )
-    by_round.axvline(0, color=GREY, linewidth=1)
-    by_round.set_yticks(range(len(differences)), [row['round'] for row in differences], fontsize=8)
-    by_round.invert_yaxis()
-    by_round.set_ylabel('round')
-    by_round.set_xlabel(
-        'SRCC of ' + '\nless that of '.join(shortened(name, 50) for name in curves), fontsize=8
-    )
-    for axis, columns in zip(axes, (1, 2)):
+    by_epoch, by_round = figure.subplots(1, 2)
+    draw_mean_curves(by_epoch, curves)
+    draw_differences(by_round, differences)
+    names = [shortened(name, 50) for name in curves]
+    by_round.set_xlabel('SRCC of ' + '\nless that of '.join(names), fontsize=8)
+    # Above the axes, where a long name covers nothing.
+    for axis, columns in ((by_epoch, 1), (by_round, 2)):
         axis.grid(alpha=0.3)
         axis.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=columns, fontsize=8)
     return png(figure)
 
 
+def draw_mean_curves(axis: Axes, curves: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Draw each run's mean over its rounds, in a band from the lowest to the highest round."""
+    late: list[float] = []
+    for name, rounds in curves.items():
+        epochs = min(map(len, rounds))  # a round may have stopped early
+        values = np.array([of_round[:epochs] for of_round in rounds])
+        x = np.arange(1, epochs + 1)
+        label = f'{shortened(name, 50)} (n = {len(rounds)})'
+        (line,) = axis.plot(x, values.mean(0), marker='o', markersize=3, label=label)
+        colour = line.get_color()
+        axis.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
+        for of_round in rounds:
+            late += of_round[len(of_round) // 2 :]
+    # Low first epochs would take the whole axis. It is cut below the later halves of the rounds, at
+    # twice their range from the lowest value.
+    if np.isfinite(late).all():
+        lowest = 3 * min(late) - 2 * max(late) - 0.01
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], lowest))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_xlabel('epoch')
+    axis.set_ylabel('test SRCC: mean and range of the rounds')
+
+
+def draw_differences(axis: Axes, differences: Sequence[Mapping[str, Any]]) -> None:
+    """Draw each difference with its interval, the rounds first and their summary last."""
+    for k, row in enumerate(differences):
+        style: dict[str, Any] = {'color': BLUE, 'linewidth': 1}
+        if row is differences[-1]:
+            style = {'color': ORANGE, 'linewidth': 2.5, 'label': row['round']}
+        elif k == 0:  # in the legend once
+            style['label'] = 'rounds with 95 % interval'
+        ends = [row['low'], row['difference'], row['high']]
+        # Only the difference has a dot.
+        axis.plot(ends, [k, k, k], marker='o', markersize=4, markevery=[1], **style)
+    axis.axvline(0, color=GREY, linewidth=1)
+    names = [row['round'] for row in differences]
+    axis.set_yticks(range(len(differences)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_ylabel('round')
+
+
 def score_map(
     scores: np.ndarray, y: np.ndarray, x: np.ndarray, photo: Image.Image, title: str, unit: str
 ) -> bytes:
-    """A photo under the scores of its patches, which `Scorer.map` describes; `unit` stands beside the colour bar."""
+    """Draw a photo under the scores of its patches, which `Scorer.map` describes.
+
+    Args:
+        unit: stands next to the colour bar.
+    """
     figure = Figure(figsize=(9, 6.5), layout='constrained')
     axis = figure.subplots()
-    # made smaller, which is all that can be seen
-    axis.imshow(
-        photo.reduce(max(1, max(photo.size) // 1000)), extent=(0, photo.width, photo.height, 0)
-    )
-    middles = ((centres[1:] + centres[:-1]) / 2 for centres in (x, y))
-    edges = [[0, *middle, side] for middle, side in zip(middles, photo.size)]
-    figure.colorbar(axis.pcolormesh(*edges, scores, alpha=0.45), label=unit)
+    # About 1000 pixels are all that can be seen, and take less time.
+    small = photo.reduce(max(1, max(photo.size) // 1000))
+    axis.imshow(small, extent=(0, photo.width, photo.height, 0))
+    x_edges = edges_between(x, photo.width)
+    y_edges = edges_between(y, photo.height)
+    mesh = axis.pcolormesh(x_edges, y_edges, scores, alpha=0.45)
+    figure.colorbar(mesh, label=unit)
     axis.set_title(shortened(title, 80))
     axis.set_axis_off()
     figure.supxlabel(
@@ -221,8 +248,14 @@ def score_map(
     return png(figure)
 
 
+def edges_between(centres: np.ndarray, side: int) -> list[float]:
+    """The edges of cells that meet midway between `centres` and together fill 0 to `side`."""
+    middles = (centres[1:] + centres[:-1]) / 2
+    return [0, *middles, side]
+
+
 def padded(picture: Image.Image) -> np.ndarray:
-    """The picture in the middle of a white square, so that all of a table are drawn to one scale."""
+    """The picture in the middle of a white square, so that all axes draw to one scale."""
     side = max(*picture.size, SMALLEST_SQUARE)
     square = Image.new('RGB', (side, side), 'white')
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
@@ -230,9 +263,11 @@ def padded(picture: Image.Image) -> np.ndarray:
 
 
 def shortened(name: str, length: int = 30) -> str:
-    """The end of a name, in characters that can be drawn, and with no $ that would begin a formula."""
+    """The end of a name, in characters that can be drawn, and with no $ that starts a formula."""
     name = name.encode(errors='replace').decode()
-    return (name if len(name) <= length else f'…{name[1 - length :]}').replace('$', r'\$')
+    if len(name) > length:
+        name = f'…{name[1 - length :]}'
+    return name.replace('$', r'\$')
 
 
 def with_minus(numbers: str) -> str:
@@ -242,6 +277,7 @@ def with_minus(numbers: str) -> str:
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Glyph .* missing')  # names may be in any script
+        # A name can be in a script that the font lacks.
+        warnings.filterwarnings('ignore', 'Glyph .* missing')
         figure.savefig(buffer, format='png', dpi=110)
     return buffer.getvalue()
