@@ -13,7 +13,7 @@ import torch
 import models
 from data_loader import DataLoader
 from experiment.report import print_medians, print_on_others, print_round, with_intervals
-from experiment.results import ON_OTHERS, summarise, write_predictions
+from experiment.results import ON_OTHERS, gather_results, write_predictions
 from experiment.round_folder import RoundFolder, surroundings
 from experiment.run_folder import open_run, round_path
 from experiment.splits import Job, split_record
@@ -117,7 +117,7 @@ def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict
         later: how many epochs of later rounds follow.
 
     Returns:
-        the results of all rounds that are finished (see `summarise`); none on the other ranks.
+        the results of all rounds that are finished (see `gather_results`); none on the other ranks.
     """
     split = job.splits[round_index]
     record = split_record(split, job.database)
@@ -148,7 +148,7 @@ def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict
 
     if rank() > 0:
         return {'rounds': {}}
-    results = summarise(config.output)
+    results = gather_results(config.output)
     print_round(results['rounds'].get(str(round_index + 1)), record)
     return results
 

@@ -17,7 +17,7 @@ from experiment.check_database import check_images
 from experiment.command_line import parse_options
 from experiment.record import read_record, record_of
 from experiment.report import print_medians
-from experiment.results import PREDICTION_COLUMNS, summarise
+from experiment.results import PREDICTION_COLUMNS, gather_results
 from experiment.run_folder import check_run, refuse_other_images, round_index_of
 from experiment.splits import Job, Split, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
@@ -66,7 +66,7 @@ def list_datasets(key: str) -> None:
 
 def print_summary(run: str) -> None:
     """Print the medians of the finished rounds; exit with 3 if there is no result."""
-    results = summarise(run)
+    results = gather_results(run)
     print_medians(results)
     if not results['rounds']:
         log(f'no result: no round in {run} is finished')

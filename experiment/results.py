@@ -24,7 +24,7 @@ INTERVALS = ('SRCC_interval', 'PLCC_interval', 'interval_method', 'no_interval')
 ON_OTHERS = ('SRCC', 'PLCC', 'KRCC', 'types', *INTERVALS)
 
 
-def summarise(run: Path | str) -> dict[str, Any]:
+def gather_results(run: Path | str) -> dict[str, Any]:
     """Gather the results of the finished rounds into results.json, one process at a time.
 
     Returns:
@@ -51,7 +51,7 @@ def summarise(run: Path | str) -> dict[str, Any]:
 
 
 def gathered(run: Path, last: int) -> dict[str, Any]:
-    """The results of the finished rounds up to the number `last`, as `summarise` returns them."""
+    """The results of the finished rounds up to the number `last`, as `gather_results` returns them."""
     folders = []
     rounds = {}
     for number in rounds_in(run):

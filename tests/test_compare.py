@@ -324,8 +324,7 @@ def test_a_real_run_can_be_compared(in_process, finished_run, tmp_path):
     done = in_process(compare.main, finished_run / 'run', make_run(tmp_path / 'other'))
     assert (
         done.returncode == 2
-        and 'cannot be compared: in round 1 42 images are tested by only one of them'
-        in done.stderr
+        and 'cannot be compared: in round 1 42 images are tested by only one of them' in done.stderr
     )
     rows = compare.compare(*[compare.read_run(finished_run / 'run', name) for name in 'ab'])
     best = [

@@ -9,7 +9,7 @@ from helpers import link_run, read_table
 from scipy import stats
 
 from experiment.report import with_intervals
-from experiment.results import read_predictions, summarise, write_predictions
+from experiment.results import gather_results, read_predictions, write_predictions
 from util import metrics
 from util.metrics import TestedImages, intervals, plcc, srcc
 
@@ -206,6 +206,6 @@ def test_the_intervals_of_an_earlier_version_are_computed_anew(finished_run, tmp
         (folder / 'result.json').write_text(
             json.dumps({**result, 'SRCC_interval': [0.1, 0.2], 'PLCC_interval': [0.1, 0.2]})
         )
-        found = summarise(run)['rounds'][str(number)] if number == 2 else {}
+        found = gather_results(run)['rounds'][str(number)] if number == 2 else {}
     assert {name: found[name] for name in intervals([tested])} == intervals([tested])
     assert found['interval_method'] == 'jackknife of the contents'

@@ -120,7 +120,7 @@ def copied_run(workplace, finished_run):
     best_is_last = best_row(history(run, 2)) == history(run, 2)[-1]
     for name in ('result.json', 'predictions.csv', 'history.csv', *['best.pth'] * best_is_last):
         (run / 'round_02' / name).unlink()
-    results.summarise(run)
+    results.gather_results(run)
     before = fingerprint(finished_run / 'run')
     yield run
     assert fingerprint(finished_run / 'run') == before  # what is linked was not written into
@@ -405,7 +405,7 @@ def test_another_users_run_is_summarised_and_not_written(finished_run, as_nobody
     )
     before = fingerprint(folder)
     expected = (finished_run / 'stdout.txt').read_text().splitlines()[-1]
-    printed = run(lambda: print_medians(results.summarise('run')))
+    printed = run(lambda: print_medians(results.gather_results('run')))
     assert printed == '' and capfd.readouterr().out.splitlines()[-1] == expected
     assert fingerprint(folder) == before
 
