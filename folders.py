@@ -51,9 +51,10 @@ def read_live(labels: Labels) -> None:
     labels.open('refnames_all.mat')
     (references,) = labels.mat('refnames_all')
     labels.open('dmos_realigned.mat', 'dmos.mat')
+    # The realigned scores have a name of their own.
     variable = 'dmos_new' if labels.file.name == 'dmos_realigned.mat' else 'dmos'
     scores, pristine = labels.mat(variable, 'orgs')
-    # The entries are in this order.
+    # The entries are in the order of the types, and within a type in that of the numbers.
     names = []
     for kind, count in LIVE_TYPES.items():
         for number in range(1, count + 1):
@@ -66,7 +67,7 @@ def read_live(labels: Labels) -> None:
     folder = labels.folder('jp2k').parent
     for k, name in enumerate(names):
         where = f'entry {k + 1}'
-        # Copies of the references are among the images; nobody rated them.
+        # The folders also hold undistorted copies of the references, which are no samples.
         if labels.number(pristine[k], where, 'mark of a pristine image'):
             labels.known.append(os.path.join(folder, name))
         else:
@@ -76,6 +77,7 @@ def read_live(labels: Labels) -> None:
 def read_csiq(labels: Labels) -> None:
     """Read CSIQ, from the original project's label file or the authors' sheet."""
     labels.open('csiq_label.txt', 'csiq.DMOS.xlsx', 'csiq.beta.xlsx')
+    # In dst_imgs/ the images are in a folder for each type, so they are looked for in depth.
     folder = labels.folder('dst_imgs_all', 'dst_imgs')
     if labels.file.suffix != '.txt':
         read_csiq_sheet(labels, folder)
@@ -163,6 +165,7 @@ def read_bid(labels: Labels) -> None:
     labels.open('DatabaseGrades.xlsx', 'DatabaseGrades.xls')
     folder = labels.folder('ImageDatabase', default=labels.file.parent)
     for where, (image, grade) in labels.rows(0, 1):
+        # A sheet has numbers as 12.0 or as text.
         number = labels.number(image, where, 'image number')
         labels.add(folder, f'DatabaseImage{number:04g}.JPG', grade, where)
 
@@ -183,7 +186,7 @@ def read_flive(labels: Labels) -> None:
     sets = flive_sets(labels)
     labels.open('labels_image.csv')
     folder = labels.folder('database', 'FLIVE', default=labels.file.parent)
-    # The authors' lists name only the images that are not for training.
+    # With the authors' lists, every image that they put into no other set is for training.
     unlisted = 'train' if sets else ''
     for where, (name, score) in labels.rows('name', 'mos'):
         labels.add(folder, name, score, where, in_set=sets.get(name, unlisted))
@@ -235,8 +238,8 @@ class Database(NamedTuple):
         official: the file or column that has official sets; '' if there are none.
         resize: (height, width) that every image is resized to before it is cropped, or None.
         exif_rotation: images are turned by their EXIF orientation.
-        srgb: images with a wide-gamut profile are converted to sRGB. Published results are without
-            this, so published databases are too.
+        srgb: images with a wide-gamut profile are converted to sRGB; published databases are read
+            as they are, as in published results.
         defaults: the script's options that this database sets unless the user does.
     """
 
@@ -328,6 +331,7 @@ DATABASES = {
         images=10073,
         score_range=(0, 100),
         official='koniq10k_distributions_sets.csv',
+        # As the original squeezes these photos, which are wider than high.
         resize=(512, 384),
     ),
     'bid': Database(
@@ -490,6 +494,9 @@ class OpenDatabase:
         entry: its row there.
         samples: its `Sample`s, in the order of the label file.
         known: paths of its images that are not scored.
+        srgb: whether its images are converted to sRGB; it may be set until they are open.
+        higher_is_better: the direction of its scores.
+        by_content: whether a split keeps the images of one content together.
         left_out: with `settings.skip_missing`, the name, row and reason of each listed image that
             is left out.
         units: for each unit that a split draws, the positions of its samples. If splits are by
@@ -717,7 +724,9 @@ def dataset_table() -> str:
     rows = [('--dataset', 'database', 'images', 'scores', 'split')]
     for key, entry in DATABASES.items():
         rows.append((key, entry.title, str(entry.images or 'any'), entry.scale, entry.split))
-    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+    widths = []
+    for column in zip(*rows):
+        widths.append(max(len(cell) for cell in column))
     lines = []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
