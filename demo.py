@@ -81,10 +81,10 @@ def main(argv: list[str] | None = None) -> None:
             paths = without_scored(paths, options.csv)
         # Here and not at the top, since torch takes seconds to import: --help, a typo and a missing
         # file are answered at once.
-        from scoring.scorer import Scorer, scale_line
+        from scoring.scorer import Scorer
 
         scorer = Scorer(options.checkpoint, options.device, options.patches, options.amp)
-        log(scale_line(scorer.facts))
+        log(scorer.meaning.scale_line)
         # Written line by line, so that a kill loses no more than that. A name that is not UTF-8
         # keeps its bytes.
         with open(

@@ -263,6 +263,19 @@ class Database(NamedTuple):
         return scale_of(self.score_range, self.higher_is_better)
 
     @property
+    def meaning(self) -> Meaning:
+        """What an image and a score mean to a network that is trained on it by default."""
+        return Meaning(
+            title=self.title,
+            label_range=self.score_range,
+            higher_is_better=self.higher_is_better,
+            score_range=None,
+            resize=self.resize,
+            exif_rotation=self.exif_rotation,
+            srgb=self.srgb,
+        )
+
+    @property
     def split(self) -> str:
         text = 'by content' if self.by_content else 'by image'
         if self.official:
@@ -488,13 +501,13 @@ class OpenDatabase:
         dataset, path: as in `read_labels`.
         resize: (height, width) that every image is resized to, instead of the database's own.
         settings: how the labels are read.
+        srgb: whether its images are converted to sRGB, instead of the database's own way.
 
     Attributes:
         key: its name in `DATABASES`.
         entry: its row there.
         samples: its `Sample`s, in the order of the label file.
         known: paths of its images that are not scored.
-        srgb: whether its images are converted to sRGB; it may be set until they are open.
         higher_is_better: the direction of its scores.
         by_content: whether a split keeps the images of one content together.
         left_out: with `settings.skip_missing`, the name, row and reason of each listed image that
@@ -515,12 +528,13 @@ class OpenDatabase:
         path: Path | str,
         resize: Sequence[int] | None = None,
         settings: Settings = AS_DOCUMENTED,
+        srgb: bool | None = None,
     ) -> None:
         self.key = database_key(dataset)
         self.entry = DATABASES[self.key]
         self.path = path
         self.resize = resize or self.entry.resize
-        self.srgb = self.entry.srgb
+        self.srgb = self.entry.srgb if srgb is None else srgb
         self.settings = settings
         labels = read_labels(self.key, path, settings)
         self.label_file = labels.file
@@ -675,13 +689,12 @@ class OpenDatabase:
         Args:
             normalized: whether the network's 0..1 stands for the range of the labels.
         """
-        return Meaning(
-            title=self.entry.title,
+        # The user's options and the labels can say otherwise than the table of databases.
+        return self.entry.meaning._replace(
             label_range=self.score_range,
             higher_is_better=self.higher_is_better,
             score_range=self.score_range if normalized else None,
             resize=self.resize,
-            exif_rotation=self.entry.exif_rotation,
             srgb=self.srgb,
         )
 
@@ -703,20 +716,6 @@ def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:
         units.setdefault(unit, []).append(k)
     # By name, so that a seed draws the same contents whatever the order of the label file.
     return [units[unit] for unit in sorted(units)]
-
-
-def koniq_meaning() -> Meaning:
-    """What an image and a score mean to the original authors' model for KonIQ-10k."""
-    entry = DATABASES['koniq']
-    return Meaning(
-        title=entry.title,
-        label_range=entry.score_range,
-        higher_is_better=entry.higher_is_better,
-        score_range=None,
-        resize=entry.resize,
-        exif_rotation=entry.exif_rotation,
-        srgb=entry.srgb,
-    )
 
 
 def dataset_table() -> str:

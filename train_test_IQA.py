@@ -18,7 +18,12 @@ from experiment.command_line import parse_options
 from experiment.record import read_record, record_of
 from experiment.report import print_medians
 from experiment.results import PREDICTION_COLUMNS, gather_results
-from experiment.run_folder import check_run, refuse_other_images, round_index_of
+from experiment.run_folder import (
+    check_run,
+    record_to_continue,
+    refuse_other_images,
+    round_index_of,
+)
 from experiment.splits import Job, Split, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
 from util.errors import NO_RESULT, InputError, boundary, log, rank
@@ -87,15 +92,22 @@ def prepare_run(config: Namespace) -> Job:
 
     All faults that show without torch and without decoding an image are found here.
     """
-    database = open_database(config)
+    # Runs of the first versions converted no image to sRGB, and are continued as they began.
+    old_record = record_to_continue(config.output)
+    is_first_version = old_record is not None and old_record['model']['srgb'] is None
+    srgb = False if is_first_version else None
+
+    database = open_database(config, srgb)
     database.warn_of_count()
     # Now and not at the end of the first round, so that a fault in them shows before the training.
-    others = open_others(config)
+    others = open_others(config, srgb)
     warn_of_trained(config, others, database.samples)
     splits = draw_splits(config, database)
     records = [split_record(split, database) for split in splits]
 
     meaning = database.meaning(config.normalize_scores)
+    if is_first_version:
+        meaning = meaning._replace(srgb=None)
     old_record = check_run(config, meaning._asdict(), records)
     text = f'Run folder: {config.output}'
     if old_record is None:
@@ -103,11 +115,6 @@ def prepare_run(config: Namespace) -> Job:
     log(text)
     log(f'{database.entry.title}: {sizes_of(splits, len(database.samples))}')
 
-    # Runs of the first versions converted no image to sRGB, and are continued as they began.
-    if old_record is not None and 'srgb' not in old_record['model']:
-        meaning = meaning._replace(srgb=False)
-        for opened in (database, *others.values()):
-            opened.srgb = False
     if config.weights not in ('none', 'imagenet'):
         check_input(config.weights, 'a checkpoint')
     return Job(database, others, splits, meaning)
@@ -128,19 +135,19 @@ def prepare_test(config: Namespace) -> Job:
         checkpoint = inside_run(checkpoint, record)
         round_index = round_index_of_checkpoint(checkpoint, record)
     check_input(config.weights, 'a checkpoint')
+    # The images are converted as they are in the run itself.
+    srgb = False if meaning.srgb is None else None
 
     if config.test_on:
         check_predictions(config, [f'predictions_{name}' for name, _, _ in config.test_on])
-        others = open_others(config)
+        others = open_others(config, srgb)
         warn_of_trained(config, others, trained=[])
         # Nothing is trained or tested on the first one only; the solver needs an open database.
         first = next(iter(others.values()))
         return Job(first, others, [], meaning, round_index)
 
     check_predictions(config, ['predictions'])
-    database = open_database(config)
-    # The images are converted as they were for the training.
-    database.srgb = meaning.srgb
+    database = open_database(config, srgb)
     split = read_tested_split(checkpoint, database)
     return Job(database, {}, [split], meaning, round_index)
 
@@ -152,15 +159,7 @@ def meaning_of_option(config: Namespace, checkpoint: Path) -> Meaning:
         f'{checkpoint} is in no run folder; its scores are taken for those of '
         f'--dataset {config.dataset}: {entry.scale}'
     )
-    return Meaning(
-        title=entry.title,
-        label_range=entry.score_range,
-        higher_is_better=entry.higher_is_better,
-        score_range=None,
-        resize=entry.resize,
-        exif_rotation=entry.exif_rotation,
-        srgb=entry.srgb,
-    )
+    return entry.meaning
 
 
 def inside_run(checkpoint: Path, record: Path) -> Path:
@@ -207,11 +206,12 @@ def read_tested_split(checkpoint: Path, database: OpenDatabase) -> Split:
     return split
 
 
-def open_database(config: Namespace) -> OpenDatabase:
-    return OpenDatabase(config.dataset, config.data_root, config.resize, Settings.of(config))
+def open_database(config: Namespace, srgb: bool | None = None) -> OpenDatabase:
+    settings = Settings.of(config)
+    return OpenDatabase(config.dataset, config.data_root, config.resize, settings, srgb)
 
 
-def open_others(config: Namespace) -> dict[str, OpenDatabase]:
+def open_others(config: Namespace, srgb: bool | None) -> dict[str, OpenDatabase]:
     """Return the databases of --test_on by their names."""
     plain = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
     # Without --csv, the options that describe a table describe the tables of --test_on. These are
@@ -224,7 +224,7 @@ def open_others(config: Namespace) -> dict[str, OpenDatabase]:
     others = {}
     for name, key, path in config.test_on or []:
         settings = of_table if key == 'csv' else plain
-        others[name] = OpenDatabase(key, path, resize=None, settings=settings)
+        others[name] = OpenDatabase(key, path, resize=None, settings=settings, srgb=srgb)
     return others
 
 

@@ -398,22 +398,6 @@ def named_folder(text: str) -> list[str]:
     return [own_name, key, folder]
 
 
-def facts_of_koniq() -> dict[str, Any]:
-    """What an image and a score mean to the original authors' model for KonIQ-10k.
-
-    The keys are those of `model` in a config.json.
-    """
-    entry = folders.DATABASES['koniq']
-    return {
-        'resize': entry.resize,
-        'exif_rotation': False,
-        'score_range': None,
-        'title': entry.title,
-        'label_range': entry.score_range,
-        'higher_is_better': True,
-    }
-
-
 def title_of(name: str) -> str:
     """The name of a --test_on database in results: its title, or the own name of a user's table."""
     return folders.DATABASES[name].title if name in folders.DATABASES else name

@@ -34,7 +34,7 @@ FREE_OPTIONS = {
 # how many epochs or rounds there are.
 GROWING = ('epochs', 'train_test_num')
 # The part of `model` that a resumed run may not change.
-FIXED_MEANING = ('resize', 'exif_rotation', 'score_range', 'higher_is_better')
+FIXED_MEANING = ('resize', 'exif_rotation', 'score_range', 'higher_is_better', 'srgb')
 
 
 def record_path(run: Path | str) -> Path:
@@ -72,10 +72,7 @@ def read_record(path: Path) -> Record:
 
 
 def upgrade(record: Record) -> Record:
-    """A config.json's content in the form of this version, whatever version wrote it.
-
-    Only `srgb` may still be missing in `model`: the run converted no image to sRGB then.
-    """
+    """A config.json's content in the form of this version, whatever version wrote it."""
     options = dict(record['options'])
     model = dict(record['model'])
 
@@ -92,6 +89,8 @@ def upgrade(record: Record) -> Record:
     entry = folders.DATABASES.get(options.get('dataset', ''))
     if entry:
         model = {'title': entry.title, 'label_range': entry.score_range, **model}
+    # Runs that did not record it converted no image to sRGB.
+    model.setdefault('srgb', None)
 
     # A run that is older than an option was made with what is now the option's default.
     for name, default in vars(with_defaults(SimpleNamespace())).items():

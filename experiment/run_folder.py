@@ -48,8 +48,8 @@ def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> 
     """
     folder = Path(config.output)
     refuse_unwritable(folder)
-    # Until an epoch is finished there is nothing to lose, so the run may start again.
-    if not is_under_way(folder):
+    record = record_to_continue(folder)
+    if record is None:
         refuse_other_files(folder)
         return None
 
@@ -65,7 +65,15 @@ def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> 
     refuse_other_options(path, {'options': vars(config), 'model': model})
     for number, split in enumerate(splits, start=1):
         refuse_other_images(round_path(folder, number) / 'split.json', split)
-    return read_record(path)
+    return record
+
+
+def record_to_continue(folder: Path | str) -> Record | None:
+    """Return the record of the run that a run in `folder` would continue; None for a new run."""
+    # Until an epoch is finished there is nothing to lose, so the run may start again.
+    if not is_under_way(Path(folder)):
+        return None
+    return read_record(record_path(folder))
 
 
 def refuse_unwritable(folder: Path) -> None:

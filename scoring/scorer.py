@@ -3,7 +3,7 @@
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from data_loader import draw_patches, imagenet_statistics
-from experiment.options import facts_of_koniq
 from experiment.record import read_record, record_of
+from folders import DATABASES
 from models import PATCH_SIZE, HyperNet, hyperiqa, predict_scores
 from util import checkpoints, frames
 from util.distributed import has_bfloat16, memory_format, pick_device
 from util.errors import InputError, log, log_once
 from util.files import named
-from util.labels import scale_of
+from util.meaning import Meaning
 
 BATCH_SIZE = 100
 STRIDE = 112  # pixels of the frame between the patches of a map
@@ -63,8 +63,8 @@ class Scorer:
         self.patches = patches
         self.amp = amp
         self.checkpoint = checkpoint
-        model, self.facts = trained(checkpoint)
-        self.network = PatchScorer(model, self.facts['score_range']).eval()
+        model, self.meaning = trained(checkpoint)
+        self.network = PatchScorer(model, self.meaning.score_range).eval()
         # The stub of `to` lacks `memory_format`.
         form = memory_format(self.device)
         self.network.to(self.device, memory_format=form)  # type: ignore[call-overload]
@@ -159,7 +159,7 @@ class Scorer:
         from util import plots
 
         scores, y, x, photo = self.map(image)
-        return plots.score_map(scores, y, x, photo, title, unit=scale_line(self.facts))
+        return plots.score_map(scores, y, x, photo, title, unit=self.meaning.scale_line)
 
     def pictures(self, image: Picture) -> tuple[Image.Image, np.ndarray]:
         """An image as a viewer shows it, and its frame for patches to be cut from.
@@ -173,7 +173,7 @@ class Scorer:
         else:
             name = 'the image'
             photo = rgb_of(image)
-        frame = enlarged(frames.resized(photo, self.facts['resize']), name)
+        frame = enlarged(frames.resized(photo, self.meaning.resize), name)
         return photo, np.asarray(frame)
 
     def scores(self, crops: Sequence[np.ndarray]) -> list[tuple[float, float]]:
@@ -291,20 +291,14 @@ def enlarged(picture: Image.Image, name: str) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def scale_line(facts: Mapping[str, Any]) -> str:
-    """One line about the scale of the scores."""
-    scale = scale_of(facts.get('label_range'), facts.get('higher_is_better', True))
-    title = facts.get('title', 'the training images')
-    return f'scores on the scale of the labels of {title}: {scale}'
-
-
-def trained(checkpoint: Path | str) -> tuple[HyperNet, dict[str, Any]]:
+def trained(checkpoint: Path | str) -> tuple[HyperNet, Meaning]:
     """The network in a checkpoint, and what an image and a score mean to it.
 
     The meaning is in the config.json of the run that holds the checkpoint, or of the checkpoint's
     own folder, or in a file of export.py. A checkpoint without one is taken for the original
     authors' KonIQ model.
     """
+    koniq = DATABASES['koniq'].meaning
     model = hyperiqa()
     layout, facts = checkpoints.load_trained(model, checkpoint)
     if layout == 'pyiqa':
@@ -312,16 +306,15 @@ def trained(checkpoint: Path | str) -> tuple[HyperNet, dict[str, Any]]:
             f'{checkpoint} is of pyiqa: images are prepared as it does, without a resize, and its '
             '0..1 is shown as 0..100'
         )
-        return model, {**facts_of_koniq(), 'resize': None, 'score_range': (0, 100)}
+        return model, koniq._replace(resize=None, score_range=(0, 100))
     record = record_of(checkpoint)
     # A record goes before what a file of export.py says, which was copied from one.
     if record:
-        return model, read_record(record)['model']
-    if facts is None:
-        facts = facts_of_koniq()
-        height, width = facts['resize']
-        log(
-            f'there is no config.json with {checkpoint}: images are resized to {height} high, '
-            f'{width} wide as for KonIQ-10k'
-        )
-    return model, facts
+        return model, Meaning.of_record(read_record(record)['model'])
+    if facts:
+        return model, Meaning.of_record(facts)
+    log(
+        f'there is no config.json with {checkpoint}: images are resized to 512 high, 384 wide as '
+        'for KonIQ-10k'
+    )
+    return model, koniq

@@ -21,6 +21,7 @@ from scoring import scorer as scoring
 from util import frames
 from util.errors import InputError
 from util.files import read_json
+from util.meaning import Meaning
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +104,8 @@ def test_a_checkpoint_finds_its_run_from_inside_the_folder_and_through_a_link(
     tmp_path, finished_run, monkeypatch
 ):
     round_folder = finished_run / 'run' / 'round_01'
-    expected = read_json(finished_run / 'run' / 'config.json')['model']
+    record = read_json(finished_run / 'run' / 'config.json')
+    expected = Meaning.of_record(record['model'])
     (tmp_path / 'latest.pth').symlink_to(round_folder / 'best.pth')
     for folder, name in (
         (round_folder, 'best.pth'),

@@ -113,7 +113,7 @@ def test_safetensors_is_exact_and_scores_as_the_checkpoint_does(tmp_path, run, p
         demo.Scorer(path, 'cpu', patches=2)
         for path in (run / 'best.pth', tmp_path / 'network.safetensors')
     )
-    assert {name: there.facts[name] for name in FACTS} == FACTS
+    assert {name: there.meaning._asdict()[name] for name in FACTS} == FACTS
     assert here(patches[0]) == there(patches[0])
 
 
@@ -128,8 +128,8 @@ def test_every_kind_of_checkpoint_has_the_range_and_direction_of_its_labels(tmp_
         os.link(run / 'best.pth', tmp_path / folder / 'best.pth')
         if record:
             (tmp_path / folder / 'config.json').write_text(json.dumps(record))
-        _, facts = scorer.trained(tmp_path / folder / 'best.pth')
-        assert (facts['label_range'], facts['higher_is_better']) == expected
+        _, meaning = scorer.trained(tmp_path / folder / 'best.pth')
+        assert (meaning.label_range, meaning.higher_is_better) == expected
 
 
 def test_a_network_that_this_pytorch_cannot_write_as_onnx_is_one_line(
