@@ -78,8 +78,8 @@ class HyperIQASolver:
 
     Attributes:
         model_hyper: the `models.HyperNet`.
-        solver: the one Adam, under the original's name; `param_groups[0]` is the hypernetwork, `[1]` the backbone with the LDA
-            heads.
+        solver: the one Adam, under the original's name; `param_groups[0]` is the hypernetwork,
+            `[1]` the backbone with the LDA heads.
         hypernet_params: list of the parameters outside the backbone.
         database: the `OpenDatabase` of the three parts.
         history: a dict for each finished epoch, with the columns of history.csv.
@@ -505,7 +505,7 @@ class HyperIQASolver:
         """Return the scores (B,) of patches (B, 3, 224, 224).
 
         Args:
-            is_full: False for the shorter last batch of an epoch, which is run without the compiler.
+            is_full: False for the shorter last batch of an epoch; the compiler leaves it out.
         """
         # The compiler makes a graph for each length of a batch, or a slower one for all lengths. So
         # only full batches are compiled: one graph for training and one for testing.

@@ -148,7 +148,7 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
             digest = checkpoints.digest(solver.model_hyper.state_dict())
             distributed.refuse_differences(f'{len(solver.history)} epochs, weights {digest[:8]}')
             solver.train(folder.save, epochs_after)
-            # There is no best epoch, and so no result, if the first one diverged or if the SRCC that
+            # There is no best epoch, and so no result, if the first one diverged or the SRCC that
             # selects it is nan in all.
             if solver.best:
                 finish_round(folder, solver, solver.best, job)
