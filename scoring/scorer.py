@@ -314,7 +314,7 @@ def trained(checkpoint: Path | str) -> tuple[HyperNet, dict[str, Any]]:
         )
         return model, {**facts_of_koniq(), 'resize': None, 'score_range': (0, 100)}
     record = record_of(checkpoint)
-    # A record goes before what a file of export.py says, which was copied from one.
+    # A config.json goes first: what an exported file holds was copied from one.
     if record:
         return model, read_record(record)['model']
     if facts is None:
