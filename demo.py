@@ -37,6 +37,7 @@ from util.progress import progress
 from util.tables import BLANK, find_columns, read_rows
 
 COLUMNS = ('image', 'score', 'spread')  # of --csv; the last one only with --spread
+# Pillow registers endings of documents, videos and data too (.pdf, .mpg, .h5), which are no photos.
 FORMATS = {
     'AVIF',
     'BMP',
@@ -79,8 +80,8 @@ def main(argv: list[str] | None = None) -> None:
         check_files(options, columns)
         if options.resume:
             paths = without_scored(paths, options.csv)
-        # Here and not at the top, since torch takes seconds to import: --help, a typo and a missing
-        # file are answered at once.
+        # After the checks and not at the top, since torch takes seconds to import: --help, a typo
+        # and a missing file are answered at once.
         from scoring.scorer import Scorer
 
         scorer = Scorer(options.checkpoint, options.device, options.patches, options.amp)
@@ -128,6 +129,7 @@ def score_all(
         the number of images that cannot be read.
     """
     failed = 0
+    # The maps lie below `folder` as the images lie below the folder that holds them all.
     parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
     common = os.path.commonpath(parents) if parents else '/'
     results = progress(scorer.results(paths), 'score', total=len(paths), unit='images')

@@ -308,7 +308,7 @@ def trained(checkpoint: Path | str) -> tuple[HyperNet, Meaning]:
         )
         return model, koniq._replace(resize=None, score_range=(0, 100))
     record = record_of(checkpoint)
-    # A record goes before what a file of export.py says, which was copied from one.
+    # A config.json goes first: what an exported file holds was copied from one.
     if record:
         return model, Meaning.of_record(read_record(record)['model'])
     if facts:
