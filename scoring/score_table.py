@@ -19,6 +19,12 @@ SCORED_BY = ('patches', 'weights')  # the columns that are the same in each row
 EARLIER_HEADERS = ('image,score', 'image,score,spread')
 
 
+def columns_of(spread: bool) -> tuple[str, ...]:
+    """The columns of a table with or without the deviation over the patches."""
+    measured = ('prediction', 'spread') if spread else ('prediction',)
+    return ('image', *measured, *SCORED_BY)
+
+
 class ScoreTable:
     """The table of scores in the file `path`, which is locked until `close`.
 
@@ -35,23 +41,24 @@ class ScoreTable:
 
     def __init__(self, path: str, spread: bool, resume: bool) -> None:
         self.path = path
-        measured = ('prediction', 'spread') if spread else ('prediction',)
-        self.columns = ('image', *measured, *SCORED_BY)
-        refuse_earlier_table(path)
+        self.columns = columns_of(spread)
+        refuse_other_header(path, spread)
         check_output(path, ['.csv'], ','.join(self.columns))
-        self.stack = ExitStack()
         # Not the table itself is locked, since some versions of filelock empty the file they lock.
         target = Path(os.path.realpath(path))
+        lock = target.with_name(f'.{target.name}.lock')
         busy = f'{path} is being written by another process; name another file'
-        self.stack.enter_context(locked(target.with_name(f'.{target.name}.lock'), busy))
-        # Only now, since the other process may have made it after the first look.
-        is_there = target.exists() and target.stat().st_size > 0
-        if is_there and not resume:
-            self.close()
-            raise InputError(
-                f'{path} holds scores already; --resume continues it, or name another file'
-            )
-        self.rows = self.read() if is_there else []
+        with ExitStack() as stack:
+            stack.enter_context(locked(lock, busy))
+            # Only now, since the other process may have made the table a moment ago.
+            is_there = target.exists() and target.stat().st_size > 0
+            if is_there and not resume:
+                raise InputError(
+                    f'{path} holds scores already; --resume continues it, or name another file'
+                )
+            self.rows = self.read() if is_there else []
+            # From here on the lock is held until `close`.
+            self.stack = stack.pop_all()
 
     def close(self) -> None:
         """Close the file, and let another process write it."""
@@ -68,32 +75,34 @@ class ScoreTable:
             return [line for line in file if line.endswith(b'\n')]
 
     def start(self, patches: int, weights: str) -> None:
-        """Open the table for `append`.
+        """Open the file for `append`.
 
         Args:
             patches: of each image that will be scored.
             weights: the digest of the network's weights.
 
         Raises:
-            InputError: the table holds scores of other weights or of another number of patches.
+            InputError: it holds scores of other weights or of another number of patches.
         """
         self.scored_by = (str(patches), weights)
         for row in self.rows:
             for column, now in zip(SCORED_BY, self.scored_by):
                 if row[column] != now:
                     raise InputError(
-                        f'{self.path} holds scores of {column} {row[column]}, and these would be '
-                        f'of {column} {now}; give the same, or name another file'
+                        f'{self.path} holds scores with {column} {row[column]}, not {now}; '
+                        'give the same, or name another file'
                     )
         # Written line by line, so that a kill loses no more than that. A name that is not UTF-8
         # keeps its bytes.
-        file = open(
-            self.path, 'a', buffering=1, encoding='utf-8', errors='surrogateescape', newline=''
+        file = self.stack.enter_context(
+            open(
+                self.path, 'a', buffering=1, encoding='utf-8', errors='surrogateescape', newline=''
+            )
         )
-        self.stack.enter_context(file)
-        file.truncate(sum(map(len, self.whole_lines())))
+        end = sum(map(len, self.whole_lines()))
+        file.truncate(end)
         self.writer = csv.writer(file, lineterminator='\n')
-        if file.tell() == 0:
+        if end == 0:
             self.writer.writerow(self.columns)
 
     def append(self, image: Path, values: Sequence[float]) -> None:
@@ -105,11 +114,11 @@ class ScoreTable:
         self.writer.writerow([image, *values, *self.scored_by])
 
 
-def refuse_earlier_table(path: str) -> None:
-    """Refuse labels, and a table of scores of an earlier version.
+def refuse_other_header(path: str, spread: bool) -> None:
+    """Refuse labels, and scores of an earlier version, or with another choice of --spread.
 
     Raises:
-        InputError: the header is that of both.
+        InputError: the table has such a header.
     """
     if not os.path.isfile(path):
         return
@@ -117,7 +126,9 @@ def refuse_earlier_table(path: str) -> None:
         header = file.readline(100).decode(errors='replace').strip()
     if header in EARLIER_HEADERS:
         raise InputError(
-            f'{path} has the header {header}: it holds labels, or scores of an earlier version, '
-            'which do not say by which weights they are; name another file, into which all images '
-            'are scored'
+            f'{path} starts with {header}: these are labels, or scores of an earlier version, '
+            'which do not say by which weights they are; name another file to score all images'
         )
+    if header == ','.join(columns_of(not spread)):
+        made = 'without' if spread else 'with'
+        raise InputError(f'{path} was made {made} --spread; do the same, or name another file')
