@@ -94,11 +94,10 @@ class ScoreTable:
                     )
         # Written line by line, so that a kill loses no more than that. A name that is not UTF-8
         # keeps its bytes.
-        file = self.stack.enter_context(
-            open(
-                self.path, 'a', buffering=1, encoding='utf-8', errors='surrogateescape', newline=''
-            )
+        file = open(  # noqa: SIM115, until `close`
+            self.path, 'a', buffering=1, encoding='utf-8', errors='surrogateescape', newline=''
         )
+        self.stack.enter_context(file)
         end = sum(map(len, self.whole_lines()))
         file.truncate(end)
         self.writer = csv.writer(file, lineterminator='\n')
