@@ -78,10 +78,67 @@ def main(argv: list[str] | None = None) -> None:
         if options.csv:
             with closing(ScoreTable(options.csv, options.spread, options.resume)) as table:
                 remedies.append('the scores so far are kept; --resume continues after them')
-                failed = score_all(options, without_scored(paths, table), table)
+                failed = score_all(options, paths, table)
         else:
             failed = score_all(options, paths)
     sys.exit(2 if failed else 0)
+
+
+def score_all(
+    options: argparse.Namespace, paths: list[Path], table: ScoreTable | None = None
+) -> int:
+    """Score the images that are not in `table` yet.
+
+    Returns:
+        the number of images that cannot be read.
+    """
+    maps = map_paths(paths, options.map) if options.map else {}
+    # After the checks and not at the top, since torch takes seconds to import: --help, a typo and a
+    # missing file are answered at once.
+    from scoring.scorer import Scorer, scale_line
+
+    scorer = Scorer(options.checkpoint, options.device, options.patches, options.amp)
+    if table:
+        table.start(options.patches, scorer.digest())
+        paths = without_scored(paths, table)
+    log(scale_line(scorer.facts))
+    failed = 0
+    results = progress(scorer.results(paths), 'score', total=len(paths), unit='images')
+    for result, path in zip(results, paths):
+        with tqdm.external_write_mode():  # a progress bar on the same terminal gives way
+            if isinstance(result, InputError):
+                log(f'skipped: {result}')
+                failed += 1
+                continue
+            values = result if options.spread else result[:1]
+            # Before the table has the image: --resume skips what the table has.
+            if options.map:
+                title = f'{path.name}: score {values[0]:.4f}'
+                maps[path].parent.mkdir(parents=True, exist_ok=True)
+                write_whole(maps[path], scorer.drawn_map(path, title))
+            if table:
+                table.append(path, values)
+            print(one_line(path), *(f'{value:.4f}' for value in values), sep='\t', flush=True)
+    if failed:
+        log(f'{failed} of {len(paths)} images could not be read')
+    return failed
+
+
+def map_paths(paths: list[Path], folder: str) -> dict[Path, Path]:
+    """The place of each image's map below `folder`, as the image lies below the common folder.
+
+    Raises:
+        InputError: a place is in a run folder, or holds a file of the user's.
+    """
+    refuse_in_run(folder)
+    parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    common = os.path.commonpath(parents) if parents else '/'
+    places = {}
+    for path in paths:
+        places[path] = Path(folder, f'{os.path.relpath(path, common)}.png')
+        refuse_other_content(places[path])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return places
 
 
 def without_scored(paths: list[Path], table: ScoreTable) -> list[Path]:
@@ -94,62 +151,6 @@ def without_scored(paths: list[Path], table: ScoreTable) -> list[Path]:
             'which are skipped'
         )
     return left
-
-
-def score_all(
-    options: argparse.Namespace, paths: list[Path], table: ScoreTable | None = None
-) -> int:
-    """Print the score of every image that can be read, append it to `table`, and draw its map.
-
-    Returns:
-        the number of images that cannot be read.
-    """
-    maps = map_paths(paths, options.map) if options.map else [None] * len(paths)
-    # After the checks and not at the top, since torch takes seconds to import: --help, a typo and a
-    # missing file are answered at once.
-    from scoring.scorer import Scorer, scale_line
-
-    scorer = Scorer(options.checkpoint, options.device, options.patches, options.amp)
-    if table:
-        table.start(options.patches, scorer.digest())
-    log(scale_line(scorer.facts))
-
-    failed = 0
-    results = progress(scorer.results(paths), 'score', total=len(paths), unit='images')
-    for result, path, map_path in zip(results, paths, maps):
-        with tqdm.external_write_mode():  # a progress bar on the same terminal gives way
-            if isinstance(result, InputError):
-                log(f'skipped: {result}')
-                failed += 1
-                continue
-            values = result if options.spread else result[:1]
-            # Before the table has the image: --resume skips what the table has.
-            if map_path:
-                map_path.parent.mkdir(parents=True, exist_ok=True)
-                title = f'{path.name}: score {values[0]:.4f}'
-                write_whole(map_path, scorer.drawn_map(path, title))
-            if table:
-                table.append(path, values)
-            print(one_line(path), *(f'{value:.4f}' for value in values), sep='\t', flush=True)
-    if failed:
-        log(f'{failed} of {len(paths)} images could not be read')
-    return failed
-
-
-def map_paths(paths: list[Path], folder: str) -> list[Path]:
-    """The place of each image's map below `folder`, as the image lies below the common folder.
-
-    Raises:
-        InputError: a place is in a run folder, or holds a file of the user's.
-    """
-    refuse_in_run(folder)
-    parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
-    common = os.path.commonpath(parents) if parents else '/'
-    places = [Path(folder, f'{os.path.relpath(path, common)}.png') for path in paths]
-    for place in places:
-        refuse_other_content(place)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return places
 
 
 def read_list(source: str) -> list[Path]:
