@@ -13,6 +13,7 @@ from PIL import Image
 
 import models
 from data_loader import DataLoader
+from experiment.evaluation import make_evaluation_folder, write_evaluation
 from experiment.report import print_medians, print_on_others, print_round, with_intervals
 from experiment.results import ON_OTHERS, gather_results, write_predictions
 from experiment.round_folder import RoundFolder, surroundings
@@ -259,26 +260,43 @@ def log_next(config: Any, number: int, is_whole: bool) -> None:
 
 
 def evaluate(config: Any, job: Job) -> None:
-    """Test the checkpoint `config.weights`.
+    """Test the checkpoint `config.weights`, and write the results into a folder of their own.
 
     With --test_on it is tested on those databases. Otherwise the test of its round is repeated.
     """
     join_ranks(config)
     check_initial_weights(config)
+    decode_images(config, list(job.others.values()) or [job.database])
+    solver = solver_of_test(config, job)
+    weights = checkpoints.digest(solver.model_hyper.state_dict())
+    folder = Path()
+    if rank() == 0:
+        folder = make_evaluation_folder(config.output, config.evaluate, weights)
     if job.others:
-        evaluate_on_others(config, job)
+        results = test_on_others(solver, job, folder)
+        print_on_others(results)
     else:
-        repeat_test(config, job)
-    log(f'Predictions: {Path(config.output)}/predictions*.csv')
+        results = {config.dataset: repeat_test(solver, job, folder)}
+    if rank() == 0:
+        write_evaluation(folder, config.evaluate, weights, results)
+    log(f'Results: {folder}/result.json; predictions: {folder}/predictions*.csv')
     distributed.stop()
 
 
-def evaluate_on_others(config: Any, job: Job) -> None:
-    """Test a checkpoint on the whole other databases of a job, and print the results."""
-    decode_images(config, list(job.others.values()))
-    # Only the solver's network and `predict` are used, so it has no images of its own. Its scores
-    # are in the unit of the labels that the network was trained on.
-    solver = HyperIQASolver(
+def solver_of_test(config: Any, job: Job) -> HyperIQASolver:
+    """The solver with the weights of a checkpoint, of which only `predict` is used."""
+    if not job.others:
+        test_images = job.splits[0]['test']  # a test has only the split of its checkpoint's round
+        return HyperIQASolver(
+            config,
+            job.database,
+            train_idx=[],
+            test_idx=test_images,
+            round_index=job.round_index,
+        )
+    # It has no images of its own. Its scores are in the unit of the labels that the network was
+    # trained on.
+    return HyperIQASolver(
         config,
         job.database,
         train_idx=[],
@@ -286,20 +304,17 @@ def evaluate_on_others(config: Any, job: Job) -> None:
         round_index=job.round_index,
         score_range=job.meaning.score_range or (0, 1),
     )
-    print_on_others(test_on_others(solver, job, Path(config.output)))
 
 
-def repeat_test(config: Any, job: Job) -> None:
-    """Repeat the test of a checkpoint's round, and print the results."""
-    decode_images(config, [job.database])
-    test_images = job.splits[0]['test']  # a test has only the split of its checkpoint's round
-    solver = HyperIQASolver(
-        config,
-        job.database,
-        train_idx=[],
-        test_idx=test_images,
-        round_index=job.round_index,
-    )
+def repeat_test(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, Any]:
+    """Repeat the test of a checkpoint's round, and print the results.
+
+    Args:
+        folder: for predictions.csv.
+
+    Returns:
+        the metrics.
+    """
     data = solver.test_data
     tested = tested_images(job.database, data, solver.predict(data))
     metrics: dict[str, Any] = all_metrics(tested.predicted, tested.subjective)
@@ -307,6 +322,7 @@ def repeat_test(config: Any, job: Job) -> None:
     # All digits, to be compared with those of another evaluation.
     print(f'test_srcc {metrics["SRCC"]}')
     print(f'test_plcc {metrics["PLCC"]}')
-    print(f'{len(test_images)} test images: {with_intervals(metrics)}')
+    print(f'{len(tested.images)} test images: {with_intervals(metrics)}')
     if rank() == 0:
-        write_predictions(Path(config.output) / 'predictions.csv', tested)
+        write_predictions(folder / 'predictions.csv', tested)
+    return {'images': len(tested.images), **metrics, **by_type(tested)}

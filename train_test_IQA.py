@@ -15,9 +15,10 @@ from pathlib import Path
 import folders
 from experiment.check_database import check_images
 from experiment.command_line import parse_options
+from experiment.evaluation import check_evaluation_folder
 from experiment.record import read_record, record_of
 from experiment.report import print_medians
-from experiment.results import PREDICTION_COLUMNS, gather_results
+from experiment.results import gather_results
 from experiment.run_folder import (
     check_run,
     record_to_continue,
@@ -27,7 +28,7 @@ from experiment.run_folder import (
 from experiment.splits import Job, Split, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
 from util.errors import NO_RESULT, InputError, boundary, log, rank
-from util.files import check_input, check_output
+from util.files import check_input
 from util.labels import Sample, Settings
 from util.meaning import Meaning
 
@@ -125,6 +126,7 @@ def prepare_test(config: Namespace) -> Job:
 
     With --test_on that is a test on the other databases, else the test of the checkpoint's round.
     """
+    check_evaluation_folder(config.output)
     checkpoint = Path(os.path.abspath(config.evaluate))
     record = record_of(checkpoint)
     if record is None:
@@ -139,14 +141,12 @@ def prepare_test(config: Namespace) -> Job:
     srgb = False if meaning.srgb is None else None
 
     if config.test_on:
-        check_predictions(config, [f'predictions_{name}' for name, _, _ in config.test_on])
         others = open_others(config, srgb)
         warn_of_trained(config, others, trained=[])
         # Nothing is trained or tested on the first one only; the solver needs an open database.
         first = next(iter(others.values()))
         return Job(first, others, [], meaning, round_index)
 
-    check_predictions(config, ['predictions'])
     database = open_database(config, srgb)
     split = read_tested_split(checkpoint, database)
     return Job(database, {}, [split], meaning, round_index)
@@ -179,13 +179,6 @@ def round_index_of_checkpoint(checkpoint: Path, record: Path) -> int:
     if checkpoint.parent == record.parent:
         return 0
     return round_index_of(checkpoint.parent)
-
-
-def check_predictions(config: Namespace, names: list[str]) -> None:
-    """Refuse to replace a file of the user's by the predictions that --evaluate writes."""
-    header = ','.join(PREDICTION_COLUMNS)
-    for name in names:
-        check_output(f'{config.output}/{name}.csv', ['.csv'], header)
 
 
 def read_tested_split(checkpoint: Path, database: OpenDatabase) -> Split:

@@ -83,14 +83,16 @@ def set_data_paths(config: Namespace) -> None:
 
 
 def set_output(config: Namespace) -> None:
-    """Set `output`, the run folder or where --evaluate writes, and `resume` as a bool."""
+    """Set `output`, the run folder, and `resume` as a bool.
+
+    The folder of --evaluate is named later, by the weights, unless --output names it.
+    """
     if isinstance(config.resume, str):
         if config.output not in (None, config.resume):
             raise InputError('--output: --resume RUN names the run folder already')
         config.output = config.resume
-    elif not config.output:
-        run = f'runs/{config.dataset}-seed{config.seed}'
-        config.output = '.' if config.evaluate else run
+    elif not config.output and not config.evaluate:
+        config.output = f'runs/{config.dataset}-seed{config.seed}'
     config.resume = bool(config.resume)
 
 

@@ -272,7 +272,8 @@ def add_run_folder_flags(parser: Parser) -> None:
     add = adder(parser, 'run folder')
     add(
         '--output',
-        'run folder (default: runs/<dataset>-seed<seed>), or where --evaluate writes (default: .)',
+        'run folder (default: runs/<dataset>-seed<seed>), or the folder of --evaluate '
+        '(default: evaluations/<run>-<round>-<digest of the weights>)',
         metavar='DIR',
     )
     add(

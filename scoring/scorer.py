@@ -69,6 +69,10 @@ class Scorer:
         form = memory_format(self.device)
         self.network.to(self.device, memory_format=form)  # type: ignore[call-overload]
 
+    def digest(self) -> str:
+        """The first 8 digits of a hash of the weights."""
+        return checkpoints.digest(self.network.model.state_dict())[:8]
+
     def __call__(
         self, images: Picture | list[Picture] | tuple[Picture, ...], spread: bool = False
     ) -> Any:
