@@ -1,4 +1,4 @@
-"""Compare what runs have left behind, image by image.
+"""Compare finished runs, image by image.
 
     python compare.py runs/koniq-seed0 runs/koniq-mine [--csv FILE] [--plot FILE]
     python compare.py runs/*
@@ -354,7 +354,7 @@ def changed_options(options: dict[str, Any]) -> str:
 
 
 def print_comparison(rows: list[dict[str, Any]]) -> None:
-    """Print the rows of `compare`, SRCC next to PLCC, and what follows from them."""
+    """Print the rows of `compare`, SRCC next to PLCC, and the verdict."""
     first = rows[0]['first']
     second = rows[0]['second']
     print(f'\n{first} minus {second} on the same test images, with 95 % intervals')
@@ -412,7 +412,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 
 def shown(row: dict[str, Any]) -> str:
-    """'+0.0123 [-0.0010, +0.0256] p 0.07', without what is not known."""
+    """'+0.0123 [-0.0010, +0.0256] p 0.07', without the parts that are unknown."""
     text = f'{row["difference"]:+.4f}'
     if not math.isnan(row['low']):
         text += f' [{row["low"]:+.4f}, {row["high"]:+.4f}]'
