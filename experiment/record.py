@@ -127,7 +127,7 @@ def refuse_other_options(path: Path, record: Record) -> None:
     # As it would be read back: a tuple becomes a list.
     new = upgrade(json.loads(json.dumps(record)))
     if old.get('initial_weights') and new['options']['weights'] != 'none':
-        # Their content is compared where it is read (`refuse_other_weights`), so the file may move.
+        # Their digest is compared (`refuse_other_weights`), so the file may have moved.
         new['options']['weights'] = old['options']['weights']
     changes = changed_options(old['options'], new['options'])
     for name in FIXED_MEANING:
@@ -168,19 +168,16 @@ def differs(name: str, before: Any, now: Any) -> bool:
     return before != now and bool(before or now)
 
 
-def refuse_other_weights(run: Path | str, weights: str, digest: str | None) -> None:
-    """Refuse to start a round from other initial weights than the run began with.
-
-    Args:
-        weights: their file, or `imagenet`.
-        digest: of them; None if no round starts from weights.
-    """
+def refuse_other_weights(record: Record, config: Namespace, surroundings: Record) -> None:
+    """Refuse to start a round from other initial weights than the run in `record` began with."""
     # Earlier versions recorded no digest.
-    before = read_record(record_path(run)).get('initial_weights')
+    before = record.get('initial_weights')
+    # There is none if no round starts now.
+    digest = surroundings['initial_weights']
     if before and digest and before != digest:
         raise InputError(
-            f'--weights: {weights} holds other weights than those with which {run} began; '
-            'put the old ones back or name their file, or give --output DIR for a new run'
+            f'--weights: {config.weights} holds other weights than those that {config.output} '
+            'began with; put those back or name their file, or give --output DIR for a new run'
         )
 
 
@@ -195,10 +192,14 @@ def continue_record(config: Namespace, surroundings: Record) -> None:
 
     Its numbers of epochs and rounds may have changed. Everything else stays as the run began.
     Another device, PyTorch, number of processes or commit is logged.
+
+    Raises:
+        InputError: the initial weights are not those that the run began with.
     """
     path = record_path(config.output)
     # Not upgraded, so that the file keeps the form of the version that began the run.
     record = read_json(path)
+    refuse_other_weights(record, config, surroundings)
     log_other_surroundings(record, surroundings)
     lengths = {name: getattr(config, name) for name in LENGTHS}
     options = {**record['options'], **lengths}
