@@ -24,6 +24,7 @@ from experiment.run_folder import (
     record_to_continue,
     refuse_other_images,
     round_index_of,
+    starts_from_weights,
 )
 from experiment.splits import Job, Split, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
@@ -116,7 +117,7 @@ def prepare_run(config: Namespace) -> Job:
     log(text)
     log(f'{database.entry.title}: {sizes_of(splits, len(database.samples))}')
 
-    if config.weights not in ('none', 'imagenet'):
+    if config.weights != 'imagenet' and starts_from_weights(config):
         check_input(config.weights, 'a checkpoint')
     return Job(database, others, splits, meaning)
 
