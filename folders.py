@@ -439,8 +439,8 @@ def remedy_of(key: str, path: Path | str, settings: Settings) -> str:
     if key == 'csv':
         start = settings.images or f'{Path(path).parent}{os.sep}'
         return (
-            'Each line names an image and its score; a relative name starts at '
-            f'{start} or at --data_root DIR.'
+            f'Each line names an image and its score; a relative name starts at {start}, '
+            'or for the table of --csv or --evaluate at --data_root DIR.'
         )
     entry = DATABASES[key]
     return (
@@ -698,7 +698,7 @@ class OpenDatabase:
             srgb=self.srgb,
         )
 
-    def warn_of_count(self) -> None:
+    def warn_if_incomplete(self) -> None:
         """Warn if the labels list more or fewer images than the complete database has."""
         listed = len(self.samples) + len(self.left_out)
         if self.entry.images not in (None, listed):

@@ -10,12 +10,12 @@ results.json     every round's result, and their median with intervals, mean and
 """
 
 import os
-import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from experiment.record import (
+    ROUND_NAME,
     Record,
     continue_record,
     read_record,
@@ -222,7 +222,7 @@ def rounds_in(run: Path) -> list[int]:
     """The numbers of the finished rounds in `run`. A folder counts only under its exact name."""
     numbers = []
     for path in run.iterdir():
-        name = re.fullmatch(r'round_([0-9]{2,9})', path.name)
+        name = ROUND_NAME.fullmatch(path.name)
         if name:
             number = int(name[1])
             if (round_path(run, number) / 'result.json').exists():

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 import models
-from scoring.scorer import PatchScorer, trained
+from scoring.scorer import PatchScorer
+from scoring.trained import trained
 from util.checkpoints import FACTS, read_checkpoint
 from util.errors import InputError, log
 from util.files import write_whole

@@ -1,4 +1,4 @@
-"""A trained network that scores whole images, and how it is read from a checkpoint."""
+"""A trained network that scores whole images."""
 
 import itertools
 import os
@@ -13,14 +13,12 @@ import torch
 from PIL import Image
 
 from data_loader import draw_patches, imagenet_statistics
-from experiment.record import read_record, record_of
-from folders import DATABASES
-from models import PATCH_SIZE, HyperNet, hyperiqa, predict_scores
+from models import PATCH_SIZE, HyperNet, predict_scores
+from scoring.trained import trained
 from util import checkpoints, frames
 from util.distributed import has_bfloat16, memory_format, pick_device
 from util.errors import InputError, log, log_once
 from util.files import named
-from util.meaning import Meaning
 
 BATCH_SIZE = 100
 STRIDE = 112  # pixels of the frame between the patches of a map
@@ -293,32 +291,3 @@ def enlarged(picture: Image.Image, name: str) -> Image.Image:
     width, height = (max(PATCH_SIZE, round(side * scale)) for side in picture.size)
     log_once(f'{found}: enlarged to {width}x{height}, so its score is less certain')
     return picture.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def trained(checkpoint: Path | str) -> tuple[HyperNet, Meaning]:
-    """The network in a checkpoint, and what an image and a score mean to it.
-
-    The meaning is in the config.json of the run that holds the checkpoint, or of the checkpoint's
-    own folder, or in a file of export.py. A checkpoint without one is taken for the original
-    authors' KonIQ model.
-    """
-    koniq = DATABASES['koniq'].meaning
-    model = hyperiqa()
-    layout, facts = checkpoints.load_trained(model, checkpoint)
-    if layout == 'pyiqa':
-        log(
-            f'{checkpoint} is of pyiqa: images are prepared as it does, without a resize, and its '
-            '0..1 is shown as 0..100'
-        )
-        return model, koniq._replace(resize=None, score_range=(0, 100))
-    record = record_of(checkpoint)
-    # A config.json goes first: what an exported file holds was copied from one.
-    if record:
-        return model, Meaning.of_record(read_record(record)['model'])
-    if facts:
-        return model, Meaning.of_record(facts)
-    log(
-        f'there is no config.json with {checkpoint}: images are resized to 512 high, 384 wide as '
-        'for KonIQ-10k'
-    )
-    return model, koniq

@@ -36,9 +36,14 @@ class Meaning(NamedTuple):
         scale = scale_of(self.label_range, self.higher_is_better)
         return f'scores on the scale of the labels of {title}: {scale}'
 
+    @property
+    def srgb_of_all(self) -> bool | None:
+        """Whether the images of all databases are converted to sRGB; None: each in its own way."""
+        return False if self.srgb is None else None
+
     @classmethod
     def of_record(cls, model: Mapping[str, Any]) -> 'Meaning':
-        """Return the meaning that a config.json, or the metadata of export.py, holds.
+        """Return the meaning that the `model` of a config.json, or a checkpoint, holds.
 
         Files of earlier versions lack some keys.
         """

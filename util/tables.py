@@ -285,6 +285,13 @@ def find_columns(
     return Table(header, has_header, columns, body)
 
 
+def columns_in(path: Path | str, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Those of the `chosen` columns, names by role, that the header of the table `path` has."""
+    rows = read_rows(path)
+    header = {normalized_name(cell) for cell in rows[0].cells} if rows else set()
+    return {role: name for role, name in chosen.items() if normalized_name(name) in header}
+
+
 def is_header(cells: list[Any], chosen: Mapping[str, str], needed: Sequence[str]) -> bool:
     """Whether a table's first row holds the names of its columns.
 
