@@ -138,8 +138,8 @@ def prepare_test(config: Namespace) -> Job:
     path_in_run = checkpoint_in_run(checkpoint)
     if path_in_run is None and not config.test_on:
         raise InputError(
-            f'--evaluate: {checkpoint} is in no run folder, as the best.pth and last.pth of a '
-            'round are; --test_on NAME=DIR tests it on a database'
+            f'--evaluate: {checkpoint} is not the best.pth or last.pth of a run; '
+            '--test_on NAME=DIR tests it on a database'
         )
     check_evaluation_folder(config.output)
     check_input(checkpoint, 'a checkpoint')

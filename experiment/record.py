@@ -45,7 +45,7 @@ def record_path(run: Path | str) -> Path:
 
 
 def checkpoint_in_run(checkpoint: Path | str) -> Path | None:
-    """The path, in the folder of a round, of the best.pth or last.pth that a checkpoint is, or None.
+    """The path in a round's folder of the best.pth or last.pth that a checkpoint is, or None.
 
     A link counts as where it is, and otherwise as the file that it points to.
     """

@@ -283,10 +283,10 @@ def test_foreign_weights_are_refused(tmp_path, network, content, reason):
         checkpoints.load_weights(network, str(tmp_path / 'foreign.pth'))
 
 
-def test_a_backbone_alone_does_not_score(tmp_path, network, published):
+def test_a_backbone_alone_does_not_score(tmp_path, published):
     torch.save(published, tmp_path / 'resnet.pth')
     with pytest.raises(InputError, match='holds only a ResNet-50'):
-        checkpoints.load_trained(network, tmp_path / 'resnet.pth')
+        checkpoints.read_trained(tmp_path / 'resnet.pth')
 
 
 def small_file(path, **options):

@@ -199,7 +199,7 @@ ANSWERS = {
         (('--data_root', 'nowhere'), 2, 'there is no folder nowhere'),
         (('--dataset', 'demo', '--weights', 'absent.pth'), 2, 'there is no file absent.pth'),
         (('--dataset', 'csv', '--csv', 'absent.csv'), 2, 'there is no file absent.csv'),
-        (('--evaluate', 'run/round_01/best.pth'), 2, 'in no run folder'),
+        (('--evaluate', 'run/round_01/best.pth'), 2, 'is not the best.pth or last.pth of a run'),
         (('--summarize', 'absent'), 2, 'there is no file absent/config.json'),
     ),
     'demo.py': (

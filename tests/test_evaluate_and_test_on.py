@@ -258,7 +258,7 @@ def test_evaluating_outside_a_run_folder_is_refused(program, tmp_path):
     torch.save({}, tmp_path / 'loose.pth')
     done = program('--evaluate', 'loose.pth')
     assert done.returncode == 2 and done.stderr.startswith(
-        'error: --evaluate: loose.pth is in no run folder; '
+        'error: --evaluate: loose.pth is not the best.pth or last.pth of a run; '
     )
 
 
