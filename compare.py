@@ -25,7 +25,7 @@ import numpy as np
 
 import folders
 from experiment.options import Parser, with_defaults
-from experiment.record import FREE_OPTIONS, read_record
+from experiment.record import FREE_OPTIONS, read_record, record_path
 from experiment.report import with_intervals
 from experiment.results import read_history, read_predictions
 from experiment.run_folder import round_path, rounds_in
@@ -50,7 +50,7 @@ LAST = 'last epoch'
 
 
 class NoTestError(InputError):
-    """A run has no finished round with test images."""
+    """A folder holds no finished round with test images."""
 
 
 class Run(NamedTuple):
@@ -114,10 +114,10 @@ def draw(runs: list[Run], rows: list[dict[str, Any]]) -> bytes:
 def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     """The runs in the folders `paths`, named by their folders, or by their paths if two are alike.
 
-    Runs without a finished test are left out, with a line for each.
+    What has no finished test is left out, with a line for each.
 
     Raises:
-        InputError: a folder is no run folder or is given twice, or fewer than two runs are left.
+        InputError: a folder is missing or is given twice, or fewer than two runs are left.
     """
     run_folders = [Path(path).resolve() for path in paths]
     if len(set(run_folders)) < len(run_folders):
@@ -143,20 +143,20 @@ def read_run(folder: Path, name: str) -> Run:
     """The run in `folder`.
 
     Raises:
-        NoTestError: it has no finished round with test images.
-        InputError: the folder is no run folder, or a file in it is damaged.
+        NoTestError: it is no run, or has no finished round with test images.
+        InputError: the folder is missing, or a file in it is damaged.
     """
-    run = Run(name, read_record(folder / 'config.json'), rounds={}, histories={}, splits={})
-    for number in rounds_in(folder):
-        path = round_path(folder, number)
-        tested = read_predictions(path / 'predictions.csv')
-        # A run that trains on all images has rounds without a test part.
-        if tested.images:
-            run.rounds[number] = tested
-            run.histories[number] = read_history(path)
-            run.splits[number] = read_json(path / 'split.json')
+    path = record_path(folder)
+    if folder.exists() and not path.exists():
+        raise NoTestError(f'{folder} has no config.json, so it is no run')
+    run = Run(name, read_record(path), rounds={}, histories={}, splits={})
     if run.record['options']['train_on_all']:
         raise NoTestError(f'{folder} was trained on all images, so it has no test')
+    for number in rounds_in(folder):
+        path = round_path(folder, number)
+        run.rounds[number] = read_predictions(path / 'predictions.csv')
+        run.histories[number] = read_history(path)
+        run.splits[number] = read_json(path / 'split.json')
     if not run.rounds:
         raise NoTestError(
             f'{folder} has no finished round with test images; --resume {folder} finishes it'
@@ -432,8 +432,10 @@ def print_differences(rows: list[dict[str, Any]]) -> None:
     for row, row_of_plcc in zip(of_srcc, of_plcc):
         print(f'  {name_of(row):11}{shown(row):40}{shown(row_of_plcc)}'.rstrip())
     for reason in dict.fromkeys(row['reason'] for row in rows if 'reason' in row):
-        names = dict.fromkeys(name_of(row) for row in rows if row.get('reason') == reason)
-        print(f'  no interval: {reason} ({", ".join(names)})')
+        without = [row for row in rows if row.get('reason') == reason]
+        of_metrics = ' and '.join(dict.fromkeys(row['metric'] for row in without))
+        names = ', '.join(dict.fromkeys(name_of(row) for row in without))
+        print(f'  no interval of {of_metrics}: {reason} ({names})')
     differences = [row['difference'] for row in of_srcc if is_round(row)]
     if len(differences) > 1:
         wins = sum(difference > 0 for difference in differences)
