@@ -40,14 +40,21 @@ COLUMNS = {  # of the printed table: title, width and format
     'left': ('Left', 12, 's'),
 }
 SCALE_IMAGES = 200  # images used to compare the initial weights' scores with the labels
-FIT_HELPS = 2  # a fit that divides the error by more than this is recommended
+FIT_HELPS = 2  # --fit_scale is suggested if it divides the error by more than this
 
 
 def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float]:
-    """Return the learning rates (hypernetwork, backbone) that follow the finished 0-based epoch."""
-    # The original's schedule. Both rates fall to a tenth after 7 epochs, and again every 6 epochs.
+    """Return the learning rates (hypernetwork, backbone) that follow the finished 0-based epoch.
+
+    This is the original's schedule. With its rates (2e-5 and ratio 10), and epochs counted from 1:
+
+        epochs     hypernetwork  backbone
+        1 to 7     2e-4          2e-5
+        8 to 10    2e-5          2e-6
+        11 to 13   2e-6          2e-6
+        14 to 16   2e-7          2e-7
+    """
     backbone = lr / 10 ** (epoch // 6)
-    # From the 11th epoch on, the hypernetwork has the backbone's rate.
     hypernet = backbone if epoch > 8 else backbone * lr_ratio
     return hypernet, backbone
 
@@ -65,13 +72,14 @@ class HyperIQASolver:
             chosen on the validation part, else on the test part; without both it is the last one.
         round_index: 0-based; the initial weights and the drawn patches depend on it and on
             `config.seed`.
-        score_range: (low, high) that the network's 0..1 stands for. The default is the range of the
-            labels with `config.normalize_scores`, else (0, 1): the network's scores as they are.
+        score_range: (low, high): the network's output y means the score low + (high - low) * y. The
+            default is the range of the labels with `config.normalize_scores`, else (0, 1), with
+            which the output is the score.
 
     Attributes:
         model_hyper: the `models.HyperNet`.
-        solver: the one Adam; `param_groups[0]` is the hypernetwork, `[1]` the backbone with the LDA
-            heads.
+        solver: the one Adam, under the original's name; `param_groups[0]` is the hypernetwork,
+            `[1]` the backbone with the LDA heads.
         hypernet_params: list of the parameters outside the backbone.
         database: the `OpenDatabase` of the three parts.
         history: a dict for each finished epoch, with the columns of history.csv.
@@ -130,17 +138,19 @@ class HyperIQASolver:
         """Make the network with its initial weights, on the device."""
         # A seed of its own for every round, so that a round's weights do not depend on the rounds
         # that ran before it.
-        torch.manual_seed((1000 * self.config.seed + self.round_index) % 2**64)
+        seed = 1000 * self.config.seed + self.round_index
+        torch.manual_seed(seed % 2**64)  # it takes 64 bits
         self.model_hyper = models.hyperiqa()
         self.layout = checkpoints.load_weights(self.model_hyper, self.config.weights)
-        # Channels last is the fastest layout, and it costs digits: in fp32 training on a CPU, batch
-        # norm's variance at batch 96 is off by 7e-4 with it, by 1.7e-7 in the plain layout.
+        # Channels last is taken because it is the fastest layout. It costs digits: in fp32 training
+        # on a CPU, batch norm's variance at batch 96 is off by 7e-4, by 1.7e-7 in the plain layout.
         memory_format = distributed.memory_format(self.device)
         self.model_hyper.to(  # type: ignore[call-overload]  # not in its stub
             self.device, memory_format=memory_format
         )
         if self.config.compile:
             self.model_hyper.compile(dynamic=False)
+        # The same network; under torchrun it also averages the gradients over the ranks.
         self.train_model = distributed.wrap(self.model_hyper)
 
     def make_optimizer(self) -> None:
@@ -202,13 +212,13 @@ class HyperIQASolver:
         )
 
     def train(
-        self, save: Callable[[dict[str, Any]], None] | None = None, later: int = 0
+        self, save: Callable[[dict[str, Any]], None] | None = None, epochs_after: int = 0
     ) -> tuple[float, float]:
         """Train the epochs that are not in `history` yet, printing a table row for each.
 
         Args:
             save: called with the solver's `state_dict` after each epoch.
-            later: how many epochs of later rounds follow, for the estimate of the time left.
+            epochs_after: how many epochs of later rounds follow, for the estimate of the time left.
 
         Returns:
             SRCC and PLCC on the test part in the best epoch; nan if there is none.
@@ -242,7 +252,7 @@ class HyperIQASolver:
             if is_better(row[self.selected_on], best_value):
                 self.best = {**row, 'scores': torch.from_numpy(test_scores)}
             self.history.append(row)
-            self.print_row(row, self.time_left(later))
+            self.print_row(row, self.time_left(epochs_after))
             # Before the save, since the saved state is the start of the next epoch.
             self.set_learning_rates(*learning_rates(epoch, self.lr, self.lrratio))
             if save:
@@ -257,15 +267,15 @@ class HyperIQASolver:
         weights_are_finite = all(bool(w.isfinite().all()) for w in self.model_hyper.parameters())
         return weights_are_finite and math.isfinite(row['train_loss'])
 
-    def time_left(self, later: int) -> str:
+    def time_left(self, epochs_after: int) -> str:
         """Return the estimated time of the epochs to come, or '' if it is unknown.
 
         Args:
-            later: how many epochs of later rounds follow.
+            epochs_after: how many epochs of later rounds follow.
         """
         # A round's first epoch may have waited for a compiler, so it is not counted.
         seconds = [row['seconds'] for row in self.history[1:]]
-        epochs_left = self.config.epochs - len(self.history) + later
+        epochs_left = self.config.epochs - len(self.history) + epochs_after
         if not seconds or epochs_left == 0:
             return ''
         return duration(float(np.mean(seconds)) * epochs_left)
@@ -280,10 +290,11 @@ class HyperIQASolver:
             InputError: with `config.fit_scale`, all scores are equal or one is not finite.
         """
         images = self.train_data.images[:SCALE_IMAGES]
+        # A stream of their own: these patches are neither those of the training nor of the test.
         data = self.loader(self.database, images, istrain=False, patch_num=1, stream=SCALE_STREAM)
         scores = self.predict(data)
         labels = data.scores
-        found = (
+        summary = (
             f'{self.config.weights}: on {len(labels)} training images its scores are '
             f'{scores.min():.4g} to {scores.max():.4g}, the labels {labels.min():.4g} to '
             f'{labels.max():.4g}, SRCC {srcc(scores, labels):.3f}'
@@ -291,9 +302,9 @@ class HyperIQASolver:
         if not np.isfinite(scores).all() or np.ptp(scores) == 0:
             if self.config.fit_scale:
                 raise InputError(
-                    f'--fit_scale: {found}, so there is nothing to fit; give other --weights'
+                    f'--fit_scale: {summary}, so there is nothing to fit; give other --weights'
                 )
-            log(found)
+            log(summary)
             return
 
         slope, offset = np.polyfit(scores, labels, 1).tolist()
@@ -302,26 +313,26 @@ class HyperIQASolver:
         if self.config.fit_scale:
             self.fold_scale(slope, offset)
             log(
-                f'{found}; fitted with slope {slope:.4g} and offset {offset:.4g}: '
+                f'{summary}; fitted with slope {slope:.4g} and offset {offset:.4g}: '
                 f'the mean absolute error falls from {error:.4g} to {error_fitted:.4g}'
             )
         elif slope < 0 or error_fitted < error / FIT_HELPS:
-            log(f'{found}; --fit_scale fits them to the labels before training')
+            log(f'{summary}; --fit_scale fits them to the labels before training')
         else:
-            log(found)
+            log(summary)
 
     def fold_scale(self, slope: float, offset: float) -> None:
         """Make the network's scores `slope * score + offset`, by changing only its last layer.
 
         The fit is in the weights then, so nothing that reads them later needs to know of it.
         """
-        low, high = self.score_range
+        low, _ = self.score_range
         # These two generate the weight and the bias of the target network's last layer.
         weight_head = self.model_hyper.fc5w_fc
         bias_head = self.model_hyper.fc5b_fc
-        # An output y stands for the score low + (high - low) * y. It must become slope * y + shift
-        # with low + (high - low) * (slope * y + shift) = slope * (low + (high - low) * y) + offset.
-        shift = (slope * low + offset - low) / (high - low)
+        # The new output is slope * y + shift. Where y is 0, the old score is `low` and the new one
+        # has to be slope * low + offset, so that is what `shift` alone must stand for.
+        shift = self.to_output(slope * low + offset)
         with torch.no_grad():
             for parameter in (*weight_head.parameters(), *bias_head.parameters()):
                 parameter.mul_(slope)
@@ -350,7 +361,7 @@ class HyperIQASolver:
         if self.val_data is not None:
             row['val_srcc'], row['val_plcc'] = self.test(self.val_data)
         row['seconds'] = round(time.monotonic() - started, 3)
-        # The last column, since it is younger than the others: older files end before it.
+        # Added later than the others, so it stays last: the files of older runs lack it.
         row['test_mae'] = mae(predicted, labels)
         return row, predicted
 
@@ -377,7 +388,7 @@ class HyperIQASolver:
         text = ''
         for name, (_, width, form) in self.columns.items():
             value = cells.get(name, math.nan)  # rows of earlier versions have fewer columns
-            text += f'{value:>{width}{form}}'
+            text += format(value, f'>{width}{form}')
         print(text.rstrip(), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -415,7 +426,7 @@ class HyperIQASolver:
         # The predictions stay on the device until the end: reading one in each step would make the
         # host wait for the GPU.
         predicted = torch.zeros(len(labels), device=self.device)
-        seen = torch.zeros(len(labels), dtype=torch.bool)
+        seen = torch.zeros(len(labels), dtype=torch.bool)  # for the progress line only
 
         def loss_so_far() -> str:
             loss = F.l1_loss(predicted.cpu()[seen], labels[seen])
@@ -433,25 +444,35 @@ class HyperIQASolver:
 
         Args:
             patches: (B, 3, 224, 224), this rank's part of a batch.
-            scores: (B,); empty if this rank only fills in (see `DataLoader`).
+            scores: (B,); empty if the batch has no patch for this rank, which then runs a copy of
+                another rank's.
             count: patches of the whole batch, on all ranks.
 
         Returns:
             the scores that the network gave before the step, of the same shape as `scores`.
         """
-        low, high = self.score_range
         is_full = count == self.config.batch_size
         output = self.forward(self.train_model, patches, is_full)
-        # The patch of a rank that only fills in has no score, so it adds nothing to the gradient.
+        # A copy has no score, so it is cut off here and adds nothing to the gradient.
         output = output[: len(scores)]
-        total = F.l1_loss(output, (scores - low) / (high - low), reduction='sum')
-        # The gradients are averaged over the ranks, and the average of total * ranks / count is the
-        # mean over the whole batch.
+        total = F.l1_loss(output, self.to_output(scores), reduction='sum')
+        # The wrapped network divides the gradients by the number of ranks. Undo that, and divide by
+        # the size of the whole batch.
         loss = total * distributed.world_size() / count
         self.solver.zero_grad()
         loss.backward()
         self.solver.step()
-        return low + (high - low) * output.detach()
+        return self.to_score(output.detach())
+
+    def to_score(self, output: Any) -> Any:
+        """Return the network's output in the unit of the labels."""
+        low, high = self.score_range
+        return low + (high - low) * output
+
+    def to_output(self, score: Any) -> Any:
+        """Return the network's output that means `score`."""
+        low, high = self.score_range
+        return (score - low) / (high - low)
 
     def test(self, data: DataLoader) -> tuple[float, float]:
         """Return (SRCC, PLCC) of the images of `data`, a `DataLoader` with `istrain` false."""
@@ -464,7 +485,6 @@ class HyperIQASolver:
         Returns:
             (images,) float64, the mean over each image's patches, in the unit of the labels.
         """
-        low, high = self.score_range
         self.model_hyper.eval()
         distributed.copy_buffers(self.model_hyper)  # all ranks test with the first one's batch norm
         per_patch = torch.zeros(data.patch_count, device=self.device)
@@ -477,7 +497,7 @@ class HyperIQASolver:
         per_patch = distributed.sum_over_ranks(per_patch).cpu().double()
         # The patches of a test come image by image.
         per_image = per_patch.view(-1, data.patch_num).mean(1)
-        return (low + (high - low) * per_image).numpy()
+        return self.to_score(per_image).numpy()
 
     def forward(
         self, model: torch.nn.Module, patches: torch.Tensor, is_full: bool = True
@@ -485,11 +505,10 @@ class HyperIQASolver:
         """Return the scores (B,) of patches (B, 3, 224, 224).
 
         Args:
-            is_full: whether they are a full batch, or the shorter last one of an epoch. It matters
-                only to the compiler.
+            is_full: False for the shorter last batch of an epoch; the compiler leaves it out.
         """
-        # A graph for each length would be compiled in every round, and one for all lengths is
-        # slower. Two graphs, of a full batch in training and in testing, serve the whole run.
+        # The compiler makes a graph for each length of a batch, or a slower one for all lengths. So
+        # only full batches are compiled: one graph for training and one for testing.
         is_eager = self.config.compile and not is_full
         stance = torch.compiler.set_stance('force_eager') if is_eager else nullcontext()
         with stance, torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):

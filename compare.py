@@ -1,4 +1,4 @@
-"""Compare what runs have left behind, image by image.
+"""Compare finished runs, image by image.
 
     python compare.py runs/koniq-seed0 runs/koniq-mine [--csv FILE] [--plot FILE]
     python compare.py runs/*
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         print_runs(runs)
         if len(runs) == 2:
             rows = compare(*runs)
-            print_differences(rows)
+            print_comparison(rows)
             print(f'  {verdict(rows)}', flush=True)
             if options.csv:
                 write_table(options.csv, COLUMNS, rows)
@@ -421,7 +421,7 @@ def words_of(name: str, value: Any) -> list[str]:
     return [f'--{name}', *map(str, values)]
 
 
-def print_differences(rows: list[dict[str, Any]]) -> None:
+def print_comparison(rows: list[dict[str, Any]]) -> None:
     """Print the rows of `compare`, SRCC next to PLCC, and why intervals are missing."""
     first = rows[0]['first']
     second = rows[0]['second']
@@ -484,7 +484,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 
 def shown(row: dict[str, Any]) -> str:
-    """'+0.0123 [-0.0010, +0.0256] p 0.07', without what is not known."""
+    """'+0.0123 [-0.0010, +0.0256] p 0.07', without the parts that are unknown."""
     text = f'{row["difference"]:+.4f}'
     if 'low' in row:
         text += f' [{row["low"]:+.4f}, {row["high"]:+.4f}]'

@@ -24,7 +24,7 @@ from util.frames import ahead
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BATCHES_AHEAD = 4
-# Each use of patches has random numbers of its own, so that one use does not change another.
+# Training, tests and the comparison of scales draw from separate streams of random numbers.
 TRAIN_STREAM = 0
 TEST_STREAM = 1
 SCALE_STREAM = 2
@@ -75,9 +75,9 @@ def draw_patches(
 class DataLoader:
     """An iterable of (patches, scores): float32 (B, 3, 224, 224), normalised, and float32 (B,).
 
-    Under torchrun each rank gets its part of every batch. If a batch has fewer patches than there
-    are ranks, idle ranks get a copy of another rank's patch without a score: they only fill in, so
-    that every rank runs the step, and its batch norm, on a real photo.
+    Under torchrun each rank gets its part of every batch. A batch may have fewer patches than there
+    are ranks. A rank without a patch then fills in: it gets a copy of another rank's patch, without
+    a score. So every rank runs the step, and its batch norm sees a real photo.
 
     Before an epoch of training call `set_epoch`, as with torch's `DistributedSampler`. Otherwise
     each pass has the same patches.
@@ -202,7 +202,8 @@ class DataLoader:
         )
         # The array shares the tensor's memory, so the loop fills `crops`.
         for crop, image, top, left in zip(crops.numpy(), images, tops, lefts):
-            frame = self.frames[self.images[image]]
+            position = self.images[image]  # in the database
+            frame = self.frames[position]
             crop[:] = frame[top : top + PATCH_SIZE, left : left + PATCH_SIZE]
         return crops
 
@@ -225,7 +226,7 @@ def to_device(crops: torch.Tensor, flip: torch.Tensor, device: torch.device | st
     Returns:
         (B, 3, H, W) float32.
     """
-    # On other devices than CUDA, the copy could be read before it is complete.
+    # Copying without waiting is safe only on CUDA.
     on_gpu = torch.device(device).type == 'cuda'
     crops = crops.to(device, non_blocking=on_gpu).permute(0, 3, 1, 2)
     flip = flip.to(device, non_blocking=on_gpu)
@@ -239,7 +240,7 @@ def to_device(crops: torch.Tensor, flip: torch.Tensor, device: torch.device | st
 def imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ImageNet's mean and standard deviation on `device`, (1, 3, 1, 1) each.
 
-    They are made once per device, since the host waits for the device to make them.
+    They are made once per device: making them for every batch would wait for the GPU each time.
     """
     mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)

@@ -1,21 +1,23 @@
 """Score images with a trained HyperIQA.
 
     python demo.py --checkpoint runs/koniq-seed0/round_01/best.pth photo.jpg folder/
-    find /photos -name '*.jpg' | python demo.py --checkpoint best.pth --list - --csv scores.csv --resume
+    find /photos -name '*.jpg' |
+        python demo.py --checkpoint best.pth --list - --csv scores.csv --resume
 
 Prints `path<TAB>score`. From Python:
 
     from demo import Scorer
     score = Scorer('runs/koniq-seed0/round_01/best.pth')('photo.jpg')
 
-An image's score is the mean over random patches, whose places depend on its height and width alone, so it is the same at every
-call. Photos are shown as a viewer shows them: upright, and in sRGB.
+An image's score is the mean over random patches. Their places depend only on its height and width,
+so the score is the same at every call. Photos are shown as a viewer shows them: upright, and in
+sRGB.
 
---map FOLDER draws each photo under the scores of a grid of patches. Content moves them as much as quality does, so a map shows
-which half of a photo is blurred, but not which object.
+--map FOLDER draws each photo under the scores of a grid of patches. Content moves them as much as
+quality does, so a map shows which half of a photo is blurred, but not which object.
 
-The table of --csv grows as the scores come, unlike every other output of this project: a kill loses at most the last batch, and
-the same call with --resume skips the images that the table holds.
+The table of --csv grows as the scores come, unlike every other output of this project: a kill loses
+at most the last batch, and the same call with --resume skips the images that the table holds.
 """
 
 import argparse
@@ -34,7 +36,8 @@ from util.files import check_input, check_output, named, walk, write_whole
 from util.progress import progress
 from util.tables import BLANK, find_columns, read_rows
 
-COLUMNS = ('image', 'score', 'spread')  # of --csv; the last only with --spread
+COLUMNS = ('image', 'score', 'spread')  # of --csv; the last one only with --spread
+# Pillow registers endings of documents, videos and data too (.pdf, .mpg, .h5), which are no photos.
 FORMATS = {
     'AVIF',
     'BMP',
@@ -51,18 +54,13 @@ FORMATS = {
     'TIFF',
     'WEBP',
 }
-NEW_ENDINGS = {
-    '.avif',
-    '.heic',
-    '.heif',
-    '.hif',
-    '.jxl',
-}  # of photos, whether or not Pillow reads them
+# Photos whether or not Pillow can read them: one that it cannot read is reported, not passed over.
+NEW_ENDINGS = {'.avif', '.heic', '.heif', '.hif', '.jxl'}
 RAW_ENDINGS = {'.arw', '.cr2', '.cr3', '.dng', '.nef', '.orf', '.pef', '.raf', '.rw2', '.srw'}
 
 
 def __getattr__(name: str) -> Any:
-    """`from demo import Scorer` imports torch, which takes seconds, and `demo.py --help` does not."""
+    """Import `Scorer` on demand: that imports torch, which takes seconds, and --help needs none."""
     if name != 'Scorer':
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from scoring.scorer import Scorer
@@ -73,122 +71,169 @@ def __getattr__(name: str) -> Any:
 def main(argv: list[str] | None = None) -> None:
     with boundary() as remedies:
         options = parse_options(argv)
-        paths = list_images(options.images) + (read_list(options.list) if options.list else [])
-        columns = COLUMNS[: 2 + options.spread]
+        paths = list_images(options.images)
+        if options.list:
+            paths += read_list(options.list)
+        columns = COLUMNS if options.spread else COLUMNS[:2]
         if options.csv:
-            check_output(options.csv, ['.csv'], ','.join(columns) + '\n')
             remedies.append('the scores so far are kept; --resume continues after them')
-        if options.map:
-            Path(options.map).mkdir(parents=True, exist_ok=True)
-            check_output(f'{options.map}/map.png', ['.png'])
-        check_input(options.checkpoint, 'a checkpoint')
+        check_files(options, columns)
         if options.resume:
-            scored = scored_images(options.csv)
-            count, paths = len(paths), [path for path in paths if str(path) not in scored]
-            log(
-                f'{options.csv} holds the scores of {count - len(paths)} of {count} images, which are skipped'
-            )
-        # Here and not at the top, since torch takes seconds to import: --help, a typo and a missing file answer at once.
+            paths = without_scored(paths, options.csv)
+        # After the checks and not at the top, since torch takes seconds to import: --help, a typo
+        # and a missing file are answered at once.
         from scoring.scorer import Scorer, scale_line
 
         scorer = Scorer(options.checkpoint, options.device, options.patches, options.amp)
         log(scale_line(scorer.facts))
-        mode = 'a' if options.resume else 'w'
-        # written line by line, so that a kill loses no more; a name that is not UTF-8 keeps its bytes
+        # Written line by line, so that a kill loses no more than that. A name that is not UTF-8
+        # keeps its bytes.
         with open(
             options.csv or os.devnull,
-            mode,
-            1,
+            'a' if options.resume else 'w',
+            buffering=1,
             encoding='utf-8',
             errors='surrogateescape',
             newline='',
         ) as file:
-            if not os.fstat(file.fileno()).st_size:
-                file.write(','.join(columns) + '\n')
-            failed = score_all(
-                scorer, paths, columns, csv.writer(file, lineterminator='\n'), options.map
-            )
+            table = csv.writer(file, lineterminator='\n')
+            is_new = os.fstat(file.fileno()).st_size == 0
+            if is_new:
+                table.writerow(columns)
+            failed = score_all(scorer, paths, columns, table, options.map)
         if failed:
             log(f'{failed} of {len(paths)} images could not be read')
     sys.exit(2 if failed else 0)
 
 
+def check_files(options: argparse.Namespace, columns: tuple[str, ...]) -> None:
+    """Refuse outputs that cannot be written and a checkpoint that cannot be read."""
+    if options.csv:
+        check_output(options.csv, ['.csv'], ','.join(columns) + '\n')
+    if options.map:
+        Path(options.map).mkdir(parents=True, exist_ok=True)
+        check_output(f'{options.map}/map.png', ['.png'])
+    check_input(options.checkpoint, 'a checkpoint')
+
+
 def score_all(
     scorer: Any, paths: list[Path], columns: tuple[str, ...], table: Any, folder: str | None
 ) -> int:
-    """Print the score of every image that can be read, and append it to `table`; how many cannot be read.
+    """Print the score of every image that can be read, and append it to `table`.
 
     Args:
-        folder: for the images' maps, where they lie as the images lie in the folder that all are in; or None.
+        columns: of the table.
+        folder: for the images' maps, in the same subfolders as the images; None for no maps.
+
+    Returns:
+        the number of images that cannot be read.
     """
-    failed, common = (
-        0,
-        os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths] or ['/']),
-    )
-    for result, path in zip(progress(scorer.results(paths), 'score', len(paths), 'images'), paths):
-        with tqdm.external_write_mode():  # a bar on the same terminal gives way
+    failed = 0
+    # The maps lie below `folder` as the images lie below the folder that holds them all.
+    parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    common = os.path.commonpath(parents) if parents else '/'
+    results = progress(scorer.results(paths), 'score', total=len(paths), unit='images')
+    for result, path in zip(results, paths):
+        with tqdm.external_write_mode():  # a progress bar on the same terminal gives way
             if isinstance(result, InputError):
                 log(f'skipped: {result}')
                 failed += 1
-            else:
-                values = result[: len(columns) - 1]
-                if folder:  # before the table has the image, which --resume then skips
-                    picture = Path(folder, f'{os.path.relpath(path, common)}.png')
-                    picture.parent.mkdir(parents=True, exist_ok=True)
-                    write_whole(
-                        picture, scorer.drawn_map(path, f'{path.name}: score {values[0]:.4f}')
-                    )
-                table.writerow([path, *values])
-                print(one_line(path), *(f'{value:.4f}' for value in values), sep='\t', flush=True)
+                continue
+            values = result[: len(columns) - 1]
+            # Before the table has the image: --resume skips what the table has.
+            if folder:
+                picture = Path(folder, f'{os.path.relpath(path, common)}.png')
+                picture.parent.mkdir(parents=True, exist_ok=True)
+                title = f'{path.name}: score {values[0]:.4f}'
+                write_whole(picture, scorer.drawn_map(path, title))
+            table.writerow([path, *values])
+            print(one_line(path), *(f'{value:.4f}' for value in values), sep='\t', flush=True)
     return failed
 
 
+def without_scored(paths: list[Path], table: str) -> list[Path]:
+    """The images that are not in the table of an earlier call."""
+    scored = scored_images(table)
+    left = [path for path in paths if str(path) not in scored]
+    log(
+        f'{table} holds the scores of {len(paths) - len(left)} of {len(paths)} images, '
+        'which are skipped'
+    )
+    return left
+
+
 def scored_images(table: str) -> set[str]:
-    """The images in the table of an earlier call, if there is one; what a kill left of a last line is cut off."""
+    """The images in the table of an earlier call; none if there is no table.
+
+    A last line that a kill left unfinished is cut off, so that the table can be continued.
+    """
     with named(table, 'a table'), open(table, 'a+b') as file:
         file.seek(0)
         lines = [line for line in file if line.endswith(b'\n')]
         file.truncate(sum(map(len, lines)))
-        return {
-            row['image']
-            for row in csv.DictReader(
-                (line.decode(errors='surrogateescape') for line in lines), strict=True
-            )
-        }
+        texts = [line.decode(errors='surrogateescape') for line in lines]
+        return {row['image'] for row in csv.DictReader(texts, strict=True)}
 
 
 def read_list(source: str) -> list[Path]:
-    """The images in a table or list, by names that start at its folder, or for '-', standard input, at the current one."""
+    """The images that a table or list names.
+
+    Args:
+        source: a file, at whose folder relative names start; or '-' for standard input, where they
+            start at the current one.
+    """
     table = find_columns(source, read_rows(source), {}, ('image',))
-    return [
-        Path(os.path.dirname(source), str(row.cells[table.columns['image']]).strip(BLANK))
-        for row in table.rows
-    ]
+    folder = os.path.dirname(source)
+    names = [str(row.cells[table.columns['image']]).strip(BLANK) for row in table.rows]
+    return [Path(folder, name) for name in names]
 
 
 def list_images(arguments: list[str]) -> list[Path]:
-    """The files among `arguments`, and every photo below the folders among them, by name, without hidden ones."""
-    found = [photos_below(path) if path.is_dir() else [path] for path in map(Path, arguments)]
-    if [] in found:
-        raise InputError(f'there are no images in the folder {arguments[found.index([])]}')
-    return [path for paths in found for path in paths]
+    """The files among `arguments`, and all photos below the folders among them, by name.
+
+    Raises:
+        InputError: a folder has no photos.
+    """
+    found = []
+    for argument in arguments:
+        path = Path(argument)
+        if not path.is_dir():
+            found.append(path)
+            continue
+        photos = photos_below(path)
+        if not photos:
+            raise InputError(f'there are no images in the folder {argument}')
+        found += photos
+    return found
 
 
 def photos_below(folder: Path) -> list[Path]:
-    """The photos in a folder and below, whether or not Pillow reads them."""
-    endings = (
-        {end for end, format in Image.registered_extensions().items() if format in FORMATS}
-        | NEW_ENDINGS
-        | RAW_ENDINGS
-    )
-    return [
-        path
-        for path in map(Path, walk(folder))
-        if path.suffix.lower() in endings and path.is_file()
-    ]
+    """The photos in a folder and below that are not hidden, whether or not Pillow reads them."""
+    endings = NEW_ENDINGS | RAW_ENDINGS
+    for ending, format in Image.registered_extensions().items():
+        if format in FORMATS:
+            endings.add(ending)
+    paths = [Path(name) for name in walk(folder)]
+    return [path for path in paths if path.suffix.lower() in endings and path.is_file()]
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    options = make_parser().parse_args(argv)
+    if not options.images and not options.list:
+        raise InputError('there is nothing to score; name image files or folders, or --list FILE')
+    if options.resume and not options.csv:
+        raise InputError('--resume goes with --csv FILE, which it continues')
+    if options.map:
+        target = Path(options.map).resolve()
+        if any(target.is_relative_to(Path(path).resolve()) for path in options.images):
+            raise InputError(
+                f'--map {options.map} is inside a folder that is scored, so the maps would be '
+                'scored too; name another'
+            )
+    return options
+
+
+def make_parser() -> Parser:
     parser = Parser('Score images with a trained HyperIQA.', __doc__)
     parser.add_argument('images', nargs='*', help='image files, and folders of them')
     parser.add_argument(
@@ -196,8 +241,12 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         metavar='FILE',
         help='a table of images, or one per line, relative to its folder; -: stdin',
     )
-    checkpoint = "a run's best.pth, or the authors' or pyiqa's KonIQ model"
-    parser.add_argument('--checkpoint', required=True, metavar='FILE', help=checkpoint)
+    parser.add_argument(
+        '--checkpoint',
+        required=True,
+        metavar='FILE',
+        help="a run's best.pth, or the authors' or pyiqa's KonIQ model",
+    )
     parser.add_argument(
         '--patches', type=positive, default=25, help='random patches per image (default: 25)'
     )
@@ -224,18 +273,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         '--device',
         help='cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)',
     )
-    options = parser.parse_args(argv)
-    if not options.images and not options.list:
-        raise InputError('there is nothing to score; name image files or folders, or --list FILE')
-    if options.resume and not options.csv:
-        raise InputError('--resume goes with --csv FILE, which it continues')
-    if options.map and any(
-        Path(options.map).resolve().is_relative_to(Path(path).resolve()) for path in options.images
-    ):
-        raise InputError(
-            f'--map {options.map} is inside a folder of images, of which its pictures would be; name another'
-        )
-    return options
+    return parser
 
 
 if __name__ == '__main__':

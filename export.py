@@ -1,10 +1,12 @@
 """Write a trained HyperIQA as one file for other programs.
 
-    python export.py runs/koniq-seed0/round_01/best.pth hyperiqa.onnx    # or .pt2 (torch.export), or .safetensors
+    python export.py runs/koniq-seed0/round_01/best.pth hyperiqa.onnx
 
-The .onnx and .pt2 take `patches`, (N, 224, 224, 3) uint8 RGB of any N, cut from an image that is resized as the metadata
-`hyperiqa` gives it. They return N scores in the unit of the labels; the mean over an image's patches is its score. A
-.safetensors holds the weights for `demo.py`. Before a file appears it is loaded back and compared with the network.
+The file can end in .onnx, .pt2 (torch.export) or .safetensors. An .onnx or .pt2 takes `patches`,
+(N, 224, 224, 3) uint8 RGB for any N, and returns N scores in the unit of the labels. The patches
+are cut from an image that is resized as the metadata `hyperiqa` says, and the mean over an image's
+patches is its score. A .safetensors holds the weights for `demo.py`. Before a file appears it is
+loaded back and compared with the network.
 """
 
 from importlib.util import find_spec
@@ -14,6 +16,7 @@ from experiment.options import Parser
 from util.errors import InputError, boundary
 from util.files import check_input, check_output
 
+# The packages that each format needs besides those of requirements.txt.
 PACKAGES = {
     '.pt2': (),
     '.onnx': ('onnx', 'onnxscript', 'onnxruntime'),
@@ -33,10 +36,12 @@ def main(argv: list[str] | None = None) -> None:
         packages = PACKAGES[Path(options.out).suffix.lower()]
         if any(find_spec(package) is None for package in packages):
             raise InputError(
-                f'{options.out} needs a package that is missing here: pip install {" ".join(packages)}'
+                f'{options.out} needs a package that is missing here: '
+                f'pip install {" ".join(packages)}'
             )
         check_input(options.checkpoint, 'a checkpoint')
-        # Here and not at the top, since torch takes seconds to import: --help, a typo and a missing file answer at once.
+        # Here and not at the top, since torch takes seconds to import: --help, a typo and a missing
+        # file are answered at once.
         from scoring.exporter import export
 
         export(options.checkpoint, options.out)

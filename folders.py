@@ -1,7 +1,7 @@
-"""Image quality databases: their labels, their images, and the unit that a split must not cut through.
+"""Image quality databases: their labels, their images, and the unit that a split keeps whole.
 
-`DATABASES` holds everything that differs between them; `OpenDatabase` is one of them on disk; the `*Folder` names are the
-original's datasets.
+`DATABASES` holds everything that differs between them. `OpenDatabase` is one of them on disk. The
+`*Folder` names are the original's datasets.
 """
 
 import functools
@@ -34,162 +34,147 @@ from util.own_table import read_csv
 from util.tables import normalized_name
 
 THUMBNAIL = 256  # pixels, at most
-# where paths have the type of their distortion, as a pattern with one group: jp2k/img1.bmp, I01_24_5.png or 1600.AWGN.1.png
-FOLDER, BEFORE_LEVEL = r'([^/\\]+)[/\\][^/\\]+$', r'[._]([^._/\\]+)[._]\d+\.\w+$'
+# Patterns of an image's path, whose group is the type of its distortion.
+FOLDER = r'([^/\\]+)[/\\][^/\\]+$'  # jp2k/img1.bmp
+BEFORE_LEVEL = r'[._]([^._/\\]+)[._]\d+\.\w+$'  # I01_24_5.png or 1600.AWGN.1.png
+
+LIVE_TYPES = {'jp2k': 227, 'jpeg': 233, 'wn': 174, 'gblur': 174, 'fastfading': 174}  # images each
+# CSIQ's types in the order of csiq_label.txt
+CSIQ_ORDER = ('awgn', 'jpeg', 'jpeg2000', 'fnoise', 'blur', 'contrast')
+# Where CSIQ's sheet calls a type otherwise than its image files do.
+CSIQ_TYPES = {'noise': 'AWGN', 'jpeg 2000': 'jpeg2000'}
+FLIVE_SETS = {'true': 'val', '1': 'val', 'false': '', '0': ''}  # of a cell of `is_valid`
 
 
 def read_live(labels: Labels) -> None:
-    """https://live.ece.utexas.edu/research/Quality/subjective.htm
-
-    dmos_realigned.mat, refnames_all.mat, jp2k/, jpeg/, wn/, gblur/ and fastfading/
-    """
+    """Read LIVE, whose label files have one entry per image but no names of the images."""
     labels.open('refnames_all.mat')
     (references,) = labels.mat('refnames_all')
     labels.open('dmos_realigned.mat', 'dmos.mat')
-    scores, pristine = labels.mat(
-        'dmos_new' if labels.file.name == 'dmos_realigned.mat' else 'dmos', 'orgs'
-    )
-    kinds = (('jp2k', 227), ('jpeg', 233), ('wn', 174), ('gblur', 174), ('fastfading', 174))
-    names = [f'{kind}/img{k}.bmp' for kind, count in kinds for k in range(1, count + 1)]
+    # The realigned scores have a name of their own.
+    variable = 'dmos_new' if labels.file.name == 'dmos_realigned.mat' else 'dmos'
+    scores, pristine = labels.mat(variable, 'orgs')
+    # The entries are in the order of the types, and within a type in that of the numbers.
+    names = []
+    for kind, count in LIVE_TYPES.items():
+        for number in range(1, count + 1):
+            names.append(f'{kind}/img{number}.bmp')
     if not len(names) == len(scores) == len(pristine) == len(references):
         raise InputError(
-            f'{labels.file}: {len(scores)} scores for {len(names)} images; use the files of the second release'
+            f'{labels.file}: {len(scores)} scores for {len(names)} images; use the files of the '
+            'second release'
         )
     folder = labels.folder('jp2k').parent
     for k, name in enumerate(names):
         where = f'entry {k + 1}'
+        # The folders also hold undistorted copies of the references, which are no samples.
         if labels.number(pristine[k], where, 'mark of a pristine image'):
             labels.known.append(os.path.join(folder, name))
         else:
-            labels.add(folder, name, scores[k], where, references[k])
+            labels.add(folder, name, scores[k], where, content=references[k])
 
 
 def read_csiq(labels: Labels) -> None:
-    """https://s2.smu.edu/~eclarson/csiq.html
-
-    csiq_label.txt (from the original HyperIQA project), csiq.DMOS.xlsx or csiq.beta.xlsx, and dst_imgs_all/, or dst_imgs/ with
-    a folder for each type
-    """
+    """Read CSIQ, from the original project's label file or the authors' sheet."""
     labels.open('csiq_label.txt', 'csiq.DMOS.xlsx', 'csiq.beta.xlsx')
+    # In dst_imgs/ the images are in a folder for each type, so they are looked for in depth.
     folder = labels.folder('dst_imgs_all', 'dst_imgs')
-    if labels.file.suffix == '.txt':
-        for where, (name, score) in labels.rows(0, 1, header=False):
-            labels.add(folder, name, score, where, name.split('.')[0], deep=True)
+    if labels.file.suffix != '.txt':
+        read_csiq_sheet(labels, folder)
         return
-    types = {
-        'noise': 'AWGN',
-        'jpeg 2000': 'jpeg2000',
-    }  # where the sheet's words and the file names differ
-    order = (
-        'awgn',
-        'jpeg',
-        'jpeg2000',
-        'fnoise',
-        'blur',
-        'contrast',
-    )  # of csiq_label.txt, whose rows published splits count
+    for where, (name, score) in labels.rows(0, 1, header=False):
+        scene = name.split('.')[0]  # of 1600.AWGN.1.png it is 1600
+        labels.add(folder, name, score, where, content=scene, deep=True)
+
+
+def read_csiq_sheet(labels: Labels, folder: Path) -> None:
+    """Read the authors' sheet of CSIQ, which has the parts of the images' names in columns."""
+    columns = ('image', 'dst_type', 'dst_lev', 'dmos')
     keys = []
-    for where, (image, kind, level, score) in labels.rows(
-        'image', 'dst_type', 'dst_lev', 'dmos', sheet='all_by_image'
-    ):
-        image = f'{image:g}' if isinstance(image, float) else str(image).strip()
-        kind = types.get(normalized_name(kind), str(kind).strip())
+    for where, (scene, kind, level, score) in labels.rows(*columns, sheet='all_by_image'):
+        # Excel stores the scene 1600 as a number.
+        scene = f'{scene:g}' if isinstance(scene, float) else str(scene).strip()
+        kind = CSIQ_TYPES.get(normalized_name(kind), str(kind).strip())
         level = labels.number(level, where, 'distortion level')
-        labels.add(folder, f'{image}.{kind}.{level:g}.png', score, where, image, deep=True)
-        type_number = order.index(kind.lower()) if kind.lower() in order else len(order)
-        keys.append((type_number, image.replace('_', ''), level))
-    rows = np.argsort(sorted(range(len(keys)), key=keys.__getitem__)).tolist()
-    labels.samples = [sample._replace(row=row) for sample, row in zip(labels.samples, rows)]
+        name = f'{scene}.{kind}.{level:g}.png'
+        labels.add(folder, name, score, where, content=scene, deep=True)
+        known = kind.lower() in CSIQ_ORDER
+        type_number = CSIQ_ORDER.index(kind.lower()) if known else len(CSIQ_ORDER)
+        keys.append((type_number, scene.replace('_', ''), level))
+    # Published splits count the rows of csiq_label.txt, which are sorted by these keys.
+    in_order = sorted(range(len(keys)), key=lambda k: keys[k])
+    row_of = {k: row for row, k in enumerate(in_order)}
+    for k, sample in enumerate(labels.samples):
+        labels.samples[k] = sample._replace(row=row_of[k])
 
 
 def read_tid2013(labels: Labels) -> None:
-    """https://www.ponomarenko.info/tid2013.htm
-
-    mos_with_names.txt and distorted_images/
-    """
+    """Read TID2013; I01_24_5.bmp is a distorted image of the scene I01."""
     labels.open('mos_with_names.txt')
     folder = labels.folder('distorted_images')
     for where, (score, name) in labels.rows(0, 1, header=False):
-        labels.add(folder, name, score, where, name[:3].upper(), deep=True)
+        labels.add(folder, name, score, where, content=name[:3].upper(), deep=True)
 
 
 def read_kadid10k(labels: Labels) -> None:
-    """https://database.mmsp-kn.de/kadid-10k-database.html
-
-    dmos.csv and images/
-    """
+    """Read KADID-10k, whose `dmos` is a MOS: it rises with quality."""
     labels.open('dmos.csv')
     folder = labels.folder('images')
     for where, (name, reference, score) in labels.rows('dist_img', 'ref_img', 'dmos'):
-        labels.add(folder, name, score, where, reference)
+        labels.add(folder, name, score, where, content=reference)
 
 
 def read_livec(labels: Labels) -> None:
-    """https://live.ece.utexas.edu/research/ChallengeDB/index.html
-
-    Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/
-    """
+    """Read LIVE Challenge, whose names and scores are in two files of the same order."""
     labels.open('Data/AllImages_release.mat', 'AllImages_release.mat')
     (names,) = labels.mat('AllImages_release')
     labels.open('Data/AllMOS_release.mat', 'AllMOS_release.mat')
     (scores,) = labels.mat('AllMOS_release')
     if len(names) != len(scores):
         raise InputError(
-            f'{labels.file}: {len(scores)} scores for the {len(names)} names beside them; download both again'
+            f'{labels.file}: {len(scores)} scores for the {len(names)} names beside them; '
+            'download both again'
         )
     folder = labels.folder('Images')
     for k, name in enumerate(names):
-        if k < 7:  # these were for training the observers
+        # The first seven were for training the observers.
+        if k < 7:
             labels.known.append(os.path.join(folder, 'trainingImages', name))
         else:
             labels.add(folder, name, scores[k], f'entry {k + 1}')
 
 
 def read_koniq(labels: Labels) -> None:
-    """https://database.mmsp-kn.de/koniq-10k-database.html
-
-    koniq10k_scores_and_distributions.csv (or koniq10k_distributions_sets.csv, which has the official sets) and 1024x768/
-    (or 512x384/)
-    """
-    scores_file, sets_file = (
-        'koniq10k_scores_and_distributions.csv',
-        'koniq10k_distributions_sets.csv',
-    )
+    """Read KonIQ-10k; only one of its two label files has the official sets."""
+    scores_file = 'koniq10k_scores_and_distributions.csv'
+    sets_file = 'koniq10k_distributions_sets.csv'
     sets: dict[str, str] = {}
     if labels.open(sets_file, needed=False):
-        sets = {name: known_set(text) for _, (name, text) in labels.rows('image_name', 'set')}
+        for _, (name, text) in labels.rows('image_name', 'set'):
+            sets[name] = known_set(text)
     labels.open(scores_file, sets_file)
+    # The 0..100 scores; in the first file, MOS is in the unit of 1..5.
+    column = 'MOS_zscore' if labels.file.name == scores_file else 'MOS'
     folder = labels.folder('1024x768', '512x384')
-    for where, (name, score) in labels.rows(
-        'image_name', 'MOS_zscore' if labels.file.name == scores_file else 'MOS'
-    ):
+    for where, (name, score) in labels.rows('image_name', column):
         labels.add(folder, name, score, where, in_set=sets.get(name, ''))
 
 
 def read_bid(labels: Labels) -> None:
-    """http://www.lps.ufrj.br/profs/eduardo/ImageDatabase.htm
-
-    DatabaseGrades.xlsx (or .xls) and DatabaseImage0001.JPG ..., beside it or in ImageDatabase/
-    """
+    """Read BID, whose sheet numbers its images."""
     labels.open('DatabaseGrades.xlsx', 'DatabaseGrades.xls')
     folder = labels.folder('ImageDatabase', default=labels.file.parent)
     for where, (image, grade) in labels.rows(0, 1):
-        labels.add(
-            folder,
-            f'DatabaseImage{labels.number(image, where, "image number"):04g}.JPG',
-            grade,
-            where,
-        )
+        # A sheet has numbers as 12.0 or as text.
+        number = labels.number(image, where, 'image number')
+        labels.add(folder, f'DatabaseImage{number:04g}.JPG', grade, where)
 
 
 def read_spaq(labels: Labels) -> None:
-    """https://github.com/h4nwei/SPAQ
-
-    Annotations/MOS and Image attribute scores.xlsx (or .csv) and TestImage/
-    """
+    """Read SPAQ."""
     name = 'MOS and Image attribute scores'
     labels.open(
-        *(f'{folder}{name}.{kind}' for kind in ('xlsx', 'csv') for folder in ('Annotations/', ''))
+        f'Annotations/{name}.xlsx', f'{name}.xlsx', f'Annotations/{name}.csv', f'{name}.csv'
     )
     folder = labels.folder('TestImage')
     for where, (image, score) in labels.rows('Image name', 'MOS'):
@@ -197,71 +182,71 @@ def read_spaq(labels: Labels) -> None:
 
 
 def read_flive(labels: Labels) -> None:
-    """https://github.com/baidut/PaQ-2-PiQ
-
-    labels_image.csv, for the official sets also labels640.csv and labels=640_padded.csv, and database/ (or FLIVE/) with
-    its folders, or those folders
-    """
+    """Read FLIVE, whose names of images have folders in them."""
     sets = flive_sets(labels)
     labels.open('labels_image.csv')
     folder = labels.folder('database', 'FLIVE', default=labels.file.parent)
+    # With the authors' lists, every image that they put into no other set is for training.
+    unlisted = 'train' if sets else ''
     for where, (name, score) in labels.rows('name', 'mos'):
-        labels.add(folder, name, score, where, in_set=sets.get(name, 'train') if sets else '')
+        labels.add(folder, name, score, where, in_set=sets.get(name, unlisted))
 
 
 def flive_sets(labels: Labels) -> dict[str, str]:
-    """The authors' test and validation images by name, if both of their files are there; all others train."""
+    """The set of each of the authors' test and validation images, if both lists are there."""
     if not labels.open('labels640.csv', needed=False):
         return {}
     sets = {name: 'test' for _, (name,) in labels.rows('name_image')}
     if not labels.open('labels=640_padded.csv', needed=False):
         return {}
     for where, (name, valid) in labels.rows('name_image', 'is_valid'):
-        if set_of(valid, labels.file, where, {'true': 'val', '1': 'val', 'false': '', '0': ''}):
+        if set_of(valid, labels.file, where, FLIVE_SETS):
             sets.setdefault(name, 'val')
     return sets
 
 
 def read_agiqa3k(labels: Labels) -> None:
-    """https://github.com/lcysyzxdxc/AGIQA-3k-Database
-
-    data.csv and the images, beside it or in images/, img/ or AGIQA-3K/; --split_by content splits by prompt
-    """
+    """Read AGIQA-3K; the content of an image is its prompt."""
     labels.open('data.csv')
     folder = labels.folder('images', 'img', 'AGIQA-3K', default=labels.file.parent)
     for where, (name, prompt, score) in labels.rows('name', 'prompt', 'mos_quality'):
-        labels.add(folder, name, score, where, prompt)
+        labels.add(folder, name, score, where, content=prompt)
 
 
 def read_demo(labels: Labels) -> None:
-    """this project: it is generated on first use
-
-    labels.csv and its images
-    """
+    """Read the demo database, which is generated if it is not there yet."""
+    generate(labels.root)
     labels.open('labels.csv')
     for where, (name, score, content) in labels.rows('image', 'score', 'content'):
-        labels.add(labels.root, name, score, where, content)
+        labels.add(labels.root, name, score, where, content=content)
 
 
 class Database(NamedTuple):
-    """What differs between databases.
+    """The differences between databases.
 
     Args:
-        read: fills a `Labels` with samples; its docstring describes where to get the database and what its folder holds.
-        images: how many samples the complete database has, or None where that is the user's affair.
-        score_range: (low, high) of the label's unit; single scores may be beyond. None: as in the user's file.
+        title: its name in messages.
+        read: fills a `Labels` with samples.
+        source: where to get it.
+        layout: what its folder holds.
+        images: the number of samples in the complete database; None if that is up to the user.
+        score_range: nominal (low, high) of the labels; single ones may be beyond. None: as in the
+            user's file.
         higher_is_better: False for a DMOS.
-        type_pattern: FOLDER or BEFORE_LEVEL, where the images' paths have the type of their distortion.
-        by_content: a split keeps the images of one content together; otherwise it draws single images.
-        official: what names the official set of each image, or '' where nothing does.
+        by_content: a split keeps the images of one content together; otherwise it draws images.
+        type_pattern: finds the type of distortion in an image's path; '' if it is not there.
+        official: the file or column that has official sets; '' if there are none.
         resize: (height, width) that every image is resized to before it is cropped, or None.
         exif_rotation: images are turned by their EXIF orientation.
-        srgb: images with a wide-gamut profile are converted to sRGB; not those of databases that are published without.
-        defaults: options of the script that this database sets unless the user does.
+        srgb: images with a wide-gamut profile are converted to sRGB; published databases are read
+            as they are, as in published results.
+        defaults: the script's options that this database sets unless the user does.
     """
 
     title: str
     read: Callable[[Labels], None]
+    source: str
+    layout: str
     images: int | None = None
     score_range: tuple[float, float] | None = None
     higher_is_better: bool = True
@@ -279,83 +264,148 @@ class Database(NamedTuple):
 
     @property
     def split(self) -> str:
-        return (
-            'by '
-            + ('content' if self.by_content else 'image')
-            + ', or official sets' * bool(self.official)
-        )
-
-    @property
-    def source_and_layout(self) -> list[str]:
-        return [' '.join(part.split()) for part in (self.read.__doc__ or '\n\n').split('\n\n')]
+        text = 'by content' if self.by_content else 'by image'
+        if self.official:
+            text += ', or official sets'
+        return text
 
 
 DATABASES = {
     'live': Database(
-        'LIVE',
-        read_live,
-        779,
-        (0, 100),
+        title='LIVE',
+        read=read_live,
+        source='https://live.ece.utexas.edu/research/Quality/subjective.htm',
+        layout='dmos_realigned.mat, refnames_all.mat, jp2k/, jpeg/, wn/, gblur/ and fastfading/',
+        images=779,
+        score_range=(0, 100),
         higher_is_better=False,
         by_content=True,
         type_pattern=FOLDER,
     ),
     'csiq': Database(
-        'CSIQ',
-        read_csiq,
-        866,
-        (0, 1),
+        title='CSIQ',
+        read=read_csiq,
+        source='https://s2.smu.edu/~eclarson/csiq.html',
+        layout='csiq_label.txt (from the original HyperIQA project), csiq.DMOS.xlsx or '
+        'csiq.beta.xlsx, and dst_imgs_all/, or dst_imgs/ with a folder for each type',
+        images=866,
+        score_range=(0, 1),
         higher_is_better=False,
         by_content=True,
         type_pattern=BEFORE_LEVEL,
     ),
     'tid2013': Database(
-        'TID2013', read_tid2013, 3000, (0, 9), by_content=True, type_pattern=BEFORE_LEVEL
+        title='TID2013',
+        read=read_tid2013,
+        source='https://www.ponomarenko.info/tid2013.htm',
+        layout='mos_with_names.txt and distorted_images/',
+        images=3000,
+        score_range=(0, 9),
+        by_content=True,
+        type_pattern=BEFORE_LEVEL,
     ),
     'kadid10k': Database(
-        'KADID-10k', read_kadid10k, 10125, (1, 5), by_content=True, type_pattern=BEFORE_LEVEL
+        title='KADID-10k',
+        read=read_kadid10k,
+        source='https://database.mmsp-kn.de/kadid-10k-database.html',
+        layout='dmos.csv and images/',
+        images=10125,
+        score_range=(1, 5),
+        by_content=True,
+        type_pattern=BEFORE_LEVEL,
     ),
-    'livec': Database('LIVE Challenge', read_livec, 1162, (0, 100)),
+    'livec': Database(
+        title='LIVE Challenge',
+        read=read_livec,
+        source='https://live.ece.utexas.edu/research/ChallengeDB/index.html',
+        layout='Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/',
+        images=1162,
+        score_range=(0, 100),
+    ),
     'koniq': Database(
-        'KonIQ-10k',
-        read_koniq,
-        10073,
-        (0, 100),
+        title='KonIQ-10k',
+        read=read_koniq,
+        source='https://database.mmsp-kn.de/koniq-10k-database.html',
+        layout='koniq10k_scores_and_distributions.csv (or koniq10k_distributions_sets.csv, which '
+        'has the official sets) and 1024x768/ (or 512x384/)',
+        images=10073,
+        score_range=(0, 100),
         official='koniq10k_distributions_sets.csv',
+        # As the original squeezes these photos, which are wider than high.
         resize=(512, 384),
     ),
-    'bid': Database('BID', read_bid, 586, (0, 5), resize=(512, 512)),
-    'spaq': Database('SPAQ', read_spaq, 11125, (0, 100), resize=(512, 384), exif_rotation=True),
+    'bid': Database(
+        title='BID',
+        read=read_bid,
+        source='http://www.lps.ufrj.br/profs/eduardo/ImageDatabase.htm',
+        layout='DatabaseGrades.xlsx (or .xls) and DatabaseImage0001.JPG ..., beside it or in '
+        'ImageDatabase/',
+        images=586,
+        score_range=(0, 5),
+        resize=(512, 512),
+    ),
+    'spaq': Database(
+        title='SPAQ',
+        read=read_spaq,
+        source='https://github.com/h4nwei/SPAQ',
+        layout='Annotations/MOS and Image attribute scores.xlsx (or .csv) and TestImage/',
+        images=11125,
+        score_range=(0, 100),
+        resize=(512, 384),
+        exif_rotation=True,
+    ),
     'flive': Database(
-        'FLIVE',
-        read_flive,
-        39810,
-        (0, 100),
+        title='FLIVE',
+        read=read_flive,
+        source='https://github.com/baidut/PaQ-2-PiQ',
+        layout='labels_image.csv, for the official sets also labels640.csv and '
+        'labels=640_padded.csv, and database/ (or FLIVE/) with its folders, or those folders',
+        images=39810,
+        score_range=(0, 100),
         official='labels640.csv, labels=640_padded.csv',
         resize=(512, 512),
     ),
-    'agiqa3k': Database('AGIQA-3K', read_agiqa3k, 2982, (0, 5)),
+    'agiqa3k': Database(
+        title='AGIQA-3K',
+        read=read_agiqa3k,
+        source='https://github.com/lcysyzxdxc/AGIQA-3k-Database',
+        layout='data.csv and the images, beside it or in images/, img/ or AGIQA-3K/; '
+        '--split_by content splits by prompt',
+        images=2982,
+        score_range=(0, 5),
+    ),
     'csv': Database(
-        'your images',
-        read_csv,
+        title='your images',
+        read=read_csv,
+        source='yours',
+        layout='--csv FILE with the columns image and score (or dmos: lower is better), '
+        'optionally content (its images stay together in a split) and set (train, val or test); '
+        'many other names are known',
         by_content=True,
         official='a column called set',
         exif_rotation=True,
         srgb=True,
     ),
     'demo': Database(
-        'the demo database', read_demo, IMAGES, (1, 5), True, True, BEFORE_LEVEL, defaults=DEFAULTS
+        title='the demo database',
+        read=read_demo,
+        source='this project: it is generated on first use',
+        layout='labels.csv and its images',
+        images=IMAGES,
+        score_range=(1, 5),
+        by_content=True,
+        type_pattern=BEFORE_LEVEL,
+        defaults=DEFAULTS,
     ),
 }
 ALIASES = {  # without the - and _ that names can have
-    **{
-        'koniq10k': 'koniq',
-        'clive': 'livec',
-        'livechallenge': 'livec',
-        'kadid': 'kadid10k',
-        'tid': 'tid2013',
-    },
-    **{'agiqa': 'agiqa3k', 'paq2piq': 'flive'},
+    'koniq10k': 'koniq',
+    'clive': 'livec',
+    'livechallenge': 'livec',
+    'kadid': 'kadid10k',
+    'tid': 'tid2013',
+    'agiqa': 'agiqa3k',
+    'paq2piq': 'flive',
 }
 
 
@@ -364,55 +414,71 @@ def database_key(name: str) -> str:
     plain = re.sub('[-_ ]', '', name.lower())
     key = ALIASES.get(plain, plain)
     if key not in DATABASES:
-        meant = nearest(plain, [*DATABASES, *ALIASES]) or f'; choose one of {", ".join(DATABASES)}'
-        raise InputError(f'there is no database {name!r}{meant}')
+        advice = nearest(plain, [*DATABASES, *ALIASES])
+        if not advice:
+            advice = f'; choose one of {", ".join(DATABASES)}'
+        raise InputError(f'there is no database {name!r}{advice}')
     return key
 
 
 def remedy_of(key: str, path: Path | str, settings: Settings) -> str:
-    """What to do where files of the database `key` are missing in `path`."""
+    """The advice to a user who lacks files of the database `key` in `path`."""
     if key == 'csv':
         start = settings.images or f'{Path(path).parent}{os.sep}'
-        return f'Each line names an image and its score; a relative name starts at {start} or at --data_root DIR.'
-    source, layout = DATABASES[key].source_and_layout
-    other = '--data_root DIR names another place; --dataset demo needs no data.'
-    return f'Get it from {source} and unpack it so that the folder holds {layout}; {other}'
+        return (
+            'Each line names an image and its score; a relative name starts at '
+            f'{start} or at --data_root DIR.'
+        )
+    entry = DATABASES[key]
+    return (
+        f'Get it from {entry.source} and unpack it so that the folder holds {entry.layout}; '
+        '--data_root DIR names another place; --dataset demo needs no data.'
+    )
 
 
 def read_labels(dataset: str, path: Path | str, settings: Settings = AS_DOCUMENTED) -> Labels:
-    """Reads a database's labels and finds its images.
+    """Read a database's labels and find its images.
 
     Args:
         dataset: a key of `DATABASES`, or an alias.
-        path: the database's folder; the file itself for `csv`. The demo database is generated there if it is not there
-            yet.
+        path: the database's folder; for `csv` the table itself. The demo database is generated
+            there if it is not there yet.
 
     Raises:
-        InputError: the folder, the label file or images are missing, or a row of the labels is wrong.
+        InputError: the folder, the label file or images are missing, or a row is wrong.
     """
     key = database_key(dataset)
-    if key == 'demo':
-        generate(path)
     database = DATABASES[key]
     labels = Labels(path, database.title, remedy_of(key, path, settings), settings)
     database.read(labels)
     if not labels.samples:
         raise InputError(f'{labels.file} lists no image. {labels.remedy}')
     if database.type_pattern:
-        for k, sample in enumerate(labels.samples):
-            labels.samples[k] = sample._replace(
-                facts={'type': ''.join(re.findall(database.type_pattern, sample.path))}
-            )
+        add_types(labels.samples, database.type_pattern)
     if settings.average_votes:
         labels.average()
-    missing = [
-        f'{sample.path} ({sample.where})' for sample in labels.samples if sample.file is None
-    ]
-    if missing and not settings.skip_missing:
-        what = f'{len(missing)} of the {len(labels.samples)} images that {labels.file} lists are missing'
-        first = f'the first of them {", ".join(missing[:5])}. {labels.remedy} --skip_missing leaves them out.'
-        raise InputError(f'{database.title}: {what}, {first}')
+    if not settings.skip_missing:
+        refuse_missing(labels)
     return labels
+
+
+def add_types(samples: list[Sample], pattern: str) -> None:
+    """Take the type of each sample's distortion from its path; '' if the path has none."""
+    for k, sample in enumerate(samples):
+        match = re.search(pattern, sample.path)
+        kind = match[1] if match else ''
+        samples[k] = sample._replace(facts={'type': kind})
+
+
+def refuse_missing(labels: Labels) -> None:
+    missing = [sample for sample in labels.samples if sample.file is None]
+    if missing:
+        first = ', '.join(f'{sample.path} ({sample.where})' for sample in missing[:5])
+        raise InputError(
+            f'{labels.title}: {len(missing)} of the {len(labels.samples)} images that '
+            f'{labels.file} lists are missing, the first of them {first}. {labels.remedy} '
+            '--skip_missing leaves them out.'
+        )
 
 
 class OpenDatabase:
@@ -424,11 +490,17 @@ class OpenDatabase:
         settings: how the labels are read.
 
     Attributes:
-        key: its name in `DATABASES`, and `entry` what stands there.
+        key: its name in `DATABASES`.
+        entry: its row there.
         samples: its `Sample`s, in the order of the label file.
-        left_out: with `settings.skip_missing`, for each image that is listed and left out its name, row and the reason.
-        units: what a split draws from: for each unit, the positions of its samples. A unit is a content, in the order
-            of their names, for the databases that are split by content, and an image for the others.
+        known: paths of its images that are not scored.
+        srgb: whether its images are converted to sRGB; it may be set until they are open.
+        higher_is_better: the direction of its scores.
+        by_content: whether a split keeps the images of one content together.
+        left_out: with `settings.skip_missing`, the name, row and reason of each listed image that
+            is left out.
+        units: for each unit that a split draws, the positions of its samples. If splits are by
+            content, a unit is a content, in the order of their names. Otherwise it is an image.
         frames: its images (see `util/frames.py`), once they are open.
 
     Raises:
@@ -448,83 +520,104 @@ class OpenDatabase:
         self.entry = DATABASES[self.key]
         self.path = path
         self.resize = resize or self.entry.resize
+        self.srgb = self.entry.srgb
         self.settings = settings
         labels = read_labels(self.key, path, settings)
-        self.samples, self.known, self.label_file, self.srgb = (
-            labels.samples,
-            labels.known,
-            labels.file,
-            self.entry.srgb,
-        )
+        self.label_file = labels.file
+        self.known = labels.known
+        self.samples = labels.samples
         self.left_out: list[dict[str, str]] = []
         if settings.skip_missing:
             self.leave_out(labels)
-        scores = [sample.score for sample in self.samples]
-        if len(scores) > 1 and np.float32(min(scores)) == np.float32(
-            max(scores)
-        ):  # the network sees no more digits
-            raise InputError(
-                f'{labels.file}: all {len(scores)} scores are {scores[0]:g}; give scores that differ'
-            )
-        self.higher_is_better = (
-            self.entry.higher_is_better
-            if labels.higher_is_better is None
-            else labels.higher_is_better
-        )
-        self.by_content = {'content': True, 'image': False, None: self.entry.by_content}[
-            settings.split_by
-        ]
-        if settings.split_by == 'content' and len(
-            {sample.content for sample in self.samples}
-        ) == len(self.samples):
-            remedy = (
-                '--columns content=NAME names the column'
-                if self.key == 'csv'
-                else f'{self.entry.title} names none'
-            )
-            raise InputError(
-                f'--split_by content: no two images of {labels.file} have the same content; {remedy}'
-            )
+        self.refuse_equal_scores()
+
+        # The label file or the user can say otherwise than the table of databases.
+        self.higher_is_better = self.entry.higher_is_better
+        if labels.higher_is_better is not None:
+            self.higher_is_better = labels.higher_is_better
+        self.by_content = self.entry.by_content
+        if settings.split_by is not None:
+            self.by_content = settings.split_by == 'content'
+        if settings.split_by == 'content':
+            self.refuse_single_contents()
         self.units = split_units(self.samples, self.by_content)
 
     def leave_out(self, labels: Labels) -> None:
         """Leave out the images that are missing or unreadable, and log how many."""
 
-        exif_rotation, paths = self.entry.exif_rotation, [sample.path for sample in self.samples]
-        faults = on_all_cores(
-            'find unreadable images', lambda path: read_picture(path, exif_rotation).fault, paths
-        )
-        rows = zip(self.all_names, self.samples, faults)
-        self.left_out = [
-            {'image': name, 'row': sample.where, 'reason': fault}
-            for name, sample, fault in rows
-            if fault
-        ]
-        self.samples = [sample for sample, fault in zip(self.samples, faults) if not fault]
-        del self.all_names  # which were of all that are listed
+        def fault_of(path: str) -> str:
+            return read_picture(path, self.entry.exif_rotation).fault
+
+        paths = [sample.path for sample in labels.samples]
+        faults = on_all_cores('find unreadable images', fault_of, paths)
+        self.samples = []
+        for sample, fault in zip(labels.samples, faults):
+            if fault:
+                name = self.name_of(sample.path)
+                self.left_out.append({'image': name, 'row': sample.where, 'reason': fault})
+            else:
+                self.samples.append(sample)
         if not self.samples:
             raise InputError(
-                f'{labels.file}: none of the {len(faults)} images that it lists can be read. {labels.remedy}'
+                f'{labels.file}: none of the {len(faults)} images that it lists can be read. '
+                f'{labels.remedy}'
             )
         if self.left_out:
-            first = self.left_out[0]['image']
             log(
-                f'--skip_missing: {len(self.left_out)} of {len(faults)} listed images are left out, the first is {first}'
+                f'--skip_missing: {len(self.left_out)} of {len(faults)} listed images are left '
+                f'out, the first is {self.left_out[0]["image"]}'
+            )
+
+    def refuse_equal_scores(self) -> None:
+        scores = [sample.score for sample in self.samples]
+        # The network computes with 32 bits, in which close scores are equal.
+        if len(scores) > 1 and np.float32(min(scores)) == np.float32(max(scores)):
+            raise InputError(
+                f'{self.label_file}: all {len(scores)} scores are {scores[0]:g}; give scores that '
+                'differ'
+            )
+
+    def refuse_single_contents(self) -> None:
+        """Refuse --split_by content if each image is a content of its own."""
+        contents = {sample.content for sample in self.samples}
+        if len(contents) == len(self.samples):
+            if self.key == 'csv':
+                remedy = '--columns content=NAME names the column'
+            else:
+                remedy = f'{self.entry.title} names none'
+            raise InputError(
+                f'--split_by content: no two images of {self.label_file} have the same content; '
+                f'{remedy}'
             )
 
     def open_frames(self, smallest: int, cache: Path | str | None = None) -> 'OpenDatabase':
-        """Make the images ready, decoding them into the cache if need be (see `util.frames.open_frames`); returns itself."""
-        paths, exif_rotation = [sample.path for sample in self.samples], self.entry.exif_rotation
-        direct = DirectFrames(paths, smallest, self.resize, exif_rotation, self.srgb)
+        """Make the images ready, decoding them into the cache if they are not in it.
+
+        Args:
+            smallest, cache: as in `util.frames.open_frames`.
+
+        Returns:
+            the database itself.
+        """
+        direct = DirectFrames(
+            paths=[sample.path for sample in self.samples],
+            smallest=smallest,
+            resize=self.resize,
+            exif_rotation=self.entry.exif_rotation,
+            srgb=self.srgb,
+        )
         self.frames = open_frames(direct, self.path, self.key, cache)
         return self
 
     def images(self, units: Iterable[int]) -> list[int]:
-        """Positions of the samples of `units`, in their order."""
-        return [k for unit in units for k in self.units[unit]]
+        """The positions of the samples of `units`, in their order."""
+        positions = []
+        for unit in units:
+            positions += self.units[unit]
+        return positions
 
     def names(self, positions: Iterable[int]) -> list[str]:
-        """The samples' names in the files of a run: their paths below the database's folder, the same on every machine."""
+        """The samples' names in the files of a run, the same on every machine."""
         return [self.all_names[k] for k in positions]
 
     @cached_property
@@ -532,40 +625,41 @@ class OpenDatabase:
         return [self.name_of(sample.path) for sample in self.samples]
 
     def name_of(self, path: str) -> str:
+        """The path of an image below the database's folder."""
         return Path(os.path.relpath(path, self.settings.images or folder_of(self.path))).as_posix()
 
     @cached_property
     def digest(self) -> str:
         """A hash of the samples' names, scores, contents and official sets."""
-        rows = zip(self.all_names, self.samples)
-        facts = [
-            [name, sample.score, self.plain_content(sample), sample.official_set]
-            for name, sample in rows
-        ]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        rows = []
+        for name, sample in zip(self.all_names, self.samples):
+            rows.append([name, sample.score, self.plain_content(sample), sample.official_set])
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def plain_content(self, sample: Sample) -> str:
-        """The content of a sample, the same on every machine also where it is the image's own path."""
+        """The content of a sample, the same on every machine even if it is the image's path."""
         return sample.content.removeprefix(f'{folder_of(self.path)}{os.sep}')
 
     def contents(self, positions: Iterable[int]) -> list[str]:
-        """What each image shows, where splits are by content: images of one are not independent. Otherwise its name."""
-        return [
-            self.plain_content(self.samples[k]) if self.by_content else self.all_names[k]
-            for k in positions
-        ]
+        """The content of each image if splits are by content, else its name.
+
+        Images with the same one are not independent.
+        """
+        if not self.by_content:
+            return self.names(positions)
+        return [self.plain_content(self.samples[k]) for k in positions]
 
     def facts(self, positions: Sequence[int]) -> dict[str, list[Any]]:
         """The further columns of predictions.csv (see `Sample`)."""
-        return {
-            name: [self.samples[k].facts[name] for k in positions] for name in self.samples[0].facts
-        }
+        columns = {}
+        for name in self.samples[0].facts:
+            columns[name] = [self.samples[k].facts[name] for k in positions]
+        return columns
 
     def thumbnail(self, position: int) -> Image.Image:
-        """A small picture of an image, in the proportions of its file even where the frame is squeezed."""
-        picture = load_image(
-            self.samples[position].path, exif_rotation=self.entry.exif_rotation, srgb=self.srgb
-        )
+        """A small picture of an image, in the proportions of its file and not of its frame."""
+        path = self.samples[position].path
+        picture = load_image(path, exif_rotation=self.entry.exif_rotation, srgb=self.srgb)
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         return picture
 
@@ -576,7 +670,7 @@ class OpenDatabase:
         return self.entry.score_range or (min(scores), max(scores))
 
     def meaning(self, normalized: bool) -> Meaning:
-        """Return what an image and a score mean to a network that is trained on this database.
+        """What an image and a score mean to a network that is trained on this database.
 
         Args:
             normalized: whether the network's 0..1 stands for the range of the labels.
@@ -596,21 +690,23 @@ class OpenDatabase:
         listed = len(self.samples) + len(self.left_out)
         if self.entry.images not in (None, listed):
             log(
-                f'warning: {self.entry.title} has {self.entry.images} images; {listed} are listed in the labels of this copy'
+                f'warning: {self.entry.title} has {self.entry.images} images; {listed} are listed '
+                'in the labels of this copy'
             )
 
 
 def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:
     """The `OpenDatabase.units` of `samples`."""
-    keys: list[Any] = [sample.content if by_content else k for k, sample in enumerate(samples)]
-    units: dict[Any, list[int]] = {key: [] for key in sorted(set(keys))}
-    for k, key in enumerate(keys):
-        units[key].append(k)
-    return list(units.values())
+    units: dict[Any, list[int]] = {}
+    for k, sample in enumerate(samples):
+        unit = sample.content if by_content else k
+        units.setdefault(unit, []).append(k)
+    # By name, so that a seed draws the same contents whatever the order of the label file.
+    return [units[unit] for unit in sorted(units)]
 
 
 def koniq_meaning() -> Meaning:
-    """Return what an image and a score mean to the original authors' model for KonIQ-10k."""
+    """What an image and a score mean to the original authors' model for KonIQ-10k."""
     entry = DATABASES['koniq']
     return Meaning(
         title=entry.title,
@@ -626,43 +722,55 @@ def koniq_meaning() -> Meaning:
 def dataset_table() -> str:
     """All databases as a table, one line each."""
     rows = [('--dataset', 'database', 'images', 'scores', 'split')]
-    rows += [
-        (key, entry.title, str(entry.images or 'any'), entry.scale, entry.split)
-        for key, entry in DATABASES.items()
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    for key, entry in DATABASES.items():
+        rows.append((key, entry.title, str(entry.images or 'any'), entry.scale, entry.split))
+    widths = []
+    for column in zip(*rows):
+        widths.append(max(len(cell) for cell in column))
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        lines.append('  '.join(cells).rstrip())
+    return '\n'.join(lines)
 
 
 def dataset_facts(key: str) -> str:
     """All that is known of a database, one line each."""
     entry = DATABASES[key]
-    source, layout = entry.source_and_layout
+    resized = ''
+    if entry.resize:
+        height, width = entry.resize
+        resized = f'{height} high, {width} wide'
     facts = {
         'also called': ', '.join(alias for alias, target in ALIASES.items() if target == key),
         'images': entry.images,
         'scores': entry.scale,
         'split': entry.split,
-        'resized to': entry.resize and '{} high, {} wide'.format(*entry.resize),
-        'rotation': 'as their EXIF orientation' * entry.exif_rotation,
+        'resized to': resized,
+        'rotation': 'as their EXIF orientation' if entry.exif_rotation else '',
         'options': ' '.join(f'--{name} {value}' for name, value in entry.defaults.items()),
-        'get it from': source,
-        'folder': layout,
+        'get it from': entry.source,
+        'folder': entry.layout,
     }
-    return '\n'.join([entry.title, *(f'  {name:13}{text}' for name, text in facts.items() if text)])
+    lines = [entry.title]
+    for name, text in facts.items():
+        if text:
+            lines.append(f'  {name:13}{text}')
+    return '\n'.join(lines)
 
 
 class DatabaseFolder:
-    """A database as a map-style dataset, as torch's DataLoader takes it, of (transformed image, score).
+    """A database as a map-style dataset, as torch's DataLoader takes it, of (image, score).
 
     Each image comes `patch_num` times in a row.
 
     Args:
         dataset: a key of `DATABASES`.
         root: the database's folder.
-        index: positions of the wanted units (see `OpenDatabase`): images, or references where the split is by content.
-        transform: turns a `PIL.Image` into what the dataset gives.
-        patch_num: how many patches each image gives per epoch.
+        index: positions of the wanted units (see `OpenDatabase`): images, or references if splits
+            are by content.
+        transform: turns a `PIL.Image` into the image that the dataset gives.
+        patch_num: patches of each image per epoch.
     """
 
     def __init__(
@@ -674,8 +782,11 @@ class DatabaseFolder:
         patch_num: int,
     ) -> None:
         database = OpenDatabase(dataset, root)
-        images = [database.samples[k] for k in database.images(index)]
-        self.samples = [(sample.path, sample.score) for sample in images for _ in range(patch_num)]
+        self.samples = []
+        for k in database.images(index):
+            sample = database.samples[k]
+            for _ in range(patch_num):
+                self.samples.append((sample.path, sample.score))
         self.exif_rotation = database.entry.exif_rotation
         self.transform = transform
 

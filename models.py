@@ -3,8 +3,8 @@
 Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper Network",
 CVPR 2020.
 
-    paras = HyperNet(16, 112, 224, 112, 56, 28, 14, 7)(patches)     # patches: (B, 3, 224, 224)
-    scores = TargetNet(paras)(paras['target_in_vec'])               # (B,)
+    paras = hyperiqa()(patches)                          # patches: (B, 3, 224, 224)
+    scores = TargetNet(paras)(paras['target_in_vec'])    # (B,)
 """
 
 from contextlib import nullcontext
@@ -26,7 +26,8 @@ class ResNetBackbone(ResNet):
 
     Args:
         lda_out_channels: features that each of the first three heads gives.
-        in_chn: features of the four heads together, the target network's input size.
+        in_chn: features of the four heads together. It is the input size of the target network,
+            and has the original's name.
     """
 
     def __init__(self, lda_out_channels: int, in_chn: int) -> None:
@@ -70,7 +71,7 @@ class ResNetBackbone(ResNet):
 
 
 def resnet50_backbone(lda_out_channels: int, in_chn: int) -> ResNetBackbone:
-    """Return a randomly initialised `ResNetBackbone`."""
+    """Return a randomly initialised `ResNetBackbone`; the original's name for it."""
     return ResNetBackbone(lda_out_channels, in_chn)
 
 
@@ -140,7 +141,8 @@ class HyperNet(nn.Module):
 
         Returns:
             `target_in_vec` (B, 224, 1, 1), the input of the target network; `target_fc{k}w`
-            (B, out, in, 1, 1) and `target_fc{k}b` (B, out) for k = 1 ... 5.
+            (B, out, in, 1, 1) and `target_fc{k}b` (B, out) for k = 1 ... 5. The two 1s are the
+            original's, whose layers were 1x1 convolutions.
 
         Raises:
             ValueError: the patches are not 224x224.
@@ -154,6 +156,7 @@ class HyperNet(nn.Module):
         for k, (f_in, f_out) in enumerate(pairwise(self.sizes), start=1):
             weight_head = self.get_submodule(f'fc{k}w_conv')
             bias_head = self.get_submodule(f'fc{k}b_fc')
+            # Which weight comes from which position does not matter, as long as it stays the same.
             paras[f'target_fc{k}w'] = weight_head(hyper_feat).reshape(-1, f_out, f_in, 1, 1)
             paras[f'target_fc{k}b'] = bias_head(pooled)
         paras['target_fc5w'] = self.fc5w_fc(pooled).view(-1, 1, self.sizes[-1], 1, 1)
@@ -184,7 +187,7 @@ class TargetFC(nn.Module):
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
         """Return the output (B, out, 1, 1) for an input (B, in, 1, 1)."""
-        # One batched matrix product: each image has a weight matrix of its own.
+        # For each image: (out, 1) + (out, in) @ (in, 1).
         out = torch.baddbmm(self.bias.unsqueeze(2), self.weight.flatten(2), input_.flatten(2))
         return out.unsqueeze(3)
 
@@ -192,8 +195,8 @@ class TargetFC(nn.Module):
 class TargetNet(nn.Module):
     """The quality predictor whose parameters `HyperNet` generated (section 3.4 of the paper).
 
-    It always computes in float32: that costs little, since its input is one vector per image, and
-    its output is compared to the third decimal.
+    It always computes in float32, which costs little for one vector per image. bfloat16 has too few
+    digits for scores that are compared to the third decimal.
     """
 
     def __init__(self, paras: dict[str, torch.Tensor]) -> None:
@@ -206,8 +209,8 @@ class TargetNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return unbounded scores (B,) for the `target_in_vec` (B, 224, 1, 1) of `HyperNet`."""
-        # Switch autocast off only if it is on: PyTorch 2.6 cannot load an exported graph with the
-        # switch.
+        # Autocast is switched off only if it is on: PyTorch 2.6 cannot load an exported graph that
+        # contains the switch.
         device = x.device.type
         is_on = torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False) if is_on else nullcontext():

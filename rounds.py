@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 import models
 from data_loader import DataLoader
@@ -29,7 +30,7 @@ def run(config: Any, job: Job) -> None:
     """Train and test the rounds into the run folder and print their medians."""
     device = join_ranks(config)
     check_initial_weights(config)
-    open_frames(config, [job.database, *job.others.values()])
+    decode_images(config, [job.database, *job.others.values()])
     if rank() == 0:
         write_run_files(config, job, device)
     # The other ranks read the files of the run once they are all there.
@@ -38,12 +39,12 @@ def run(config: Any, job: Job) -> None:
     rounds = list(config.rounds or range(1, config.train_test_num + 1))
     results: dict[str, Any] = {}
     for k, number in enumerate(rounds):
-        epochs_after = config.epochs * (len(rounds) - k - 1)
-        # Each round returns the results of all rounds so far, so the last ones are complete.
-        results = train_round(config, job, number - 1, later=epochs_after)
+        rounds_after = len(rounds) - k - 1
+        # The last call returns the results of all rounds.
+        results = train_round(config, job, number - 1, epochs_after=config.epochs * rounds_after)
     if rank() == 0:
         print_medians(results)
-    # Before an exit of the first rank, which would abort the others.
+    # First leave the group of ranks: if the first one exited in it, the others would be aborted.
     distributed.stop()
     exit_if_a_round_is_missing(config, results, rounds)
     is_whole = len(results['rounds']) == config.train_test_num
@@ -84,6 +85,7 @@ def check_initial_weights(config: Any) -> None:
     # The first rank may have to download the weights; the others then read the same file.
     with distributed.first_rank_first():
         _, layout = checkpoints.initial_weights(model, config.weights)
+    # A ResNet-50 is enough to start training, but gives no scores.
     if layout not in checkpoints.WITH_SCORES:
         for option in ('evaluate', 'fit_scale'):
             if getattr(config, option):
@@ -93,8 +95,11 @@ def check_initial_weights(config: Any) -> None:
                 )
 
 
-def open_frames(config: Any, databases: list[OpenDatabase]) -> None:
-    """Decode the images of the databases, or map the caches of decoded ones into memory."""
+def decode_images(config: Any, databases: list[OpenDatabase]) -> None:
+    """Decode the images of the databases, or map the caches of decoded ones into memory.
+
+    A decoded image is called a frame.
+    """
     for database in databases:
         database.open_frames(config.patch_size, config.cache)
     distributed.wait()
@@ -109,12 +114,12 @@ def write_run_files(config: Any, job: Job, device: str) -> None:
         write_table(path, ['image', 'row', 'reason'], job.database.left_out)
 
 
-def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict[str, Any]:
+def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) -> dict[str, Any]:
     """Train and test one round, or what is left of it, and write its results.
 
     Args:
         round_index: 0-based.
-        later: how many epochs of later rounds follow.
+        epochs_after: how many epochs of later rounds follow.
 
     Returns:
         the results of all rounds that are finished (see `gather_results`); none on the other ranks.
@@ -124,8 +129,9 @@ def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict
     # The folder is locked until it is closed, so that no other process trains this round.
     with closing(RoundFolder(config, round_index, record)) as folder:
         print(f'Round {round_index + 1}', flush=True)
-        # Ranks that do not share a disk could find the round finished on some machines only, or
-        # continue from different epochs.
+        # All ranks meet in one of the two calls of `refuse_differences`. Ranks that do not share a
+        # disk could find the round finished on some machines only, or continue from different
+        # epochs.
         if folder.finished:
             distributed.refuse_differences('the round is finished')
         else:
@@ -141,8 +147,9 @@ def train_round(config: Any, job: Job, round_index: int, later: int = 0) -> dict
             folder.restore(solver.load_state_dict)
             digest = checkpoints.digest(solver.model_hyper.state_dict())
             distributed.refuse_differences(f'{len(solver.history)} epochs, weights {digest[:8]}')
-            solver.train(folder.save, later)
-            # A round whose first epoch diverged has no best epoch, and so no result.
+            solver.train(folder.save, epochs_after)
+            # There is no best epoch, and so no result, if the first one diverged or the SRCC that
+            # selects it is nan in all.
             if solver.best:
                 finish_round(folder, solver, solver.best, job)
 
@@ -161,9 +168,12 @@ def finish_round(
     if job.others:
         checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
     on_others = test_on_others(solver, job, folder.path)
-    images = solver.test_data.images
     tested = tested_images(job.database, solver.test_data, best['scores'].numpy())
-    folder.finish(best, tested, lambda k: job.database.thumbnail(images[k]), on_others)
+
+    def thumbnail(k: int) -> Image.Image:
+        return job.database.thumbnail(solver.test_data.images[k])
+
+    folder.finish(best, tested, thumbnail, on_others)
 
 
 def tested_images(database: OpenDatabase, data: DataLoader, predicted: np.ndarray) -> TestedImages:
@@ -185,8 +195,8 @@ def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, 
 
     Returns:
         for each database, by its name: the number of images, and SRCC, PLCC, KRCC and MAE with
-        intervals. A higher correlation always means more agreement: if the scores of only one of
-        the two databases fall with quality, the sign is turned.
+        intervals. A higher correlation always means more agreement: if a lower score is better in
+        one of the two databases but not in the other, the sign is turned.
     """
     results = {}
     for name, database in job.others.items():
@@ -249,9 +259,9 @@ def log_next(config: Any, number: int, is_whole: bool) -> None:
 
 
 def evaluate(config: Any, job: Job) -> None:
-    """Test the checkpoint `config.weights`, on the other databases of a job or again on its own.
+    """Test the checkpoint `config.weights`.
 
-    On its own database it is tested on the test part of its round.
+    With --test_on it is tested on those databases. Otherwise the test of its round is repeated.
     """
     join_ranks(config)
     check_initial_weights(config)
@@ -265,9 +275,9 @@ def evaluate(config: Any, job: Job) -> None:
 
 def evaluate_on_others(config: Any, job: Job) -> None:
     """Test a checkpoint on the whole other databases of a job, and print the results."""
-    open_frames(config, list(job.others.values()))
-    # A solver without images, for its network and its way to predict. Its scores are in the unit of
-    # the labels that the network was trained on.
+    decode_images(config, list(job.others.values()))
+    # Only the solver's network and `predict` are used, so it has no images of its own. Its scores
+    # are in the unit of the labels that the network was trained on.
     solver = HyperIQASolver(
         config,
         job.database,
@@ -281,8 +291,8 @@ def evaluate_on_others(config: Any, job: Job) -> None:
 
 def repeat_test(config: Any, job: Job) -> None:
     """Repeat the test of a checkpoint's round, and print the results."""
-    open_frames(config, [job.database])
-    test_images = job.splits[0]['test']
+    decode_images(config, [job.database])
+    test_images = job.splits[0]['test']  # a test has only the split of its checkpoint's round
     solver = HyperIQASolver(
         config,
         job.database,
@@ -294,6 +304,7 @@ def repeat_test(config: Any, job: Job) -> None:
     tested = tested_images(job.database, data, solver.predict(data))
     metrics: dict[str, Any] = all_metrics(tested.predicted, tested.subjective)
     metrics.update(intervals([tested]))
+    # All digits, to be compared with those of another evaluation.
     print(f'test_srcc {metrics["SRCC"]}')
     print(f'test_plcc {metrics["PLCC"]}')
     print(f'{len(test_images)} test images: {with_intervals(metrics)}')

@@ -100,12 +100,14 @@ def refuse_contradictions(config: Namespace) -> None:
     Raises:
         InputError: two of them exclude each other, or one needs another.
     """
-    refuse_table_options(config)
-    refuse_split_options(config)
-    if config.fit_scale and config.weights in ('none', 'imagenet'):
+    if bool(config.csv) != (config.dataset == 'csv'):
         raise InputError(
-            '--fit_scale goes with --weights FILE, a HyperIQA that gives scores already'
+            '--csv FILE goes with --dataset csv, which it implies: the file lists your images and '
+            'their scores'
         )
+    refuse_split_options(config)
+    refuse_table_options(config)
+    refuse_training_options(config)
     if config.rounds and config.rounds[-1] > config.train_test_num:
         raise InputError(
             f'--rounds: there are {config.train_test_num} rounds; --train_test_num sets how many'
@@ -116,13 +118,17 @@ def refuse_contradictions(config: Namespace) -> None:
         raise InputError('--test_on: each database, and each name of a CSV file, can be named once')
 
 
+def refuse_split_options(config: Namespace) -> None:
+    """Refuse options about a random split where the split is another one."""
+    for name in ('val_ratio', 'split_by'):
+        if getattr(config, name) and config.split not in (None, 'random'):
+            raise InputError(
+                f'--{name} goes with --split random; another split names its own parts'
+            )
+
+
 def refuse_table_options(config: Namespace) -> None:
     """Refuse options about a table of the user's own where there is none."""
-    if bool(config.csv) != (config.dataset == 'csv'):
-        raise InputError(
-            '--csv FILE goes with --dataset csv, which it implies: the file lists your images and '
-            'their scores'
-        )
     keys = [key for _, key, _ in config.test_on or []]
     if config.csv or 'csv' in keys:
         return
@@ -133,15 +139,14 @@ def refuse_table_options(config: Namespace) -> None:
         )
 
 
-def refuse_split_options(config: Namespace) -> None:
-    """Refuse options about a random split, or a choice of the epoch, where there is none."""
-    for name in ('val_ratio', 'split_by'):
-        if getattr(config, name) and config.split not in (None, 'random'):
-            raise InputError(
-                f'--{name} goes with --split random; another split names its own parts'
-            )
+def refuse_training_options(config: Namespace) -> None:
+    """Refuse a choice of the epoch without images for it, and a fit of weights without scores."""
     if config.train_on_all and (config.val_ratio or config.patience or config.split):
         raise InputError(
             '--train_on_all leaves nothing to choose an epoch on: give no --val_ratio, --patience '
             'or --split'
+        )
+    if config.fit_scale and config.weights in ('none', 'imagenet'):
+        raise InputError(
+            '--fit_scale goes with --weights FILE, a HyperIQA that gives scores already'
         )

@@ -51,7 +51,7 @@ def gather_results(run: Path | str) -> dict[str, Any]:
 
 
 def gathered(run: Path, last: int) -> dict[str, Any]:
-    """The results of the finished rounds up to the number `last`, as `gather_results` returns them."""
+    """The results of the finished rounds up to number `last`, as `gather_results` returns them."""
     folders = []
     rounds = {}
     for number in rounds_in(run):

@@ -1,4 +1,4 @@
-"""A trained network written as one file for other programs, and compared with the network before the file appears."""
+"""A trained network written as one file for other programs, and compared with it beforehand."""
 
 import json
 import logging
@@ -16,14 +16,15 @@ from util.checkpoints import FACTS, read_checkpoint
 from util.errors import InputError, log
 from util.files import write_whole
 
-TOLERANCE = 2e-4  # of the largest score
+TOLERANCE = 2e-4  # relative to the largest score: another runtime adds up in another order
 
 
 def export(checkpoint: Path | str, out: Path | str) -> None:
     """Write the network in `checkpoint` to `out`, in the format of its ending.
 
     Raises:
-        InputError: a file cannot be read or written, or the exported file does not answer as the network does.
+        InputError: a file cannot be read or written, or the exported file does not answer as the
+            network does.
     """
     model, facts = trained(checkpoint)
     metadata = json.dumps(
@@ -31,10 +32,12 @@ def export(checkpoint: Path | str, out: Path | str) -> None:
     )
     scorer = PatchScorer(model, facts['score_range']).eval()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter('ignore')  # of PyTorch's exporters, about their own future
+        # PyTorch's exporters warn and log about their own future.
+        warnings.simplefilter('ignore')
         logging.getLogger('torch').setLevel(logging.CRITICAL)
         path = Path(folder) / f'exported{Path(out).suffix.lower()}'
         write(scorer, path, metadata)
+        # `out` appears only after the comparison.
         refuse_difference(scorer, path)
         write_whole(out, path.read_bytes())
     log(f'{out} answers as {checkpoint} does; it holds the metadata {metadata}')
@@ -47,35 +50,50 @@ def write(scorer: PatchScorer, path: Path, metadata: str) -> None:
 
         save_file(scorer.model.state_dict(), path, {'format': 'pt', FACTS: metadata})
         return
-    graph = torch.export.export(
-        scorer, (random_patches(2),), dynamic_shapes={'patches': {0: torch.export.Dim('N', min=1)}}
-    )
+    any_number = {'patches': {0: torch.export.Dim('N', min=1)}}
+    # Two example patches: a size of 1 would be taken for a constant.
+    graph = torch.export.export(scorer, (random_patches(2),), dynamic_shapes=any_number)
     if path.suffix == '.pt2':
         torch.export.save(graph, path, extra_files={FACTS: metadata})
-        return
-    names = {'patches': {0: 'N'}}
+    else:
+        write_onnx(graph, path, metadata)
+
+
+def write_onnx(graph: Any, path: Path, metadata: str) -> None:
     try:
         written: Any = torch.onnx.export(
-            graph, dynamo=True, dynamic_shapes=names, output_names=['scores'], verbose=False
+            graph,
+            dynamo=True,
+            dynamic_shapes={'patches': {0: 'N'}},
+            output_names=['scores'],
+            verbose=False,
         )
     except torch.onnx.OnnxExporterError:  # 2.6 fails at any number of patches, 2.7.1 does not
         raise InputError(
-            f'PyTorch {torch.__version__} cannot write this network as .onnx; take .pt2 or a newer PyTorch'
+            f'PyTorch {torch.__version__} cannot write this network as .onnx; take .pt2 or a newer '
+            'PyTorch'
         )
     written.model.metadata_props[FACTS] = metadata
     written.save(path)
 
 
 def refuse_difference(scorer: PatchScorer, path: Path) -> None:
-    """Load the exported file back and compare it with the network, on one patch and on several."""
+    """Load the exported file back and compare it with the network, on one patch and on several.
+
+    Raises:
+        InputError: their scores differ.
+    """
     answer = answers_of(scorer, path)
-    for count in (1, 3):
+    for count in (1, 3):  # neither is the number that it was exported with
         patches = random_patches(count)
         expected = scorer(patches)
         difference = (answer(patches) - expected).abs().max().item()
-        if not difference <= TOLERANCE * max(1, expected.abs().max().item()):
+        largest = max(1, expected.abs().max().item())
+        # Not `>`, which is false for nan.
+        if not difference <= TOLERANCE * largest:
             raise InputError(
-                f'the exported network differs by {difference:.2g} from {count} scores; nothing was written'
+                f'the exported network differs by {difference:.2g} from {count} scores; nothing '
+                'was written'
             )
 
 
@@ -94,6 +112,5 @@ def answers_of(scorer: PatchScorer, path: Path) -> Callable[[torch.Tensor], Any]
 
 
 def random_patches(count: int) -> torch.Tensor:
-    return torch.randint(
-        0, 256, (count, models.PATCH_SIZE, models.PATCH_SIZE, 3), dtype=torch.uint8
-    )
+    size = (count, models.PATCH_SIZE, models.PATCH_SIZE, 3)
+    return torch.randint(0, 256, size, dtype=torch.uint8)

@@ -1,9 +1,10 @@
-"""A trained network that scores whole images, and the network itself with what an image and a score mean to it."""
+"""A trained network that scores whole images, and how it is read from a checkpoint."""
 
 import itertools
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,11 @@ from util.labels import scale_of
 
 BATCH_SIZE = 100
 STRIDE = 112  # pixels of the frame between the patches of a map
-NARROWEST = (
-    1 / 100
-)  # an image that is narrower for its length is not enlarged until it holds a patch
-LOADING = (
-    threading.Lock()
-)  # of opened pictures: Pillow loads one at its first use, and it can be in a list twice
+# The shorter side, divided by the longer one: a narrower image would become huge if it were
+# enlarged until a patch fits in.
+NARROWEST = 1 / 100
+# Pillow decodes an opened picture when it is first used, and a list can have the same one twice.
+LOADING = threading.Lock()
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
 
@@ -37,8 +37,9 @@ class Scorer:
     """A trained network that scores images.
 
     Args:
-        checkpoint: a run's best.pth or last.pth, the authors' KonIQ model or pyiqa's, or what export.py wrote as .safetensors.
-        device: as in the scripts; None is CUDA or MPS where there is one, else the CPU.
+        checkpoint: a run's best.pth or last.pth, the authors' KonIQ model or pyiqa's, or a
+            .safetensors file that export.py wrote.
+        device: as in the scripts; None is CUDA or MPS if there is one, else the CPU.
         patches: random patches per image.
         amp: compute in bfloat16: faster, scores differ slightly.
 
@@ -56,12 +57,17 @@ class Scorer:
         self.device = pick_device(device)
         if amp and not has_bfloat16(self.device):
             log(
-                'warning: bfloat16 has no instructions on this device, so --amp makes scoring many times slower; leave it out'
+                'warning: bfloat16 has no instructions on this device, so --amp makes scoring many '
+                'times slower; leave it out'
             )
-        self.patches, self.amp, self.checkpoint = patches, amp, checkpoint
+        self.patches = patches
+        self.amp = amp
+        self.checkpoint = checkpoint
         model, self.facts = trained(checkpoint)
         self.network = PatchScorer(model, self.facts['score_range']).eval()
-        self.network.to(self.device, memory_format=memory_format(self.device))  # type: ignore[call-overload]  # not in its stub
+        # The stub of `to` lacks `memory_format`.
+        form = memory_format(self.device)
+        self.network.to(self.device, memory_format=form)  # type: ignore[call-overload]
 
     def __call__(
         self, images: Picture | list[Picture] | tuple[Picture, ...], spread: bool = False
@@ -69,195 +75,253 @@ class Scorer:
         """Score one image or a list of them.
 
         Args:
-            images: a path, a `PIL.Image`, or an (H, W, 3) uint8 RGB array, or a list of such. Files and opened pictures are
-                shown as a viewer shows them: upright, and with the colours of their profile in sRGB.
+            images: a path, a `PIL.Image`, or an (H, W, 3) uint8 RGB array, or a list of these.
+                Files and opened pictures are shown as a viewer shows them: upright, and with the
+                colours of their profile in sRGB.
             spread: also give the standard deviation over the patches.
 
         Returns:
-            a float in the unit of the labels, with `spread` a pair of floats; a list of such for a list.
+            a float in the unit of the labels, or with `spread` a pair of floats; for a list of
+            images, a list of these.
 
         Raises:
             InputError: an image cannot be used.
         """
-        listed = list(images) if isinstance(images, list | tuple) else [images]
-        found = [result if spread else result[0] for result in self.results(listed, strict=True)]
-        return found if isinstance(images, list | tuple) else found[0]
+        if not isinstance(images, list | tuple):
+            return self([images], spread)[0]
+        found = []
+        for score, deviation in self.results(images, strict=True):
+            found.append((score, deviation) if spread else score)
+        return found
 
     def results(self, images: Sequence[Picture], strict: bool = False) -> Iterator[Any]:
-        """Yields for each image, in order, its score and their deviation over the patches, or why it cannot be used.
+        """Yields a pair for each image, in order: its score, and the deviation over its patches.
 
-        Images are decoded ahead on all cores while the network computes, which takes about BATCH_SIZE patches at once.
+        For an image that cannot be used it yields the `InputError` instead. Images are decoded
+        ahead on all cores while the network computes, which takes about BATCH_SIZE patches at once.
 
         Args:
-            strict: raise the `InputError` of an image that cannot be used instead.
+            strict: raise the `InputError` of an image.
         """
-        count, cores = max(1, BATCH_SIZE // self.patches), frames.cores()
+        count = max(1, BATCH_SIZE // self.patches)
+        cores = frames.cores()
+        # Ahead by a whole batch, and by an image for every core while the network computes.
         jobs = frames.ahead(self.crops, images, cores, count + cores)
         while batch := list(itertools.islice(jobs, count)):
-            usable = [job for job in batch if strict or not isinstance(job.exception(), InputError)]
-            scores = iter(self.scores([job.result() for job in usable]) if usable else ())
-            yield from (job.exception() or next(scores) for job in batch)
+            yield from self.results_of(batch, strict)
+
+    def results_of(self, batch: list[Future[np.ndarray]], strict: bool) -> Iterator[Any]:
+        """Yields the `results` of the images whose crops are the results of the jobs in `batch`."""
+        crops = []
+        for job in batch:
+            # `result` raises the job's exception: a fault of an image only if `strict`, but any
+            # other one always.
+            if strict or not isinstance(job.exception(), InputError):
+                crops.append(job.result())
+        scores = iter(self.scores(crops) if crops else [])
+        for job in batch:
+            fault = job.exception()
+            yield fault if fault else next(scores)
 
     def crops(self, image: Picture) -> np.ndarray:
-        """(patches, 224, 224, 3) uint8 crops of an image, at places that the frame's height and width decide."""
+        """(patches, 224, 224, 3) uint8 crops of an image, at random places."""
         frame = self.pictures(image)[1]
-        places = draw_patches(
-            frame.shape[:2], np.array([frame.shape[:2]]), self.patches, istrain=False
-        )
-        return np.stack(
-            [
-                frame[top : top + PATCH_SIZE, left : left + PATCH_SIZE]
-                for top, left in zip(places.top, places.left)
-            ]
-        )
+        # Seeded by the frame's height and width, so that the same image has the same score.
+        size = frame.shape[:2]
+        places = draw_patches(size, np.array([size]), self.patches, istrain=False)
+        return np.stack([crop_of(frame, y, x) for y, x in zip(places.top, places.left)])
 
     def map(self, image: Picture) -> tuple[np.ndarray, np.ndarray, np.ndarray, Image.Image]:
-        """The scores of a grid of overlapping patches; argument and errors as of a call.
+        """Score a grid of overlapping patches; argument and errors as of a call.
 
-        Content moves them as much as quality does: a map shows which half of a photo is blurred, but not which object.
+        Content moves the scores as much as quality does: a map shows which half of a photo is
+        blurred, but not which object.
 
         Returns:
-            the scores (rows, columns) in the unit of the labels; y (rows,) and x (columns,) of the patches' centres, in pixels
-            of the photo; and the photo, as a viewer shows it.
+            the scores (rows, columns) in the unit of the labels; y (rows,) and x (columns,) of the
+            patches' centres, in pixels of the photo; and the photo, as a viewer shows it.
         """
         photo, frame = self.pictures(image)
-        top, left = (
-            np.array([*range(0, side - PATCH_SIZE, STRIDE), side - PATCH_SIZE])
-            for side in frame.shape[:2]
-        )
-        crops = [frame[y : y + PATCH_SIZE, x : x + PATCH_SIZE] for y in top for x in left]
-        y, x = (
-            (start + PATCH_SIZE / 2) * size / side
-            for start, size, side in zip((top, left), photo.size[::-1], frame.shape)
-        )
-        return self.patch_scores(np.stack(crops)).view(len(top), len(left)).numpy(), y, x, photo
+        height, width = frame.shape[:2]
+        top = grid_starts(height)
+        left = grid_starts(width)
+        crops = np.stack([crop_of(frame, y, x) for y in top for x in left])
+        scores = self.patch_scores(crops).view(len(top), len(left)).numpy()
+        # The frame may be the photo resized, so centres are scaled back.
+        y_centres = (top + PATCH_SIZE / 2) * photo.height / height
+        x_centres = (left + PATCH_SIZE / 2) * photo.width / width
+        return scores, y_centres, x_centres, photo
 
     def drawn_map(self, image: Picture, title: str) -> bytes:
-        """The `map` of an image over it, as the bytes of a PNG file."""
-        from util import (
-            plots,
-        )  # a program that scores needs no matplotlib, nor the side effects of importing it
+        """The `map` of an image drawn over it, as the bytes of a PNG file."""
+        # Not at the top: a program that scores needs no matplotlib, whose import takes half a
+        # second and changes the environment.
+        from util import plots
 
-        return plots.score_map(*self.map(image), title, scale_line(self.facts))
+        scores, y, x, photo = self.map(image)
+        return plots.score_map(scores, y, x, photo, title, unit=scale_line(self.facts))
 
     def pictures(self, image: Picture) -> tuple[Image.Image, np.ndarray]:
-        """An image as a viewer shows it, and the (H, W, 3) uint8 frame that patches are cut from."""
+        """An image as a viewer shows it, and its frame for patches to be cut from.
+
+        Returns:
+            the picture in RGB, and (H, W, 3) uint8.
+        """
         if isinstance(image, str | os.PathLike):
-            name, photo = str(image), frames.load_image(Path(image), exif_rotation=True, srgb=True)
+            name = str(image)
+            photo = frames.load_image(Path(image), exif_rotation=True, srgb=True)
         else:
-            name, photo = 'the image', rgb_of(image)
-        return photo, np.asarray(enlarged(frames.resized(photo, self.facts['resize']), name))
+            name = 'the image'
+            photo = rgb_of(image)
+        frame = enlarged(frames.resized(photo, self.facts['resize']), name)
+        return photo, np.asarray(frame)
 
     def scores(self, crops: Sequence[np.ndarray]) -> list[tuple[float, float]]:
-        """Mean and deviation of the scores of each image's `crops`; unit and errors as of `patch_scores`."""
+        """Mean and deviation of the scores of each image's crops.
+
+        Args:
+            crops: (patches, 224, 224, 3) uint8 of each image.
+
+        Raises:
+            InputError: a score is not finite.
+        """
         of_images = self.patch_scores(np.concatenate(crops)).view(-1, self.patches)
-        return list(zip(of_images.mean(1).tolist(), of_images.std(1, correction=0).tolist()))
+        means = of_images.mean(1).tolist()
+        # The deviation of these patches, not an estimate for others: one patch has 0 and no nan.
+        deviations = of_images.std(1, correction=0).tolist()
+        return list(zip(means, deviations))
 
     @torch.inference_mode()
     def patch_scores(self, crops: np.ndarray) -> torch.Tensor:
-        """(N, 224, 224, 3) uint8 crops -> (N,) float64 scores in the unit of the labels.
+        """Score (N, 224, 224, 3) uint8 crops.
+
+        Returns:
+            (N,) float64 on the CPU, in the unit of the labels.
 
         Raises:
             InputError: a score is not finite.
         """
         patches = torch.from_numpy(crops)
+        parts = []
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.amp):
-            scores = torch.cat(
-                [self.network(some.to(self.device)).cpu() for some in patches.split(BATCH_SIZE)]
-            ).double()
+            for part in patches.split(BATCH_SIZE):
+                parts.append(self.network(part.to(self.device)).cpu())
+        scores = torch.cat(parts).double()
         if not scores.isfinite().all():
             raise InputError(
-                f'{self.checkpoint} gives a score that is not finite; take the weights of another epoch'
+                f'{self.checkpoint} gives a score that is not finite; take the weights of another '
+                'epoch'
             )
         return scores
 
 
 class PatchScorer(torch.nn.Module):
-    """uint8 patches -> scores in the unit of the labels, with the preparation inside."""
+    """uint8 patches -> scores in the unit of the labels, with the preparation inside.
+
+    Args:
+        score_range: the scores that the network's 0 and 1 stand for; None if it gives scores.
+    """
 
     def __init__(self, model: HyperNet, score_range: Sequence[float] | None) -> None:
         super().__init__()
         self.model = model
         self.low, self.high = map(float, score_range or (0, 1))
-        self.mean, self.std = (
-            torch.nn.Buffer(values) for values in imagenet_statistics(torch.device('cpu'))
-        )
+        mean, std = imagenet_statistics(torch.device('cpu'))
+        self.mean = torch.nn.Buffer(mean)
+        self.std = torch.nn.Buffer(std)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """(N, 224, 224, 3) uint8 -> (N,) float32."""
-        # cast first: TensorRT and Core ML refuse to transpose uint8
-        images = (patches.float().permute(0, 3, 1, 2) / 255 - self.mean) / self.std
+        # Cast first: TensorRT and Core ML refuse to transpose uint8.
+        images = patches.float().permute(0, 3, 1, 2)
+        images = (images / 255 - self.mean) / self.std
         images = images.contiguous(memory_format=memory_format(patches.device))
         return self.low + (self.high - self.low) * predict_scores(self.model, images)
 
 
+def crop_of(frame: np.ndarray, y: int, x: int) -> np.ndarray:
+    return frame[y : y + PATCH_SIZE, x : x + PATCH_SIZE]
+
+
+def grid_starts(side: int) -> np.ndarray:
+    """Where the patches of a map start along a side: every STRIDE, and the last ends with it."""
+    last = side - PATCH_SIZE
+    return np.array([*range(0, last, STRIDE), last])
+
+
 def rgb_of(image: Any) -> Image.Image:
-    """An RGB `PIL.Image`, as a viewer shows it, of a `PIL.Image` of any mode, or of an (H, W, 3) uint8 array."""
+    """A picture as a viewer shows it, in RGB.
+
+    Args:
+        image: a `PIL.Image` of any mode, or an (H, W, 3) uint8 array.
+
+    Raises:
+        InputError: it is something else, or cannot be decoded.
+    """
     if isinstance(image, Image.Image):
         with LOADING, named('the image', 'an image'):
             return frames.as_rgb(image, exif_rotation=True, srgb=True)[0]
-    if (
-        not isinstance(image, np.ndarray)
-        or image.dtype != np.uint8
-        or image.ndim != 3
-        or image.shape[2] != 3
-        or not image.size
-    ):
-        found = (
-            f'{image.dtype} {image.shape}'
-            if isinstance(image, np.ndarray)
-            else type(image).__name__
-        )
-        raise InputError(
-            f'an image is a path, a PIL image or an (H, W, 3) uint8 RGB array, not {found}'
-        )
+    wanted = 'an image is a path, a PIL image or an (H, W, 3) uint8 RGB array'
+    if not isinstance(image, np.ndarray):
+        raise InputError(f'{wanted}, not {type(image).__name__}')
+    has_pixels = image.ndim == 3 and image.shape[2] == 3 and image.size > 0
+    if image.dtype != np.uint8 or not has_pixels:
+        raise InputError(f'{wanted}, not {image.dtype} {image.shape}')
     return Image.fromarray(np.ascontiguousarray(image))
 
 
 def enlarged(picture: Image.Image, name: str) -> Image.Image:
-    """The picture, at least as large as a patch."""
-    if min(picture.size) >= PATCH_SIZE:
+    """The picture, enlarged if it is smaller than a patch.
+
+    Args:
+        name: of the image, for messages.
+
+    Raises:
+        InputError: it is too narrow for that.
+    """
+    shorter = min(picture.size)
+    if shorter >= PATCH_SIZE:
         return picture
-    if min(picture.size) < NARROWEST * max(picture.size):
-        raise InputError(
-            f'{name} is {picture.width}x{picture.height}: too narrow to be enlarged until it holds a patch'
-        )
-    scale = PATCH_SIZE / min(picture.size)
+    found = f'{name} is {picture.width}x{picture.height}'
+    if shorter < NARROWEST * max(picture.size):
+        raise InputError(f'{found}: too narrow to be enlarged until it holds a patch')
+    scale = PATCH_SIZE / shorter
     width, height = (max(PATCH_SIZE, round(side * scale)) for side in picture.size)
-    log_once(
-        f'{name} is {picture.width}x{picture.height}: enlarged to {width}x{height}, so its score is less certain'
-    )
+    log_once(f'{found}: enlarged to {width}x{height}, so its score is less certain')
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def scale_line(facts: Mapping[str, Any]) -> str:
-    """What the scores mean, in one line."""
+    """One line about the scale of the scores."""
     scale = scale_of(facts.get('label_range'), facts.get('higher_is_better', True))
-    return (
-        f'scores on the scale of the labels of {facts.get("title", "the training images")}: {scale}'
-    )
+    title = facts.get('title', 'the training images')
+    return f'scores on the scale of the labels of {title}: {scale}'
 
 
 def trained(checkpoint: Path | str) -> tuple[HyperNet, dict[str, Any]]:
-    """The network in a checkpoint, and what an image and a score mean to it, see `train_test_IQA.prepare_run`.
+    """The network in a checkpoint, and what an image and a score mean to it.
 
-    That is in the config.json of the run that holds the checkpoint, or beside the checkpoint, or in a file of export.py. A
-    checkpoint without one is taken for the original authors' KonIQ model.
+    The meaning is in the config.json of the run that holds the checkpoint, or of the checkpoint's
+    own folder, or in a file of export.py. A checkpoint without one is taken for the original
+    authors' KonIQ model.
     """
     model = hyperiqa()
     layout, facts = checkpoints.load_trained(model, checkpoint)
     if layout == 'pyiqa':
         log(
-            f'{checkpoint} is of pyiqa: images are prepared as it does, without a resize, and its 0..1 is shown as 0..100'
+            f'{checkpoint} is of pyiqa: images are prepared as it does, without a resize, and its '
+            '0..1 is shown as 0..100'
         )
         return model, {**facts_of_koniq(), 'resize': None, 'score_range': (0, 100)}
     record = record_of(checkpoint)
+    # A config.json goes first: what an exported file holds was copied from one.
     if record:
         return model, read_record(record)['model']
     if facts is None:
         facts = facts_of_koniq()
         height, width = facts['resize']
         log(
-            f'there is no config.json with {checkpoint}: images are resized to {height} high, {width} wide as for KonIQ-10k'
+            f'there is no config.json with {checkpoint}: images are resized to {height} high, '
+            f'{width} wide as for KonIQ-10k'
         )
     return model, facts

@@ -261,3 +261,14 @@ def test_lines_fit_a_terminal_and_stderr_is_quiet_when_it_is_none(
     )
     out, err = capfd.readouterr()
     assert err == '' and max(map(len, out.splitlines())) <= 100
+
+
+def test_the_check_reads_everything_and_trains_nothing(program, make_database, tmp_path):
+    root = make_database('livec', images=10)
+    done = program('--dataset', 'livec', '--data_root', 'livec', '--check')
+    assert done.returncode == 0, done.stderr
+    assert 'LIVE Challenge has 1162 images; 10 are listed' in done.stderr
+    assert not (tmp_path / 'runs').exists() and not (root / '.hyperiqa_cache').exists()
+    (root / 'Images' / '5.bmp').write_bytes(b'no image')
+    done = program('--dataset', 'livec', '--data_root', 'livec', '--check')
+    assert done.returncode == 2 and '5.bmp' in done.stdout + done.stderr

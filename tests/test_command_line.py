@@ -1,14 +1,18 @@
-"""What is typed wrongly gets one line that helps, and what is typed rarely need not be typed at all."""
+"""Options: their names and defaults, those that contradict each other, and typing errors, which get one line that helps."""
 
 import json
 import subprocess
+import textwrap
 
 import pytest
-from helpers import QUICK, assert_same_run, command, history, link_run, read_table
+import torch
+from helpers import PROJECT, QUICK, assert_same_run, command, history, link_run, read_table
 
 import compare
 import folders
 from experiment.command_line import parse_options
+from util import demo_database
+from util.distributed import pick_device
 
 
 @pytest.mark.parametrize(
@@ -170,3 +174,99 @@ def test_more_rounds_may_follow_and_another_seed_may_take_the_splits(
     assert in_process(compare.main, 'run', 'other').returncode == 0
     wanting = program(*livec, '--train_test_num', 4, '--output', 'x')
     assert wanting.returncode == 2 and 'there is no file run/round_04/split.json' in wanting.stderr
+
+
+@pytest.mark.parametrize(
+    'options, reason',
+    [
+        (('--dataset', 'csv'), '--csv FILE goes with --dataset csv'),
+        (('--csv', 'mine.csv'), 'there is no file mine.csv'),
+        (('--csv', 'mine.csv', '--dataset', 'koniq'), '--csv FILE goes with --dataset csv'),
+        (('--dataset', 'csv', '--csv', 'mine.csv'), 'there is no file mine.csv'),
+        (('--split', 'official', '--val_ratio', 0.1), '--val_ratio goes with --split random'),
+        (('--train_on_all', '--patience', 3), '--train_on_all leaves nothing to choose'),
+        (('--test_on', 'koniq'), 'koniq is not NAME=DIR'),
+        (('--test_on', 'koniq2=x'), "there is no database 'koniq2'"),
+        (('--test_on', 'koniq=x', 'koniq-10k=y'), 'can be named once'),
+        (('--test_on', 'csv=x/a.csv', 'csv=y/a.csv'), 'can be named once'),
+        (('--columns', 'mos'), 'mos is not ROLE=NAME with a role of image, score, content, set'),
+        (('--lower_is_better',), 'describe the table of --csv FILE'),
+        (('--split', 'official', '--split_by', 'image'), '--split_by goes with --split random'),
+        (('--rounds', '5-3'), '5-3 is no range'),
+        (('--rounds', '9-11'), 'there are 10 rounds'),
+        (('--val_ratio', 1), '1 is not in 0 ... 0.99'),
+    ],
+)
+def test_options_that_contradict_each_other(program, options, reason):
+    done = program('--weights', 'none', '--device', 'cpu', *options)
+    assert done.returncode == 2 and reason in done.stderr.splitlines()[-1]
+
+
+def test_the_documented_table_of_databases_is_the_programs(program):
+    table = program('--list_datasets').stdout
+    documented = (PROJECT / 'docs' / 'databases.md').read_text()
+    assert table.startswith('--dataset  database') and textwrap.indent(table, '    ') in documented
+
+
+def test_a_databases_protocol_is_in_the_options():
+    config = parse_options(
+        [
+            '--dataset',
+            'koniq',
+            '--device',
+            'cpu',
+            '--rounds',
+            '3-5',
+            '--test_on',
+            'livec=a',
+            'CSIQ=b',
+        ]
+    )
+    assert config.rounds == [3, 4, 5] and config.test_on == [
+        ['livec', 'livec', 'a'],
+        ['csiq', 'csiq', 'b'],
+    ]
+    assert parse_options(['--train_on_all', '--device', 'cpu']).train_test_num == 1
+
+
+def test_options_of_the_original_keep_their_names_and_defaults():
+    config = parse_options(['--weights', 'none'])
+    assert {
+        name: getattr(config, name)
+        for name in (
+            'dataset',
+            'train_patch_num',
+            'test_patch_num',
+            'lr',
+            'weight_decay',
+            'lr_ratio',
+            'batch_size',
+            'epochs',
+            'patch_size',
+            'train_test_num',
+        )
+    } == {
+        'dataset': 'livec',
+        'train_patch_num': 25,
+        'test_patch_num': 25,
+        'lr': 2e-5,
+        'weight_decay': 5e-4,
+        'lr_ratio': 10,
+        'batch_size': 96,
+        'epochs': 16,
+        'patch_size': 224,
+        'train_test_num': 10,
+    }
+    assert (config.seed, config.data_root) == (0, 'data/livec')
+    assert pick_device(config.device) == ('cuda' if torch.cuda.is_available() else 'cpu')
+    assert parse_options([]).weights == 'imagenet'
+    assert parse_options(['--dataset', 'koniq-10k']).data_root == 'data/koniq'
+
+
+def test_a_databases_own_defaults_yield_to_the_users_options():
+    config = parse_options(['--dataset', 'demo', '--epochs', '3'])
+    assert (config.weights, config.epochs, config.batch_size) == (
+        'none',
+        3,
+        demo_database.DEFAULTS['batch_size'],
+    )

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import textwrap
 
+import databases
 import pytest
 from helpers import PROJECT
 
 from util import files
 from util.errors import InputError
+from util.files import walk
 
 NO_FLOCK = """
 #include <errno.h>
@@ -238,3 +240,21 @@ def test_another_users_files(as_nobody):
     printed = run(act)
     assert printed.count('\n') == 1 and 'cannot be locked (Permission denied)' in printed
     assert (folder / 'result.json').read_bytes() == b'' and (folder / 'own').exists()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / 'file'
+    files.write_whole(path, b'old')
+    files.write_whole(path, b'new')
+    assert path.read_bytes() == b'new'
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(InputError, match='folder cannot be written'):
+        files.write_whole(tmp_path / 'folder', b'content')
+    assert sorted(os.listdir(tmp_path)) == ['file', 'folder']
+
+
+def test_linked_folders_are_walked_once(tmp_path):
+    databases.copies(tmp_path / 'all', ['b/1.png'])
+    (tmp_path / 'all' / 'a').symlink_to(tmp_path / 'all' / 'b')
+    (tmp_path / 'all' / 'c').symlink_to(tmp_path / 'all')
+    assert [path.removeprefix(str(tmp_path)) for path in walk(tmp_path / 'all')] == ['/all/a/1.png']

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import databases
 import numpy as np
+import openpyxl
 import pytest
 import scipy.io
 from helpers import own_table
 from PIL import Image
 
 import folders
-from experiment.splits import official_split
+from experiment.splits import official_split, read_split
 from util import frames
 from util.errors import InputError
 from util.labels import Settings
@@ -923,3 +924,48 @@ def test_folders_that_may_not_be_entered_are_passed_over(as_nobody):
             )
         )
         assert printed == {'livec': '6\n', 'csiq': '24\n'}[key]
+
+
+def test_the_rows_of_csiqs_sheet_are_counted_as_in_its_text_file(tmp_path):
+    names = [
+        f'{ref}.{kind}.{level}.png'
+        for kind in ('AWGN', 'JPEG')
+        for ref in ('aaa', 'bb_b', 'bbc')
+        for level in (1, 2)
+    ]
+    book = openpyxl.Workbook()
+    book.active.title = 'all_by_image'
+    book.active.append(['image', 'dst_type', 'dst_lev', 'dmos'])
+    for name in sorted(names):
+        ref, kind, level, _ = name.split('.')
+        book.active.append(
+            [ref, {'AWGN': 'noise', 'JPEG': 'jpeg'}[kind], int(level), names.index(name) / 20]
+        )
+    splits = []
+    for folder in ('sheet', 'text'):
+        databases.copies(tmp_path / folder / 'dst_imgs_all', names)
+    book.save(tmp_path / 'sheet' / 'csiq.DMOS.xlsx')
+    (tmp_path / 'text' / 'csiq_label.txt').write_text(
+        ''.join(f'{n} {k / 20}\n' for k, n in enumerate(names))
+    )
+    np.save(tmp_path / 'train.npy', [0, 1, 2, 3, 6, 7, 8, 9])
+    np.save(tmp_path / 'test.npy', [4, 5, 10, 11])
+    for folder in ('sheet', 'text'):
+        database = folders.OpenDatabase('csiq', tmp_path / folder)
+        split = read_split(
+            [f'{part}={tmp_path}/{part}.npy' for part in ('train', 'test')], database
+        )
+        splits.append({part: sorted(database.names(images)) for part, images in split.items()})
+    assert splits[0] == splits[1] and len(splits[0]['train']) == 8
+
+
+def test_known_images_that_are_not_scored_are_not_missing(make_database, tmp_path, capsys):
+    database = folders.OpenDatabase('livec', make_database('livec', images=10))
+    names = database.names(range(10))
+    (tmp_path / 'train.txt').write_text(
+        '\n'.join(['t1.bmp', 'Images/trainingImages/t2.bmp', *names[:6]])
+    )
+    (tmp_path / 'test.txt').write_text('\n'.join(names[6:]))
+    split = read_split([f'{part}={tmp_path}/{part}.txt' for part in ('train', 'test')], database)
+    assert split == {'train': list(range(6)), 'val': [], 'test': list(range(6, 10))}
+    assert 'train.txt names 2 images that are known and left out' in capsys.readouterr().err

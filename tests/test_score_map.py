@@ -111,7 +111,7 @@ def test_demo_draws_a_map_beside_each_score(tmp_path, in_process, finished_run):
     [
         (
             'in/maps',
-            'error: --map in/maps is inside a folder of images, of which its pictures would be; name another',
+            'error: --map in/maps is inside a folder that is scored, so the maps would be scored too; name another',
         ),
         ('s.csv', 'error: s.csv: File exists'),
     ],

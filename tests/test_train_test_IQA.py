@@ -1,4 +1,4 @@
-"""The command line, as a user runs it: real processes on small real databases."""
+"""What train_test_IQA.py prints and how it ends, on small real databases."""
 
 import re
 
@@ -7,14 +7,8 @@ import pytest
 import torch
 from helpers import TINY, without_times
 
-import folders
 import models
-from experiment.command_line import parse_options
-from experiment.splits import draw_split
 from train_test_IQA import main
-from util import demo_database
-from util.distributed import pick_device
-from util.errors import InputError
 
 ONE_ROUND = (*TINY, '--batch_size', 3, '--train_test_num', 1)
 
@@ -153,74 +147,3 @@ def test_imagenet_weights_without_a_network_say_what_to_do(make_database, script
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert 'resnet50-0676ba61.pth' in last and '--weights FILE' in last and '--weights none' in last
-
-
-def test_options_of_the_original_keep_their_names_and_defaults():
-    config = parse_options(['--weights', 'none'])
-    assert {
-        name: getattr(config, name)
-        for name in (
-            'dataset',
-            'train_patch_num',
-            'test_patch_num',
-            'lr',
-            'weight_decay',
-            'lr_ratio',
-            'batch_size',
-            'epochs',
-            'patch_size',
-            'train_test_num',
-        )
-    } == {
-        'dataset': 'livec',
-        'train_patch_num': 25,
-        'test_patch_num': 25,
-        'lr': 2e-5,
-        'weight_decay': 5e-4,
-        'lr_ratio': 10,
-        'batch_size': 96,
-        'epochs': 16,
-        'patch_size': 224,
-        'train_test_num': 10,
-    }
-    assert (config.seed, config.data_root) == (0, 'data/livec')
-    assert pick_device(config.device) == ('cuda' if torch.cuda.is_available() else 'cpu')
-    assert parse_options([]).weights == 'imagenet'
-    assert parse_options(['--dataset', 'koniq-10k']).data_root == 'data/koniq'
-
-
-def test_a_databases_own_defaults_yield_to_the_users_options():
-    config = parse_options(['--dataset', 'demo', '--epochs', '3'])
-    assert (config.weights, config.epochs, config.batch_size) == (
-        'none',
-        3,
-        demo_database.DEFAULTS['batch_size'],
-    )
-
-
-def test_splits_take_80_percent_differ_by_round_and_never_cut_through_a_content(tmp_path):
-    demo_database.generate(tmp_path / 'demo')
-    database = folders.OpenDatabase('demo', tmp_path / 'demo')
-    samples, units = database.samples, database.units
-    assert len(samples) == demo_database.IMAGES and len(units) == demo_database.SCENES
-    for val_ratio, sizes in ((0, [32, 0, 8]), (0.25, [24, 8, 8])):
-        split = draw_split(len(units), 0, 0, val_ratio)
-        contents = [
-            {samples[k].content for unit in split[part] for k in units[unit]}
-            for part in ('train', 'val', 'test')
-        ]
-        assert [len(part) for part in contents] == sizes and len(set.union(*contents)) == 40
-    assert draw_split(20, 0, 0, 0) == draw_split(20, 0, 0, 0)
-    assert draw_split(20, 0, 1, 0) != draw_split(20, 0, 0, 0) != draw_split(20, 1, 0, 0)
-    assert draw_split(10073, 0, 0, 0)['train'][:4] == [
-        5092,
-        3941,
-        4806,
-        8181,
-    ]  # the same on every machine
-
-
-@pytest.mark.parametrize('units, val_ratio', [(1, 0), (2, 0.1), (0, 0)])
-def test_too_few_images_to_split(units, val_ratio):
-    with pytest.raises(InputError, match=f'{units} images or contents are too few'):
-        draw_split(units, 0, 0, val_ratio)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals agree with the definition, with scipy and with theory, and hold the truth as often as they say."""
+"""Metrics on known curves; intervals agree with the definition, with scipy and with theory, and hold as often as they say."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from scipy import stats
 from experiment.report import print_medians, print_round, with_intervals
 from experiment.results import gather_results, read_predictions, write_predictions
 from util import metrics
-from util.metrics import TestedImages, intervals, plcc, srcc
+from util.metrics import TestedImages, all_metrics, intervals, plcc, srcc
 
 
 def round_of(predicted, subjective, contents=None):
@@ -273,3 +273,34 @@ def test_the_intervals_of_an_earlier_version_are_computed_anew(finished_run, tmp
         found = gather_results(run)['rounds'][str(number)] if number == 2 else {}
     assert {name: found[name] for name in intervals([tested])} == intervals([tested])
     assert found['interval_method'] == 'jackknife of the contents'
+
+
+def test_metrics_of_no_images_are_nan():
+    assert all(value != value for value in all_metrics([], []).values())
+
+
+def test_logistic_metrics_on_a_known_curve():
+    x = np.linspace(-3, 3, 60)
+    y = 80 / (1 + np.exp(-(x - 0.5) / 0.7)) + 10
+    metrics = all_metrics(x, y)
+    assert (
+        metrics['RMSE'] < 1e-4
+        and metrics['PLCC_logistic'] == pytest.approx(1)
+        and metrics['PLCC'] < 0.99
+    )
+    assert metrics['SRCC'] == pytest.approx(1) and metrics['KRCC'] == pytest.approx(1)
+    falling = all_metrics(-x, y)
+    assert falling['SRCC'] == pytest.approx(-1) and falling['PLCC_logistic'] == pytest.approx(1)
+    assert math.isnan(all_metrics([1, 1, 1, 1, 1], y[:5])['RMSE']) and math.isnan(
+        all_metrics([1, 2], [1, 2])['RMSE']
+    )
+
+
+def test_correlations_of_constant_or_nan_scores_are_nan_without_a_warning(recwarn):
+    for function in (srcc, plcc):
+        assert function([1, 2, 3], [1, 2, 3]) == pytest.approx(1)
+        assert math.isnan(function([2, 2, 2], [1, 2, 3])) and math.isnan(
+            function([1, math.nan, 3], [1, 2, 3])
+        )
+        assert math.isnan(function([1], [1]))
+    assert not recwarn.list

@@ -1,145 +1,23 @@
-"""What a run trains and tests on: splits that travel, images of one's own, the scores' unit, other databases."""
+"""A trained network is tested again, or on other databases; what a run records about its scores and images is kept."""
 
 import json
 import re
 import shutil
-import textwrap
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
-from helpers import PROJECT, QUICK, best_row, history, own_table, read_table
+from helpers import QUICK, best_row, history, link_run, own_images, read_table
 from scipy.stats import spearmanr
 
 import demo
-import folders
 from experiment.command_line import parse_options
 from experiment.record import refuse_other_options
-from experiment.splits import asked_splits, draw_splits
 from util import files
 from util.errors import InputError
-from util.metrics import all_metrics
 
 MODEL = {'resize': None, 'exif_rotation': False, 'score_range': None, 'higher_is_better': True}
-
-
-def own_images(root, count=10, score='score', **columns):
-    """`count` pictures with scores 10, 20 ... and further columns in root/mine/labels.csv."""
-    lines = [','.join(['image', score, *columns])]
-    for k in range(count):
-        cells = [f'{k}.png', str(10 * (k + 1)), *(values[k] for values in columns.values())]
-        lines.append(','.join(cells))
-    names = [f'{k}.png' for k in range(count)]
-    text = '\n'.join(lines)
-    return own_table(root / 'mine', text, images=names, name='labels.csv', size=(230, 240))
-
-
-def split_config(dataset, root, **options):
-    return SimpleNamespace(
-        **{
-            'dataset': dataset,
-            'data_root': str(root),
-            'split': 'random',
-            'seed': 0,
-            'val_ratio': 0,
-            'train_test_num': 2,
-            'train_on_all': False,
-            'columns': None,
-            **options,
-        }
-    )
-
-
-def drawn(dataset, root, **options):
-    """Names of the images in each part, for each round."""
-    database = folders.OpenDatabase(dataset, root)
-    splits = draw_splits(split_config(dataset, root, **options), database)
-    return [{part: database.names(split[part]) for part in split} for split in splits]
-
-
-def test_the_official_split_is_that_of_the_labels(make_database):
-    root = make_database('koniq_sets')
-    file = root / 'koniq10k_distributions_sets.csv'
-    file.write_text(
-        file.read_text().replace('training', 'validation', 1)
-    )  # two of each part or more
-    database = folders.OpenDatabase('koniq', root)
-    first, second = drawn('koniq', root, split='official')
-    assert (
-        first
-        == second
-        == {
-            part: database.names(
-                k for k, sample in enumerate(database.samples) if sample.official_set == part
-            )
-            for part in ('train', 'val', 'test')
-        }
-    )
-    assert first['train'] and first['val'] and first['test']
-    with pytest.raises(InputError, match='--split official: LIVE Challenge has no official sets'):
-        drawn('livec', make_database('livec', images=10), split='official')
-
-
-def test_a_split_of_another_run_is_taken_as_it_is(make_database, tmp_path):
-    root = make_database('livec', images=10)
-    _, second = drawn('livec', root)
-    files.write_json(tmp_path / 'split.json', second)
-    assert drawn('livec', root, split=str(tmp_path / 'split.json')) == [second, second]
-    for change, reason in (
-        ({'train': ['Images/none.bmp']}, 'names 1 images that are not in .*none.bmp'),
-        ({'val': second['test'][:1]}, 'twice; an image belongs to one part'),
-        (
-            {'test': []},
-            'in round 1, the test part needs two different scores for an SRCC .images: 0',
-        ),
-    ):
-        files.write_json(tmp_path / 'changed.json', {**second, **change})
-        with pytest.raises(InputError, match=reason):
-            drawn('livec', root, split=str(tmp_path / 'changed.json'))
-    with pytest.raises(InputError, match='there is no file .*absent.json'):
-        drawn('livec', root, split=str(tmp_path / 'absent.json'))
-
-
-def test_a_seed_gives_the_same_names_wherever_and_in_whatever_order_the_files_lie(
-    make_database, tmp_path
-):
-    root = make_database('tid2013')
-    label_file = root / 'mos_with_names.txt'
-    other = tmp_path / 'deep' / 'er' / 'copy'
-    (other / 'distorted_images').mkdir(parents=True)
-    for path in sorted((root / 'distorted_images').iterdir(), reverse=True):
-        shutil.copy(path, other / 'distorted_images' / path.name)
-    shutil.copy(label_file, other)
-    database, same = folders.OpenDatabase('tid2013', root), folders.OpenDatabase('tid2013', other)
-    config = split_config('tid2013', root, seed=3)
-    splits = [asked_splits(config, each)[1][0] for each in (database, same)]
-    assert [database.names(images) for images in splits[0].values()] == [
-        same.names(images) for images in splits[1].values()
-    ]
-    assert asked_splits(split_config('tid2013', root, seed=4), database)[1][0] != splits[0]
-
-
-def test_contents_of_ones_own_stay_together_and_sets_fix_the_split(tmp_path):
-    contents = [f'scene{k // 2}' for k in range(10)]
-    file = own_images(tmp_path, content=contents)
-    for split in drawn('csv', file, val_ratio=0.25):
-        scenes = [
-            {contents[int(name.removesuffix('.png'))] for name in split[part]}
-            for part in ('train', 'val', 'test')
-        ]
-        assert len(set.union(*scenes)) == sum(map(len, scenes)) == 5 and all(scenes)
-    sets = ['test', 'test', 'val', 'val', *['train'] * 6]
-    file = own_images(tmp_path, content=contents, set=sets)
-    parts = {
-        'test': ['0.png', '1.png'],
-        'val': ['2.png', '3.png'],
-        'train': [f'{k}.png' for k in range(4, 10)],
-    }
-    assert drawn('csv', file, split=None)[0] == parts == drawn('csv', file, split='official')[0]
-    assert drawn('csv', file, split='random')[0] != parts
-    with pytest.raises(InputError, match='--val_ratio: the sets in .* already name'):
-        drawn('csv', file, split=None, val_ratio=0.2)
 
 
 @pytest.mark.slow
@@ -357,74 +235,6 @@ def test_training_on_all_keeps_the_last_epoch(program, make_database, tmp_path):
     assert refused.returncode == 2 and 'was trained without a test part' in refused.stderr
 
 
-@pytest.mark.parametrize(
-    'options, reason',
-    [
-        (('--dataset', 'csv'), '--csv FILE goes with --dataset csv'),
-        (('--csv', 'mine.csv'), 'there is no file mine.csv'),
-        (('--csv', 'mine.csv', '--dataset', 'koniq'), '--csv FILE goes with --dataset csv'),
-        (('--dataset', 'csv', '--csv', 'mine.csv'), 'there is no file mine.csv'),
-        (('--split', 'official', '--val_ratio', 0.1), '--val_ratio goes with --split random'),
-        (('--train_on_all', '--patience', 3), '--train_on_all leaves nothing to choose'),
-        (('--test_on', 'koniq'), 'koniq is not NAME=DIR'),
-        (('--test_on', 'koniq2=x'), "there is no database 'koniq2'"),
-        (('--test_on', 'koniq=x', 'koniq-10k=y'), 'can be named once'),
-        (('--test_on', 'csv=x/a.csv', 'csv=y/a.csv'), 'can be named once'),
-        (('--columns', 'mos'), 'mos is not ROLE=NAME with a role of image, score, content, set'),
-        (('--lower_is_better',), 'describe the table of --csv FILE'),
-        (('--split', 'official', '--split_by', 'image'), '--split_by goes with --split random'),
-        (('--rounds', '5-3'), '5-3 is no range'),
-        (('--rounds', '9-11'), 'there are 10 rounds'),
-        (('--val_ratio', 1), '1 is not in 0 ... 0.99'),
-    ],
-)
-def test_options_that_contradict_each_other(program, options, reason):
-    done = program('--weights', 'none', '--device', 'cpu', *options)
-    assert done.returncode == 2 and reason in done.stderr.splitlines()[-1]
-
-
-def test_the_check_reads_everything_and_trains_nothing(program, make_database, tmp_path):
-    root = make_database('livec', images=10)
-    done = program('--dataset', 'livec', '--data_root', 'livec', '--check')
-    assert done.returncode == 0, done.stderr
-    assert 'LIVE Challenge has 1162 images; 10 are listed' in done.stderr
-    assert not (tmp_path / 'runs').exists() and not (root / '.hyperiqa_cache').exists()
-    (root / 'Images' / '5.bmp').write_bytes(b'no image')
-    done = program('--dataset', 'livec', '--data_root', 'livec', '--check')
-    assert done.returncode == 2 and '5.bmp' in done.stdout + done.stderr
-
-
-def test_the_documented_table_of_databases_is_the_programs(program):
-    table = program('--list_datasets').stdout
-    documented = (PROJECT / 'docs' / 'databases.md').read_text()
-    assert table.startswith('--dataset  database') and textwrap.indent(table, '    ') in documented
-
-
-def test_a_databases_protocol_is_in_the_options():
-    config = parse_options(
-        [
-            '--dataset',
-            'koniq',
-            '--device',
-            'cpu',
-            '--rounds',
-            '3-5',
-            '--test_on',
-            'livec=a',
-            'CSIQ=b',
-        ]
-    )
-    assert config.rounds == [3, 4, 5] and config.test_on == [
-        ['livec', 'livec', 'a'],
-        ['csiq', 'csiq', 'b'],
-    ]
-    assert parse_options(['--train_on_all', '--device', 'cpu']).train_test_num == 1
-
-
-def test_metrics_of_no_images_are_nan():
-    assert all(value != value for value in all_metrics([], []).values())
-
-
 def test_test_on_what_is_trained_on_is_a_warning(make_database, program, tmp_path):
     make_database('livec', images=10)
     (tmp_path / 'mine.csv').write_text('image,score\nlivec/Images/3.bmp,1\nlivec/Images/5.bmp,2\n')
@@ -443,3 +253,35 @@ def test_test_on_what_is_trained_on_is_a_warning(make_database, program, tmp_pat
     )
     for start in ('livec: 10 of its 10', 'mine: 2 of its 2'):
         assert f'warning: --test_on {start} images are of the training database' in done.stderr
+
+
+def test_evaluating_outside_a_run_folder_is_refused(program, tmp_path):
+    torch.save({}, tmp_path / 'loose.pth')
+    done = program('--evaluate', 'loose.pth')
+    assert done.returncode == 2 and done.stderr.startswith(
+        'error: --evaluate: loose.pth is in no run folder; '
+    )
+
+
+@pytest.mark.slow
+def test_evaluate_refuses_other_labels_and_takes_a_link(program, finished_run, tmp_path):
+    shutil.copytree(finished_run / 'livec', tmp_path / 'livec')
+    link_run(finished_run / 'run', tmp_path / 'run')
+    (tmp_path / 'link').symlink_to(tmp_path / 'run' / 'round_01')
+    (tmp_path / 'best.pth').symlink_to(tmp_path / 'run' / 'round_01' / 'best.pth')
+    for checkpoint in ('link/best.pth', 'best.pth'):
+        done = program('--evaluate', checkpoint)
+        assert done.returncode == 0 and done.stdout.startswith('test_srcc '), done.stderr
+    file = tmp_path / 'livec' / 'Data' / 'AllMOS_release.mat'
+    scipy.io.savemat(file, {'AllMOS_release': 200 - scipy.io.loadmat(file)['AllMOS_release']})
+    done = program('--evaluate', 'run/round_01/best.pth')
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert (
+        'the scores, contents or sets of the labels have changed since' in done.stderr
+        and '--test_on' in done.stderr
+    )
+    summary = program('--summarize', 'run')
+    assert summary.returncode == 0
+    for result in (tmp_path / 'run').glob('round_*/result.json'):
+        result.unlink()
+    assert program('--summarize', 'run').returncode == 3
