@@ -243,7 +243,7 @@ def refuse_degenerate(correlations: Iterable[float]) -> None:
     for value in correlations:
         if math.isnan(value):
             raise NoIntervalError('a correlation is undefined')
-        if False:
+        if 1 - abs(value) < SAME:
             raise NoIntervalError('a correlation is perfect')
 
 
