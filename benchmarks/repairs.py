@@ -220,7 +220,7 @@ def compare_arms(folders: Sequence[Path]) -> None:
     with_p = [row for row in main_rows if 'p' in row]
     is_adjusted = len(with_p) > 1
     for rows, row in zip(comparisons, main_rows):
-        compare.print_differences(rows)
+        compare.print_comparison(rows)
         if not (is_adjusted and 'p' in row):
             print(f'  {compare.verdict(rows)}')
     if is_adjusted:
