@@ -484,7 +484,9 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 
 def shown(row: dict[str, Any]) -> str:
-    """'+0.0123 [-0.0010, +0.0256] p 0.07', without the parts that are unknown."""
+    """'+0.0123 [-0.0010, +0.0256] p 0.07', without the parts that do not exist."""
+    if math.isnan(row['difference']):
+        return 'undefined'
     text = f'{row["difference"]:+.4f}'
     if 'low' in row:
         text += f' [{row["low"]:+.4f}, {row["high"]:+.4f}]'

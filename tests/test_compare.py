@@ -233,6 +233,7 @@ def test_a_round_whose_correlation_is_undefined_leaves_no_verdict(
     summary = 'median' if settings else 'mean'
     assert_no_verdict(done, f'a correlation is undefined (round 3, {summary}')
     assert 'SRCC nan, PLCC nan (no interval: a correlation is undefined)' in done.stdout
+    assert f'  {summary:11}{"undefined":40}undefined\n' in done.stdout
 
 
 @pytest.mark.parametrize('rounds', [1, 3])
