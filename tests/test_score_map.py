@@ -77,7 +77,10 @@ def test_the_colour_bar_has_the_colours_of_the_map(colour):
 
 
 def test_who_scores_imports_no_matplotlib_and_keeps_its_environment():
-    program = 'import os, sys, scoring.scorer; print("matplotlib" in sys.modules, os.environ["MPLBACKEND"])'
+    program = (
+        'import os, sys, scoring.scorer\n'
+        'print("matplotlib" in sys.modules, os.environ["MPLBACKEND"])'
+    )
     done = subprocess.run(
         [sys.executable, '-c', program],
         cwd=PROJECT,
@@ -129,7 +132,8 @@ def test_demo_draws_a_map_beside_each_score(tmp_path, in_process, finished_run):
     [
         (
             'in/maps',
-            'error: --map in/maps is inside a folder that is scored, so the maps would be scored too; name another',
+            'error: --map in/maps is inside a folder that is scored, '
+            'so the maps would be scored too; name another',
         ),
         ('s.csv', 'error: s.csv: File exists'),
     ],
