@@ -26,7 +26,7 @@ import folders
 from experiment.options import Parser, with_defaults
 from experiment.record import FREE_OPTIONS, read_record
 from experiment.report import with_intervals
-from experiment.results import read_history, read_predictions
+from experiment.results import read_history, read_predictions, read_result, unequal_epochs
 from experiment.run_folder import round_path, rounds_in
 from util import metrics, plots
 from util.errors import InputError, boundary
@@ -123,14 +123,18 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
 
 def read_run(folder: Path, name: str) -> Run:
     run = Run(name, read_record(folder / 'config.json'), rounds={}, histories={}, splits={})
+    results = {}
     for number in rounds_in(folder):
         path = round_path(folder, number)
         tested = read_predictions(path / 'predictions.csv')
+        results[number] = read_result(path / 'result.json')
         # A run that trains on all images has rounds without a test part.
         if tested.images:
             run.rounds[number] = tested
             run.histories[number] = read_history(path)
             run.splits[number] = read_json(path / 'split.json')
+    if unequal_epochs(results):
+        raise InputError(f'{folder}: {unequal_epochs(results)}')
     if not run.rounds:
         raise InputError(
             f'{folder} has no finished round with test images; --resume {folder} finishes it'

@@ -42,7 +42,7 @@ def run(config: Any, job: Job) -> None:
     digest = check_initial_weights(config) if is_start else None
     decode_images(config, [job.database, *job.others.values()])
     if rank() == 0:
-        write_run_files(config, job, {**surroundings(device), 'initial_weights': digest})
+        write_run_files(config, job, device, digest)
     # The other ranks read the files of the run once they are all there.
     distributed.wait()
 
@@ -118,10 +118,15 @@ def decode_images(config: Any, databases: list[OpenDatabase]) -> None:
     distributed.wait()
 
 
-def write_run_files(config: Any, job: Job, surroundings: dict[str, Any]) -> None:
-    """Make or continue the run folder, and write which listed images are left out."""
+def write_run_files(config: Any, job: Job, device: str, digest: str | None) -> None:
+    """Make or continue the run folder, and write which listed images are left out.
+
+    Args:
+        digest: of the initial weights; None if no round starts from them.
+    """
+    made_with = {**surroundings(device), 'initial_weights': digest}
     records = [split_record(split, job.database) for split in job.splits]
-    open_run(config, job.meaning._asdict(), records, surroundings)
+    open_run(config, job.meaning._asdict(), records, made_with)
     if job.database.left_out:
         path = Path(config.output) / 'left_out.csv'
         write_table(path, ['image', 'row', 'reason'], job.database.left_out)

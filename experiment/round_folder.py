@@ -94,9 +94,7 @@ class RoundFolder:
             is running this round or has begun the run anew with other options.
     """
 
-    def __init__(
-        self, config: Any, meaning: Meaning, round_index: int, split: SplitRecord
-    ) -> None:
+    def __init__(self, config: Any, meaning: Meaning, round_index: int, split: SplitRecord) -> None:
         self.path = round_path(config.output, round_index + 1)
         self.epochs = config.epochs
         self.title = f'{title_of(config.dataset)}, seed {config.seed}, round {round_index + 1}'
