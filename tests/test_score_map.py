@@ -142,6 +142,7 @@ def test_maps_replace_only_maps_and_go_into_no_run_folder(tmp_path, in_process, 
 )
 def test_a_folder_that_maps_cannot_be_in_is_one_line(tmp_path, in_process, folder, message):
     databases.picture(tmp_path / 'in' / 'a.png')
-    (tmp_path / 's.csv').write_text('')
-    done = in_process(demo.main, '--checkpoint', 'absent.pth', '--map', folder, 'in')
+    for name in ('s.csv', 'best.pth'):
+        (tmp_path / name).touch()
+    done = in_process(demo.main, '--checkpoint', 'best.pth', '--map', folder, 'in')
     assert done.returncode == 2 and done.stderr.startswith(message) and done.stderr.count('\n') == 1
