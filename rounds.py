@@ -43,7 +43,7 @@ def run(config: Any, job: Job) -> None:
     digest = check_initial_weights(config) if is_start else None
     decode_images(config, [job.database, *job.others.values()])
     if rank() == 0:
-        write_run_files(config, job, {**surroundings(device), 'initial_weights': digest})
+        write_run_files(config, job, device, digest)
     # The other ranks read the files of the run once they are all there.
     distributed.wait()
 
@@ -119,10 +119,15 @@ def decode_images(config: Any, databases: list[OpenDatabase]) -> None:
     distributed.wait()
 
 
-def write_run_files(config: Any, job: Job, surroundings: dict[str, Any]) -> None:
-    """Make or continue the run folder, and write which listed images are left out."""
+def write_run_files(config: Any, job: Job, device: str, digest: str | None) -> None:
+    """Make or continue the run folder, and write which listed images are left out.
+
+    Args:
+        digest: of the initial weights; None if no round starts from them.
+    """
+    made_with = {**surroundings(device), 'initial_weights': digest}
     records = [split_record(split, job.database) for split in job.splits]
-    open_run(config, job.meaning._asdict(), records, surroundings)
+    open_run(config, job.meaning._asdict(), records, made_with)
     if job.database.left_out:
         path = Path(config.output) / 'left_out.csv'
         write_table(path, ['image', 'row', 'reason'], job.database.left_out)
@@ -270,10 +275,10 @@ def log_next(config: Any, number: int, is_whole: bool) -> None:
     checkpoint = shlex.quote(f'{folder}/best.pth')
     log(f'Score a photo:    python demo.py --checkpoint {checkpoint} PHOTO')
     quoted_run = shlex.quote(str(run))
-    if is_whole:
-        log(f'Compare two runs: python compare.py {quoted_run} OTHER_RUN')
-    else:
+    if not is_whole:
         log(f'Other rounds:     python train_test_IQA.py --resume {quoted_run}')
+    elif not config.train_on_all:
+        log(f'Compare two runs: python compare.py {quoted_run} OTHER_RUN')
 
 
 def evaluate(config: Any, job: Job) -> None:

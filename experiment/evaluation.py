@@ -27,7 +27,7 @@ def check_evaluation_folder(output: str | None) -> None:
         InputError: it is in a run folder, holds files or cannot be written.
     """
     folder = Path(output or PARENT)
-    refuse_in_run(folder)
+    refuse_in_run(folder, '--output DIR names a place outside of it')
     refuse_unwritable(folder)
     if output and folder.exists() and any(folder.iterdir()):
         raise InputError(

@@ -235,9 +235,9 @@ def log_other_surroundings(record: Record, surroundings: Record) -> None:
             f'this run was made on {before} and continues on {now}, '
             'where the last digits can differ'
         )
-    # Earlier versions recorded no number of processes.
-    old_count = record.get('processes', surroundings['processes'])
     count = surroundings['processes']
+    # Earlier versions recorded no number of processes.
+    old_count = record.get('processes') or count
     if old_count != count:
         log(
             f'this run was made by {processes(old_count)} and continues with {processes(count)}, '

@@ -12,7 +12,7 @@ import numpy as np
 from experiment.record import read_record, record_path
 from experiment.run_folder import round_path, rounds_in, run_lock
 from util.files import named, reading, remove_abandoned, write_json, write_table
-from util.metrics import CORRELATIONS, TestedImages, intervals
+from util.metrics import CORRELATIONS, SAME, TestedImages, intervals
 from util.tables import read_rows
 
 Result = dict[str, Any]  # the content of a round's result.json
@@ -60,6 +60,9 @@ def gathered(run: Path, last: int) -> dict[str, Any]:
             folders.append(folder)
             rounds[str(number)] = read_round(folder)
     results = {'rounds': rounds, **statistics(list(rounds.values()))}
+    if unequal_epochs(rounds):
+        # A median would be neither of the shorter trainings nor of the longer ones.
+        results.update(statistics([]))
     # The first versions computed no intervals. One such round leaves the median without one.
     if rounds and not any(result.keys().isdisjoint(INTERVALS) for result in rounds.values()):
         add_intervals(results, folders)
@@ -70,11 +73,29 @@ def add_intervals(results: dict[str, Any], folders: list[Path]) -> None:
     """Add to `results` the intervals of the medians over the rounds in `folders`."""
     tested = [read_predictions(folder / 'predictions.csv') for folder in folders]
     for result, images in zip(results['rounds'].values(), tested):
-        # An earlier version named no method for its intervals; they are computed anew.
-        if 'no_interval' not in result and 'interval_method' not in result:
-            del result['SRCC_interval'], result['PLCC_interval']
+        # Earlier versions named no method, or gave a perfect correlation an interval without width,
+        # or another reason why there is none. Then all are computed anew.
+        low, high = result.get('SRCC_interval', (0, 0))
+        if 'interval_method' not in result or high - low < SAME:
+            for name in INTERVALS:
+                result.pop(name, None)
             result.update(intervals([images]))
-    results['median'].update(intervals(tested))
+    if results['median']:
+        results['median'].update(intervals(tested))
+
+
+def unequal_epochs(rounds: Mapping[Any, Result]) -> str:
+    """A sentence about rounds that were not trained with the same --epochs, or ''."""
+    numbers: dict[int, list[str]] = {}
+    for number, result in rounds.items():
+        numbers.setdefault(result['epochs'], []).append(str(number))
+    if len(numbers) < 2:
+        return ''
+    shown = [f'round {", ".join(numbers[epochs])}: {epochs}' for epochs in sorted(numbers)]
+    return (
+        f'the rounds have different --epochs ({"; ".join(shown)}); '
+        f'--resume RUN --epochs {max(numbers)} makes them equal'
+    )
 
 
 def statistics(rounds: list[Result]) -> dict[str, Any]:
@@ -123,8 +144,10 @@ def read_result(path: Path) -> Result:
     with reading(path, 'JSON') as file:
         result = json.load(file, object_hook=with_nan)
         values = [result[name] for name in ('epoch', 'epochs', *REQUIRED)]
-        last = result.get('last_epoch', {})
-        for metrics in (result, last, *result.get('test_on', {}).values()):
+        # Earlier versions kept the last epoch only in history.csv.
+        if 'last_epoch' in result:
+            values += [result['last_epoch'][name] for name in CORRELATIONS]
+        for metrics in (result, *result.get('test_on', {}).values()):
             values += [metrics[name] for name in METRICS if name in metrics]
         if not all(isinstance(value, (int, float)) for value in values):
             raise ValueError(
@@ -151,7 +174,6 @@ def read_round(folder: Path) -> Result:
     """
     result = read_result(folder / 'result.json')
     history = read_history(folder)
-    # Earlier versions kept the last epoch only in history.csv.
     if 'last_epoch' not in result:
         result['last_epoch'] = metrics_of_row({name: cells[-1] for name, cells in history.items()})
     result['chosen_on'] = 'validation' if 'val_srcc' in history else 'test'

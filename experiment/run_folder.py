@@ -127,8 +127,8 @@ def trained_epochs(folder: Path) -> int:
     path = folder / 'history.csv'
     if not path.exists():
         return 0
-    header, *rows = path.read_bytes().splitlines() or [b'']
-    return len(rows)
+    # The first line is the header.
+    return max(0, len(path.read_bytes().splitlines()) - 1)
 
 
 def refuse_unwritable(folder: Path) -> None:

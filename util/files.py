@@ -267,12 +267,12 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
         raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
 
 
-def refuse_in_run(path: Path | str) -> None:
+def refuse_in_run(path: Path | str, remedy: str = 'name a place outside of it') -> None:
     """Refuse an output in a run folder, at any depth: a run keeps only its own files there."""
     target = Path(os.path.realpath(path))
     for folder in (target, *target.parents):
         if is_run(folder):
-            raise InputError(f'{path} is in the run folder {folder}; name a place outside of it')
+            raise InputError(f'{path} is in the run folder {folder}; {remedy}')
 
 
 def is_run(folder: Path) -> bool:
