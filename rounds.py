@@ -87,8 +87,6 @@ def join_ranks(config: Any) -> str:
 def check_initial_weights(config: Any) -> str:
     """Read the initial weights once, so that a fault in them shows before images are decoded.
 
-    With --evaluate, the initial weights are the checkpoint.
-
     Returns:
         their digest.
     """
@@ -98,13 +96,11 @@ def check_initial_weights(config: Any) -> str:
     with distributed.first_rank_first():
         state, layout = checkpoints.initial_weights(model, config.weights)
     # A ResNet-50 is enough to start training, but gives no scores.
-    if layout not in checkpoints.WITH_SCORES:
-        for option in ('evaluate', 'fit_scale'):
-            if getattr(config, option):
-                raise InputError(
-                    f'--{option}: {config.weights} holds only a {layout}, which gives no scores; '
-                    'give a HyperIQA'
-                )
+    if config.fit_scale and layout not in checkpoints.WITH_SCORES:
+        raise InputError(
+            f'--fit_scale: {config.weights} holds only a {layout}, which gives no scores; give a '
+            'HyperIQA'
+        )
     # Sorted, since files of other formats have the same tensors in another order.
     return checkpoints.digest(dict(sorted(state.items())))
 
@@ -287,7 +283,6 @@ def evaluate(config: Any, job: Job) -> None:
     With --test_on it is tested on those databases. Otherwise the test of its round is repeated.
     """
     join_ranks(config)
-    check_initial_weights(config)
     decode_images(config, list(job.others.values()) or [job.database])
     solver = solver_of_test(config, job)
     weights = checkpoints.digest(solver.model_hyper.state_dict())
@@ -307,23 +302,15 @@ def evaluate(config: Any, job: Job) -> None:
 
 def solver_of_test(config: Any, job: Job) -> HyperIQASolver:
     """The solver with the weights of a checkpoint, of which only `predict` is used."""
-    if not job.others:
-        test_images = job.splits[0]['test']  # a test has only the split of its checkpoint's round
-        return HyperIQASolver(
-            config,
-            job.database,
-            train_idx=[],
-            test_idx=test_images,
-            round_index=job.round_index,
-        )
-    # It has no images of its own. Its scores are in the unit of the labels that the network was
-    # trained on.
+    # A test has only the split of its checkpoint's round, or none, and then no images of its own.
+    test_images = job.splits[0]['test'] if job.splits else []
     return HyperIQASolver(
         config,
         job.database,
         train_idx=[],
-        test_idx=[],
+        test_idx=test_images,
         round_index=job.round_index,
+        # Its scores are in the unit of the labels that the network was trained on.
         score_range=job.meaning.score_range or (0, 1),
     )
 
