@@ -51,8 +51,6 @@ def read_meaning(path):
 def test_the_checkpoints_of_a_run_say_what_they_mean_wherever_they_are(finished_run, tmp_path):
     run = finished_run / 'run'
     expected = Meaning.of_record(files.read_json(run / 'config.json')['model'])
-    # Another run's record next to it is not asked.
-    write_record(tmp_path, OTHER)
     for name in ('best.pth', 'last.pth'):
         os.link(run / 'round_01' / name, tmp_path / name)
         assert trained(tmp_path / name)[1] == expected != KONIQ
@@ -67,6 +65,8 @@ def test_a_best_checkpoint_is_still_a_plain_state_dict(tmp_path, weights):
         assert all(isinstance(value, torch.Tensor) for value in content.values())
         models.hyperiqa().load_state_dict(content, strict=True)
     assert checkpoints.digest(content) == checkpoints.digest(weights)
+    # The record of another run next to it is not asked.
+    write_record(tmp_path, THIRD)
     assert read_meaning(path) == OTHER
 
 
