@@ -50,8 +50,8 @@ def meaning_of(checkpoint: Path | str, weights: Trained) -> Meaning:
         return koniq._replace(resize=None, score_range=(0, 100))
     log(
         f'{checkpoint} does not say what its scores mean, and is not of a run that does: it is '
-        "taken for the original authors' model, so images are resized to 512 high, 384 wide as "
-        'for KonIQ-10k'
+        "taken for the original authors' model of KonIQ-10k, whose images are resized to 512 high, "
+        '384 wide'
     )
     return koniq
 
