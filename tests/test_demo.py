@@ -338,6 +338,8 @@ def test_a_table_of_labels_or_of_an_earlier_version_is_no_table_of_scores(
         done = in_process(demo.main, *options)
         assert done.returncode == 2 and done.stderr.count('\n') == 1
         assert 'name another file' in done.stderr
+        said = 'these are labels, or scores of an earlier version' in done.stderr
+        assert said == (header != 'image,score,content')
         assert (tmp_path / 'labels.csv').read_text() == content
     assert sorted(os.listdir(tmp_path)) == ['a.png', 'labels.csv']
 

@@ -193,6 +193,13 @@ def test_the_report_needs_history_files_alone(tmp_path, capsys):
         '| repaired | 1 | 0.8557 | 0.8503 | 0.8509 | 0.0032 | 0.0297 |' in capsys.readouterr().out
     )
     assert (tmp_path / 'arms.png').exists()
+    repairs.main(['--report', str(tmp_path)])  # over its own picture
+    mine = databases.picture(tmp_path / 'arms.png').read_bytes()
+    for options in (['--report', str(tmp_path)], ['--output', str(tmp_path)]):
+        with pytest.raises(SystemExit) as end:
+            repairs.main(options)
+        assert end.value.code == 2 and 'arms.png exists and is no such' in capsys.readouterr().err
+    assert (tmp_path / 'arms.png').read_bytes() == mine
     shutil.rmtree(tmp_path / 'original')
     with pytest.raises(SystemExit) as end:
         repairs.main(['--report', str(tmp_path)])
