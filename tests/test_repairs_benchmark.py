@@ -193,17 +193,23 @@ def test_the_report_needs_history_files_alone(tmp_path, capsys):
         '| repaired | 1 | 0.8557 | 0.8503 | 0.8509 | 0.0032 | 0.0297 |' in capsys.readouterr().out
     )
     assert (tmp_path / 'arms.png').exists()
-    repairs.main(['--report', str(tmp_path)])  # over its own picture
+    shutil.rmtree(tmp_path / 'original')
+    with pytest.raises(SystemExit) as end:
+        repairs.main(['--report', str(tmp_path)])
+    assert end.value.code == 2 and 'and another arm' in capsys.readouterr().err
+
+
+def test_the_picture_of_the_arms_replaces_only_an_earlier_one(tmp_path, capsys):
+    for arm in ('repaired', 'original'):
+        shutil.copytree(PROJECT / 'benchmarks' / 'results' / 'livec' / arm, tmp_path / arm)
+    for _ in range(2):
+        repairs.main(['--report', str(tmp_path)])
     mine = databases.picture(tmp_path / 'arms.png').read_bytes()
     for options in (['--report', str(tmp_path)], ['--output', str(tmp_path)]):
         with pytest.raises(SystemExit) as end:
             repairs.main(options)
         assert end.value.code == 2 and 'arms.png exists and is no such' in capsys.readouterr().err
     assert (tmp_path / 'arms.png').read_bytes() == mine
-    shutil.rmtree(tmp_path / 'original')
-    with pytest.raises(SystemExit) as end:
-        repairs.main(['--report', str(tmp_path)])
-    assert end.value.code == 2 and 'and another arm' in capsys.readouterr().err
 
 
 def test_an_arm_with_fewer_rounds_is_compared_without_the_adjusted_p(tmp_path, capsys):
