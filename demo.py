@@ -76,8 +76,9 @@ def main(argv: list[str] | None = None) -> None:
             paths += read_list(options.list)
         check_input(options.checkpoint, 'a checkpoint')
         if options.csv:
-            with closing(ScoreTable(options.csv, options.spread, options.resume)) as table:
-                remedies.append('the scores so far are kept; --resume continues after them')
+            table = ScoreTable(options.csv, options.spread, options.patches, options.resume)
+            remedies.append('the scores so far are kept; --resume continues after them')
+            with closing(table):
                 failed = score_all(options, paths, table)
         else:
             failed = score_all(options, paths)
@@ -99,7 +100,7 @@ def score_all(
 
     scorer = Scorer(options.checkpoint, options.device, options.patches, options.amp)
     if table:
-        table.start(options.patches, scorer.digest())
+        table.start(scorer.digest())
         paths = without_scored(paths, table)
     log(scorer.meaning.scale_line)
     failed = 0

@@ -14,7 +14,6 @@ from pathlib import Path
 from util.errors import InputError
 from util.files import check_output, locked, named
 
-SCORED_BY = ('patches', 'weights')  # the columns that are the same in each row
 # The headers of earlier versions, which a person's labels can have too.
 EARLIER_HEADERS = ('image,score', 'image,score,spread')
 
@@ -22,7 +21,7 @@ EARLIER_HEADERS = ('image,score', 'image,score,spread')
 def columns_of(spread: bool) -> tuple[str, ...]:
     """The columns of a table with or without the deviation over the patches."""
     measured = ('prediction', 'spread') if spread else ('prediction',)
-    return ('image', *measured, *SCORED_BY)
+    return ('image', *measured, 'patches', 'weights')
 
 
 class ScoreTable:
@@ -30,17 +29,20 @@ class ScoreTable:
 
     Args:
         spread: whether it has the deviation over the patches.
+        patches: the number of patches of each image.
         resume: whether it continues the table that is there. Without it, there must be none.
 
     Attributes:
         rows: those of earlier calls, by the columns' names.
 
     Raises:
-        InputError: the file is something else, cannot be written, or another process writes it.
+        InputError: the file is something else, cannot be written, or holds scores of another number
+            of patches, or another process writes it.
     """
 
-    def __init__(self, path: str, spread: bool, resume: bool) -> None:
+    def __init__(self, path: str, spread: bool, patches: int, resume: bool) -> None:
         self.path = path
+        self.patches = str(patches)
         self.columns = columns_of(spread)
         refuse_other_header(path, spread)
         check_output(path, ['.csv'], ','.join(self.columns))
@@ -57,6 +59,7 @@ class ScoreTable:
                     f'{path} holds scores already; --resume continues it, or name another file'
                 )
             self.rows = self.read() if is_there else []
+            self.refuse_other('patches', self.patches)
             # From here on the lock is held until `close`.
             self.stack = stack.pop_all()
 
@@ -74,24 +77,26 @@ class ScoreTable:
         with open(self.path, 'rb') as file:
             return [line for line in file if line.endswith(b'\n')]
 
-    def start(self, patches: int, weights: str) -> None:
+    def refuse_other(self, column: str, now: str) -> None:
+        """Refuse to continue rows that have another value than `now` in `column`."""
+        for row in self.rows:
+            if row[column] != now:
+                raise InputError(
+                    f'{self.path} holds scores with {column} {row[column]}, not {now}; '
+                    'give the same, or name another file'
+                )
+
+    def start(self, weights: str) -> None:
         """Open the file for `append`.
 
         Args:
-            patches: of each image that will be scored.
             weights: the digest of the network's weights.
 
         Raises:
-            InputError: it holds scores of other weights or of another number of patches.
+            InputError: it holds scores of other weights.
         """
-        self.scored_by = (str(patches), weights)
-        for row in self.rows:
-            for column, now in zip(SCORED_BY, self.scored_by):
-                if row[column] != now:
-                    raise InputError(
-                        f'{self.path} holds scores with {column} {row[column]}, not {now}; '
-                        'give the same, or name another file'
-                    )
+        self.refuse_other('weights', weights)
+        self.weights = weights
         # Written line by line, so that a kill loses no more than that. A name that is not UTF-8
         # keeps its bytes.
         file = open(  # noqa: SIM115, until `close`
@@ -110,7 +115,7 @@ class ScoreTable:
         Args:
             values: its score, and the deviation if the table has it.
         """
-        self.writer.writerow([image, *values, *self.scored_by])
+        self.writer.writerow([image, *values, self.patches, self.weights])
 
 
 def refuse_other_header(path: str, spread: bool) -> None:
