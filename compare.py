@@ -49,8 +49,8 @@ COLUMNS = (
 LAST = 'last epoch'
 
 
-class NoTestError(InputError):
-    """A folder holds no finished round with test images."""
+class LeftOutError(InputError):
+    """A folder holds nothing to compare; its reason is printed."""
 
 
 class Run(NamedTuple):
@@ -130,7 +130,7 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     for folder, name in zip(run_folders, names):
         try:
             runs.append(read_run(folder, name))
-        except NoTestError as reason:
+        except LeftOutError as reason:
             left_out.append(str(reason))
     if len(runs) < 2:
         raise InputError('; '.join(left_out))
@@ -143,22 +143,22 @@ def read_run(folder: Path, name: str) -> Run:
     """The run in `folder`.
 
     Raises:
-        NoTestError: it is no run, or has no finished round with test images.
+        LeftOutError: it is no run, or has no finished round with test images.
         InputError: the folder is missing, or a file in it is damaged.
     """
     path = record_path(folder)
     if folder.exists() and not path.exists():
-        raise NoTestError(f'{folder} has no config.json, so it is no run')
+        raise LeftOutError(f'{folder} has no config.json, so it is no run')
     run = Run(name, read_record(path), rounds={}, histories={}, splits={})
     if run.record['options']['train_on_all']:
-        raise NoTestError(f'{folder} was trained on all images, so it has no test')
+        raise LeftOutError(f'{folder} was trained on all images, so it has no test')
     for number in rounds_in(folder):
         path = round_path(folder, number)
         run.rounds[number] = read_predictions(path / 'predictions.csv')
         run.histories[number] = read_history(path)
         run.splits[number] = read_json(path / 'split.json')
     if not run.rounds:
-        raise NoTestError(
+        raise LeftOutError(
             f'{folder} has no finished round with test images; --resume {folder} finishes it'
         )
     return run
@@ -406,8 +406,6 @@ def words_of(name: str, value: Any) -> list[str]:
     """The words that set an option on a command line to a value in a config.json."""
     if name == 'lower_is_better' and value is False:
         return ['--higher_is_better']
-    if value is False:
-        return [f'--no-{name}']
     if value is True:
         return [f'--{name}']
     if name == 'columns':
