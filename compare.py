@@ -26,8 +26,8 @@ import numpy as np
 import folders
 from experiment.options import Parser, with_defaults
 from experiment.record import FREE_OPTIONS, read_record, record_path
-from experiment.report import with_intervals
-from experiment.results import read_history, read_predictions
+from experiment.report import is_chosen_on_test, with_intervals
+from experiment.results import Result, read_history, read_predictions, read_round, unequal_epochs
 from experiment.run_folder import round_path, rounds_in
 from util import metrics, plots
 from util.errors import InputError, boundary, log
@@ -59,6 +59,7 @@ class Run(NamedTuple):
     name: str
     record: dict[str, Any]  # the content of config.json
     rounds: dict[int, TestedImages]  # as predicted in the best epoch
+    results: dict[int, Result]
     histories: dict[int, dict[str, list[float]]]  # the columns of history.csv
     splits: dict[int, dict[str, Any]]  # the content of split.json
 
@@ -143,20 +144,24 @@ def read_run(folder: Path, name: str) -> Run:
     """The run in `folder`.
 
     Raises:
-        LeftOutError: it is no run, or has no finished round with test images.
+        LeftOutError: it is no run, or has no finished round with test images, or rounds that were
+            not trained with the same --epochs.
         InputError: the folder is missing, or a file in it is damaged.
     """
     path = record_path(folder)
     if folder.exists() and not path.exists():
         raise LeftOutError(f'{folder} has no config.json, so it is no run')
-    run = Run(name, read_record(path), rounds={}, histories={}, splits={})
+    run = Run(name, read_record(path), rounds={}, results={}, histories={}, splits={})
     if run.record['options']['train_on_all']:
         raise LeftOutError(f'{folder} was trained on all images, so it has no test')
     for number in rounds_in(folder):
         path = round_path(folder, number)
         run.rounds[number] = read_predictions(path / 'predictions.csv')
+        run.results[number] = read_round(path)
         run.histories[number] = read_history(path)
         run.splits[number] = read_json(path / 'split.json')
+    if unequal_epochs(run.results):
+        raise LeftOutError(f'{folder}: {unequal_epochs(run.results)}')
     if not run.rounds:
         raise LeftOutError(
             f'{folder} has no finished round with test images; --resume {folder} finishes it'
@@ -211,11 +216,10 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
 
 def rows_at_last(metric: str, numbers: list[int], first: Run, second: Run) -> list[dict[str, Any]]:
     """The difference of each round's last epochs, which were not chosen on the test images."""
-    column = f'test_{metric.lower()}'
     rows = []
     for number in numbers:
-        one = first.histories[number][column][-1]
-        other = second.histories[number][column][-1]
+        one = first.results[number]['last_epoch'][metric]
+        other = second.results[number]['last_epoch'][metric]
         rows.append(row_of(LAST, one, other))
     return rows
 
@@ -354,7 +358,10 @@ def print_runs(runs: list[Run]) -> None:
     for cells in table:
         padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
         print('  '.join(padded).rstrip())
-    if any(is_chosen_on_test(run) for run in runs):
+    results: list[Result] = []
+    for run in runs:
+        results += run.results.values()
+    if any(is_chosen_on_test(result) for result in results):
         print(
             'Best epochs were chosen on these test images, which is optimistic; '
             'the last epoch was not chosen.'
@@ -367,20 +374,11 @@ def rank_of(run: Run) -> float:
     return math.inf if math.isnan(median) else -median
 
 
-def is_chosen_on_test(run: Run) -> bool:
-    """Whether a round's best epoch was chosen on its test images, from several epochs."""
-    for number, split in run.splits.items():
-        epochs = len(run.histories[number]['test_srcc'])
-        if epochs > 1 and 'val' not in split:
-            return True
-    return False
-
-
 def cells_of(run: Run) -> list[str]:
     """The line of a run in the table of `print_runs`."""
     rounds = list(run.rounds.values())
     at_best = with_intervals({**metrics.medians(rounds), **metrics.intervals(rounds)})
-    at_last = np.median([history['test_srcc'][-1] for history in run.histories.values()])
+    at_last = np.median([result['last_epoch']['SRCC'] for result in run.results.values()])
     commit = run.record.get('commit') or ''
     options = changed_options(run.record['options'])
     return [run.name, str(len(rounds)), at_best, f'{at_last:.4f}', commit[:7], options]
