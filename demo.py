@@ -10,8 +10,8 @@ Prints `path<TAB>score`. From Python:
     score = Scorer('runs/koniq-seed0/round_01/best.pth')('photo.jpg')
 
 An image's score is the mean over random patches. Their places depend only on its height and width,
-so the score is the same at every call. Photos are shown as a viewer shows them: upright, and in
-sRGB.
+so the score is the same at every call, up to the last digits if other images share its batch.
+Photos are shown as a viewer shows them: upright, and in sRGB.
 
 --map FOLDER draws each photo under the scores of a grid of patches. Content moves them as much as
 quality does, so a map shows which half of a photo is blurred, but not which object.

@@ -14,8 +14,8 @@ from util.files import read_json, write_json
 
 Record = dict[str, Any]  # the content of a config.json
 VERSION = 2  # of the form of config.json; earlier versions wrote no number
-# Options that a resumed run may change: where things are and how fast they go, but nothing that
-# the results depend on.
+# Options that a resumed run may change: where things are and how fast they go. The results depend
+# on them by rounding at most.
 FREE_OPTIONS = {
     'data_root',
     'image_root',
