@@ -140,8 +140,8 @@ class RoundFolder:
         """Call `load_state_dict` with the state after the last finished epoch, if there is one.
 
         Raises:
-            InputError: last.pth is gone, damaged, belongs to something else, or has more epochs than
-                this run. Nothing in the folder has been changed then.
+            InputError: last.pth is gone, damaged, belongs to something else, or has more epochs
+                than this run. Nothing in the folder has been changed then.
         """
         path = self.path / 'last.pth'
         if not path.exists():
