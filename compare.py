@@ -49,10 +49,6 @@ COLUMNS = (
 LAST = 'last epoch'
 
 
-class LeftOutError(InputError):
-    """A folder holds nothing to compare; its reason is printed."""
-
-
 class Run(NamedTuple):
     """The finished rounds of a run that have a test part, each by its 1-based number."""
 
@@ -115,10 +111,10 @@ def draw(runs: list[Run], rows: list[dict[str, Any]]) -> bytes:
 def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     """The runs in the folders `paths`, named by their folders, or by their paths if two are alike.
 
-    What has no finished test is left out, with a line for each.
+    Folders that cannot be compared are left out, with a line for each.
 
     Raises:
-        InputError: a folder is missing or is given twice, or fewer than two runs are left.
+        InputError: a folder is given twice, or fewer than two are left.
     """
     run_folders = [Path(path).resolve() for path in paths]
     if len(set(run_folders)) < len(run_folders):
@@ -131,7 +127,7 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     for folder, name in zip(run_folders, names):
         try:
             runs.append(read_run(folder, name))
-        except LeftOutError as reason:
+        except InputError as reason:
             left_out.append(str(reason))
     if len(runs) < 2:
         raise InputError('; '.join(left_out))
@@ -144,16 +140,15 @@ def read_run(folder: Path, name: str) -> Run:
     """The run in `folder`.
 
     Raises:
-        LeftOutError: it is no run, or has no finished round with test images, or rounds that were
-            not trained with the same --epochs.
-        InputError: the folder is missing, or a file in it is damaged.
+        InputError: it is no run, a file in it is damaged, it has no finished round with test
+            images, or its rounds were not trained with the same --epochs.
     """
     path = record_path(folder)
-    if folder.exists() and not path.exists():
-        raise LeftOutError(f'{folder} has no config.json, so it is no run')
+    if not path.exists():
+        raise InputError(f'{folder} has no config.json, so it is no run')
     run = Run(name, read_record(path), rounds={}, results={}, histories={}, splits={})
     if run.record['options']['train_on_all']:
-        raise LeftOutError(f'{folder} was trained on all images, so it has no test')
+        raise InputError(f'{folder} was trained on all images, so it has no test')
     for number in rounds_in(folder):
         path = round_path(folder, number)
         run.rounds[number] = read_predictions(path / 'predictions.csv')
@@ -161,9 +156,9 @@ def read_run(folder: Path, name: str) -> Run:
         run.histories[number] = read_history(path)
         run.splits[number] = read_json(path / 'split.json')
     if unequal_epochs(run.results):
-        raise LeftOutError(f'{folder}: {unequal_epochs(run.results)}')
+        raise InputError(f'{folder}: {unequal_epochs(run.results)}')
     if not run.rounds:
-        raise LeftOutError(
+        raise InputError(
             f'{folder} has no finished round with test images; --resume {folder} finishes it'
         )
     return run
