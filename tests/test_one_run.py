@@ -163,10 +163,32 @@ def test_an_epoch_that_a_kill_kept_from_the_history_counts_too(run, resume):
     edit(run / 'round_01' / 'result.json', epochs=1)
     first = run / 'round_01' / 'history.csv'
     first.write_text(''.join(first.read_text().splitlines(keepends=True)[:-1]))
-    before = content(run, ['config.json'])
+    before = content(folder)
     done = resume('--epochs', 1)
     assert done.returncode == 2 and 'run/round_02 has trained 2 epochs' in last_line(done)
-    assert content(run, ['config.json']) == before
+    assert content(folder) == before
+
+
+def test_a_round_that_stopped_early_is_of_the_number_of_epochs_that_is_taken_back(run, resume):
+    """As --patience leaves it: its two epochs are all that it trains of five."""
+    record = read_record(run / 'config.json')
+    edit(run / 'config.json', options={**record['options'], 'epochs': 5})
+    edit(run / 'round_02' / 'result.json', epochs=5)
+    done = resume('--epochs', 2)
+    assert done.returncode == 0 and 'No median' not in done.stdout, done.stderr
+    assert json.loads((run / 'round_02' / 'result.json').read_text())['epochs'] == 2
+
+
+def test_a_round_that_has_begun_is_not_started_anew_without_its_checkpoint(unstarted, resume):
+    """Not even from random weights, with only its best.pth left."""
+    folder = unstarted / 'round_01'
+    for path in folder.iterdir():
+        if path.name not in ('best.pth', 'split.json'):
+            path.unlink()
+    before = content(folder)
+    done = resume('--rounds', 1)
+    assert done.returncode == 2 and 'last.pth is gone' in last_line(done)
+    assert content(folder) == before
 
 
 @pytest.fixture
