@@ -114,7 +114,11 @@ def prepare_run(config: Namespace) -> Job:
         for opened in (database, *others.values()):
             opened.srgb = False
     if config.weights != 'imagenet' and starts_from_weights(config):
-        check_input(config.weights, 'a checkpoint')
+        try:
+            check_input(config.weights, 'a checkpoint')
+        except InputError as error:
+            # Named, since a run that is continued took the file's name from its record.
+            raise InputError(f'--weights: {error}')
     return Job(database, others, splits, meaning)
 
 

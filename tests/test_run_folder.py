@@ -423,7 +423,7 @@ def test_more_epochs_may_follow(workplace, finished_run, resume):
     result = json.loads((workplace / 'run' / 'round_01' / 'result.json').read_text())
     assert result == json.loads((finished_run / 'run' / 'round_01' / 'result.json').read_text())
     done = resume('--epochs', 1, '--train_test_num', 1, '--resume')
-    assert done.returncode == 2 and '--epochs was 2, is 1' in done.stderr
+    assert done.returncode == 2 and 'has trained 2 epochs; give 2 or more' in done.stderr
 
 
 def test_a_changed_database_is_refused(workplace, copied_run, resume):
