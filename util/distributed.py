@@ -33,7 +33,7 @@ waiting_group: Any = None  # gloo, whatever the device
 
 def world_size() -> int:
     """The number of processes that compute together."""
-    return errors.ranks.count
+    return errors.ranks.world_size
 
 
 def make_deterministic() -> None:

@@ -84,7 +84,7 @@ class Ranks(NamedTuple):
 
     number: int = 0
     number_here: int = 0  # among those on this machine
-    count: int = 1
+    world_size: int = 1
 
 
 ranks = Ranks()
@@ -125,7 +125,7 @@ def read_ranks() -> None:
 
 def launched() -> bool:
     """Whether this process is one of several ranks."""
-    return ranks.count > 1
+    return ranks.world_size > 1
 
 
 def rank() -> int:
