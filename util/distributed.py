@@ -5,8 +5,8 @@ Without several ranks the functions that concern several processes do nothing.
 There are two groups with two time-outs. Ranks that compute meet in every step: one that waits for
 another longer than STEP_TIMEOUT ends, and torchrun then ends all. With --compile that is
 COMPILE_TIMEOUT, since a rank that finds compiled code in its cache is minutes ahead of the others.
-While only one rank works (decoding, saving, finishing), the others wait for up to WAIT_TIMEOUT in a group of their own, where
-the death of a rank is noticed at once.
+While only one rank works (decoding, saving, finishing), the others wait for up to WAIT_TIMEOUT in a
+group of their own, where the death of a rank is noticed at once.
 """
 
 import os
