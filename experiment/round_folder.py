@@ -129,7 +129,7 @@ class RoundFolder:
         if rank() > 0:
             return
         # Named as a temporary file, so that it is removed if this process is killed.
-        self.reserved = self.path / '.last.pth.reserved.tmp'
+        self.reserved = self.path / '.reserved.tmp'
         try:
             allocate(self.reserved, size)
         except OSError as error:

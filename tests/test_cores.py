@@ -31,7 +31,7 @@ from util import cores
     ],
 )
 def test_the_share_of_a_container(tmp_path, groups, files, share):
-    """Of version 2 of Linux's control groups and of version 1, with the names and forms of their files."""
+    """Of both versions of Linux's control groups, with the names and forms of their files."""
     if groups is not None:
         (tmp_path / 'cgroup').write_text(groups)
     for name, text in files.items():

@@ -185,7 +185,7 @@ def test_a_device_for_one_process_is_refused_under_torchrun(monkeypatch, device,
 @pytest.mark.slow
 @pytest.mark.parametrize('copies', [(), (0,), (0, 1)])
 def test_machines_without_a_common_disk_train_nothing(tmp_path, finished_run, copies):
-    """Each rank has a folder of its own; those in `copies` hold a copy of a run that is one epoch from its end."""
+    """Each rank has a folder of its own; those in `copies` have a run that is not finished."""
     for number in range(2):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / 'livec').symlink_to(finished_run / 'livec')
@@ -259,7 +259,7 @@ def test_odd_variables_of_torchrun_are_refused(monkeypatch, program, variables, 
 
 
 def set_variables(monkeypatch, variables):
-    """Set the `variables` of torchrun, and no other ones of them; those that are None are not set."""
+    """Set the `variables` of torchrun that are not None, and no other ones of them."""
     monkeypatch.setattr(errors, 'ranks', errors.Ranks())  # restored after the test
     for name in errors.TORCHRUN:
         monkeypatch.delenv(name, raising=False)

@@ -57,7 +57,7 @@ def small_program(tmp_path):
 PRINT_MUCH = 'for k in range(100000): print(k, flush=True)'
 
 # The reader takes a line and ends; the program goes on when that has happened.
-HEAD = '"$@" 2>&1 | head -1; exit ${PIPESTATUS[0]}'
+HEAD = 'unset PYTHONUNBUFFERED; "$@" 2>&1 | head -1; exit ${PIPESTATUS[0]}'
 UNREAD = (
     'import select; print(0, flush=True); gone = select.poll(); gone.register(1, 0); gone.poll()'
 )
