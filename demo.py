@@ -168,7 +168,7 @@ def name_below(common: str, path: Path) -> str:
         return os.path.relpath(path, common)
     drive, rest = os.path.splitdrive(os.path.abspath(path))
     # The name of a drive is that of a folder without its : or, on a network, its separators.
-    return re.sub(r'[:\\/]', '', drive) + rest
+    return os.path.join(re.sub(r'[:\\/]', '', drive), rest.lstrip(os.path.sep))
 
 
 def without_scored(paths: list[Path], table: str) -> list[Path]:

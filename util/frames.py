@@ -470,8 +470,10 @@ def remove_older(path: Path) -> bool:
     for other in older:
         lock = other.with_suffix('.lock')
         if not is_locked(lock):
-            other.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
+            # Windows keeps a file that another process has mapped.
+            with suppress(PermissionError):
+                other.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
     return bool(older)
 
 
