@@ -17,7 +17,7 @@ from helpers import PROJECT, TINY, assert_same_run, link_run, read_table, wait_u
 
 import train_test_IQA
 from util import distributed, errors, files
-from util.errors import InputError, rank
+from util.errors import LOST, InputError, rank
 
 
 def torchrun(processes, *arguments):
@@ -32,12 +32,16 @@ def torchrun(processes, *arguments):
     ]
 
 
-def forked_ranks(function, *arguments, folders):
-    """A rank for each of `folders`, without torchrun, which is slow and kills other ranks."""
+def free_port():
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    places = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'WORLD_SIZE': str(len(folders))}
+        return str(free.getsockname()[1])
+
+
+def forked_ranks(function, *arguments, folders):
+    """A rank for each of `folders`, without torchrun, which is slow and kills other ranks."""
+    count = str(len(folders))
+    places = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port(), 'WORLD_SIZE': count}
     numbers = map(str, range(len(folders)))
     return [
         forked.Forked(function, *arguments, folder=folder, RANK=number, LOCAL_RANK=number, **places)
@@ -141,6 +145,44 @@ def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(
     assert (tmp_path / 'run' / 'round_01' / 'split.json').read_bytes() == (
         finished_run / 'run' / 'round_01' / 'split.json'
     ).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='needs the /proc of Linux')
+def test_two_machines_train_together_and_end_together(tmp_path, finished_run):
+    """Two agents of torchrun stand for two machines, one of which loses its power."""
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    program = (PROJECT / 'train_test_IQA.py', *TINY, '--train_test_num', 1, '--output', 'run')
+    address = f'127.0.0.1:{free_port()}'
+    agents = []
+    for is_host in (1, 0):
+        agents.append(
+            subprocess.Popen(
+                [
+                    *(sys.executable, '-m', 'torch.distributed.run'),
+                    *('--nnodes', '2', '--nproc_per_node', '1', '--rdzv_backend', 'c10d'),
+                    *('--rdzv_endpoint', address, '--rdzv_conf', f'is_host={is_host}'),
+                    *('--local_addr', '127.0.0.1', *map(str, program)),
+                ],
+                cwd=tmp_path,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    history = tmp_path / 'run' / 'round_01' / 'history.csv'
+    wait_until(history.exists, agents[0])
+    (worker,) = workers(agents[1]).values()
+    for process in (agents[1].pid, worker):
+        os.kill(process, signal.SIGKILL)
+    printed, errors = zip(*(agent.communicate(timeout=60) for agent in agents))
+    assert agents[0].returncode == 1
+    # Of the two, one is the first rank.
+    assert '2 processes on cpu, 1 thread each' in ''.join(errors)
+    assert ''.join(printed).count('Round 1') == 1
+    lines = [line for line in errors[0].splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1 and LOST in lines[0]
+    assert [row['epoch'] for row in read_table(history)] == ['1']
 
 
 @pytest.mark.slow
