@@ -23,6 +23,7 @@ at most the last batch, and the same call with --resume skips the images that th
 import argparse
 import csv
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,7 @@ def score_all(
         the number of images that cannot be read.
     """
     failed = 0
-    # The maps lie below `folder` as the images lie below the folder that holds them all.
-    parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
-    common = os.path.commonpath(parents) if parents else '/'
+    common = common_folder(paths)
     results = progress(scorer.results(paths), 'score', total=len(paths), unit='images')
     for result, path in zip(results, paths):
         with tqdm.external_write_mode():  # a progress bar on the same terminal gives way
@@ -142,13 +141,34 @@ def score_all(
             values = result[: len(columns) - 1]
             # Before the table has the image: --resume skips what the table has.
             if folder:
-                picture = Path(folder, f'{os.path.relpath(path, common)}.png')
+                picture = Path(folder, f'{name_below(common, path)}.png')
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 title = f'{path.name}: score {values[0]:.4f}'
                 write_whole(picture, scorer.drawn_map(path, title))
             table.writerow([path, *values])
             print(one_line(path), *(f'{value:.4f}' for value in values), sep='\t', flush=True)
     return failed
+
+
+def common_folder(paths: list[Path]) -> str:
+    """The folder that holds all of `paths`, or '' if they are on several drives of Windows."""
+    parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    try:
+        return os.path.commonpath(parents)
+    except ValueError:
+        return ''
+
+
+def name_below(common: str, path: Path) -> str:
+    """The path of an image below the folder `common`; if that is '', its path with its drive.
+
+    The maps are below their folder as the images are below the one that holds them all.
+    """
+    if common:
+        return os.path.relpath(path, common)
+    drive, rest = os.path.splitdrive(os.path.abspath(path))
+    # The name of a drive is that of a folder without its : or, on a network, its separators.
+    return os.path.join(re.sub(r'[:\\/]', '', drive), rest.lstrip(os.path.sep))
 
 
 def without_scored(paths: list[Path], table: str) -> list[Path]:

@@ -26,18 +26,20 @@ from experiment.run_folder import (
 )
 from experiment.splits import Job, Split, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
-from util.errors import NO_RESULT, InputError, boundary, log, rank
+from util.errors import NO_RESULT, InputError, boundary, log, rank, read_ranks, told_once
 from util.files import check_input, check_output
 from util.labels import Sample, Settings
 from util.meaning import Meaning
 
 
 def main(argv: list[str] | None = None) -> None:
-    # Only the first rank prints. Files are guarded where they are written.
-    if rank() > 0:
-        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115, until the process ends
     with boundary() as remedies:
-        config = parse_options(argv)
+        read_ranks()
+        # Only the first rank prints. Files are guarded where they are written.
+        if rank() > 0:
+            sys.stdout = open(os.devnull, 'w', errors='backslashreplace')  # noqa: SIM115
+        with told_once():
+            config = parse_options(argv)
         if config.list_datasets:
             list_datasets(config.list_datasets)
         elif config.summarize:
@@ -45,14 +47,16 @@ def main(argv: list[str] | None = None) -> None:
         elif config.check:
             check(config)
         elif config.evaluate:
-            job = prepare_test(config)
+            with told_once():
+                job = prepare_test(config)
             # Here and not at the top, since torch takes seconds to import: --help, a typo and a
             # missing file answer at once.
             import rounds
 
             rounds.evaluate(config, job)
         else:
-            job = prepare_run(config)
+            with told_once():
+                job = prepare_run(config)
             import rounds
 
             remedies.append(

@@ -144,6 +144,14 @@ def is_entered(name: str) -> bool:
     return not name.startswith('.') and name != '__MACOSX'
 
 
+def path_from(folder: Path | str, path: Path | str) -> str:
+    """The relative path from `folder` to `path`, or the whole path on another drive of Windows."""
+    try:
+        return os.path.relpath(path, folder)
+    except ValueError:
+        return os.path.abspath(path)
+
+
 def read_json(path: Path | str) -> dict[str, Any]:
     """The dict in the JSON file `path`."""
     with reading(path, 'JSON') as file:
@@ -178,6 +186,21 @@ def writing(path: Path | str) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def allocate(path: Path, size: int) -> None:
+    """Make a file `path` that has `size` bytes on the disk, and not only in its length.
+
+    Raises:
+        OSError: the disk is full, or a quota or a limit of this process is below that.
+    """
+    with open(path, 'wb') as file:
+        if hasattr(os, 'posix_fallocate'):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        megabyte = bytes(1 << 20)
+        for _ in range(-(-size // len(megabyte))):
+            file.write(megabyte)
 
 
 def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> None:

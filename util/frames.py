@@ -29,8 +29,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
+from util.cores import cores
 from util.errors import InputError, log
-from util.files import is_locked, locked, reading, remove_abandoned, writing
+from util.files import is_locked, locked, path_from, reading, remove_abandoned, writing
 from util.progress import progress
 
 FORMAT = 3  # of the cache; changes with anything that gives other pixels for the same files
@@ -335,7 +336,7 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
         OSError: the folder cannot be written.
         InputError: an image cannot be read or is too small.
     """
-    place = os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
+    place = path_from(os.path.realpath(folder), os.path.realpath(root))
     stamps = stamps_of(direct.paths, root)
     path = folder / cache_name(name, place, direct, stamps)
     frames = read_cache(path, len(stamps))
@@ -469,8 +470,10 @@ def remove_older(path: Path) -> bool:
     for other in older:
         lock = other.with_suffix('.lock')
         if not is_locked(lock):
-            other.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
+            # Windows keeps a file that another process has mapped.
+            with suppress(PermissionError):
+                other.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
     return bool(older)
 
 
@@ -503,10 +506,3 @@ def ahead(
     finally:
         # The last job is not cancelled, since whoever got it may still wait for its result.
         pool.shutdown(cancel_futures=bool(waiting))
-
-
-def cores() -> int:
-    """The number of CPU cores that this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
