@@ -136,7 +136,9 @@ def refuse_misread(image: Image.Image) -> None:
         raise ValueError("it is a camera's raw file, or its first page is a reduced copy")
     is_planar = tags.get(Tag.PlanarConfiguration) == 2 and tags.get(Tag.Compression, 1) == 1
     if is_planar and len(image.getbands()) > 1 and max(tags.get(Tag.BitsPerSample, (1,))) > 8:
-        raise ValueError('it holds a plane for each colour, of more than 8 bits')
+        raise ValueError(
+            'Pillow misreads planes of more than 8 bits, one for each colour, without compression'
+        )
 
 
 def has_mosaic(image: Any, starts: int | Sequence[int]) -> bool:
@@ -145,7 +147,10 @@ def has_mosaic(image: Any, starts: int | Sequence[int]) -> bool:
         return False
     for start in np.atleast_1d(starts).tolist():
         image.fp.seek(0)
-        directory = ImageFileDirectory_v2(image.fp.read(8))
+        head = image.fp.read(8)
+        if head[2] == 43:  # BigTIFF has a longer one
+            head += image.fp.read(8)
+        directory = ImageFileDirectory_v2(head)
         image.fp.seek(start)
         directory.load(image.fp)
         if directory.get(Tag.PhotometricInterpretation) in MOSAICS:
@@ -174,18 +179,17 @@ def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.I
     # The steps below make new images, which no longer have the EXIF block.
     turn = TURNS.get(orientation(image)) if exif_rotation else None
     image.load()
-    is_deep = False
+    oddities = []
 
     # Pillow reads a 16-bit PPM, and some versions a 16-bit PNG, in the mode for 32 bits.
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
         image = in_8_bits(image)
-        is_deep = True
+        oddities.append(DEEP)
     if image.mode in ('I', 'F'):
         raise ValueError('it holds 32-bit or signed numbers, whose range nobody knows')
 
-    alpha, oddities = alpha_of(image)
-    if is_deep:
-        oddities.append(DEEP)
+    alpha, found = alpha_of(image)
+    oddities += found
     rgb = image.convert('RGB')
     profile = image.info.get('icc_profile') or b''
     is_printed = image.mode == 'CMYK' and profile[SPACE] == b'CMYK'
