@@ -347,6 +347,10 @@ def open_frames(
     for folder in [Path(cache)] if cache else default_folders(root):
         try:
             return open_cache(folder, name, root, direct)
+        except UnreadableCache as error:
+            reason = f'the frame cache {error.filename} cannot be read: {error.strerror}'
+            if not cache:  # else it is the error below
+                log(f'{reason}; its owner can let others read it')
         except OSError as error:
             if error.filename in direct.paths:  # an image is at fault, not the cache
                 raise
@@ -355,6 +359,10 @@ def open_frames(
         raise InputError(f'{reason}; --cache DIR names another place, --cache none goes without')
     log(f'{reason}, so images are decoded in every epoch; --cache DIR names another place')
     return direct
+
+
+class UnreadableCache(OSError):
+    """A frame cache exists and cannot be read, as one of another user."""
 
 
 def default_folders(root: Path | str) -> list[Path]:
@@ -440,13 +448,17 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
     """The `CachedFrames` in `folder`, built from `direct` if they do not exist.
 
     Raises:
+        UnreadableCache: they exist and cannot be read.
         OSError: the folder cannot be written.
         InputError: an image cannot be read or is too small.
     """
     place = os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
     stamps = stamps_of(direct.paths, root)
     path = folder / cache_name(name, place, direct, stamps)
-    frames = read_cache(path, len(stamps))
+    try:
+        frames = read_cache(path, len(stamps))
+    except OSError as error:
+        raise UnreadableCache(error.errno, error.strerror, str(path))
     if frames is not None:
         return frames
 
