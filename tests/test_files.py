@@ -272,7 +272,13 @@ def test_linked_folders_are_walked_once(tmp_path):
 
 
 def test_folders_that_no_person_filled_are_not_entered(tmp_path):
-    names = ('@eaDir/b.png', '#recycle/b.png', '@Recycle/b.png', '.@__thumb/b.png', '__MACOSX/b.png')
+    names = (
+        '@eaDir/b.png',
+        '#recycle/b.png',
+        '@Recycle/b.png',
+        '.@__thumb/b.png',
+        '__MACOSX/b.png',
+    )
     names += ('$Recycle.Bin/S-1/b.png', 'System Volume Information/b.png', 'deep/lost+found/b.png')
     databases.copies(tmp_path, [*names, 'a.png', 'recycled photos/b.png'])
     found = [os.path.relpath(path, tmp_path) for path in walk(tmp_path, [])]

@@ -62,29 +62,37 @@ def palette():
     return Image.fromarray(RGB).quantize(64)
 
 
-def tiff(pixels, **tags):
-    """A TIFF without compression by hand: `pixels` are its bytes, and `tags` are t254=1 and so on."""
+def tiff(pixels, inner=b'', **tags):
+    """A TIFF without compression by hand.
+
+    Args:
+        pixels: their bytes.
+        inner: the bytes of a directory inside.
+        tags: t254=1 and so on; places of pixels are counted from the first one.
+    """
     page = ImageFileDirectory_v2()
     bits = (8, 8, 8)
-    usual = {256: WIDTH, 257: HEIGHT, 258: bits, 259: 1, 262: 2, 273: 8, 277: 3, 278: HEIGHT}
+    usual = {256: WIDTH, 257: HEIGHT, 258: bits, 259: 1, 262: 2, 273: 0, 277: 3, 278: HEIGHT}
     page_tags = {**usual, 279: len(pixels), 284: 1}
     page_tags.update({int(name[1:]): value for name, value in tags.items()})
     for tag, value in page_tags.items():
         page[tag] = value
-    start = 8 + len(pixels)
-    return b'II*\0' + struct.pack('<I', start) + pixels + page.tobytes(start)
+    if inner:
+        page[330] = 10**6  # as long as the real place, which depends on the length
+        page[330] = 8 + len(page.tobytes(8)) + len(pixels)
+    return b'II*\0' + struct.pack('<I', 8) + page.tobytes(8) + pixels + inner
 
 
 def tiff_with_mosaic():
-    """A camera's small picture whose raw pixels are in a directory inside; only that one is told."""
+    """A camera's small picture, whose raw pixels are in a directory inside."""
     mosaic = struct.pack('<HHHIII', 1, 262, 3, 1, 32803, 0)
-    return tiff(RGB.tobytes() + mosaic, t330=8 + RGB.nbytes)
+    return tiff(RGB.tobytes(), mosaic)
 
 
 def tiff_with_small_copy():
     """A picture that brings a reduced copy of itself, as many programs write it."""
     copy = struct.pack('<HHHIIHHIII', 2, 254, 4, 1, 1, 262, 3, 1, 2, 0)
-    return tiff(RGB.tobytes() + copy, t330=8 + RGB.nbytes)
+    return tiff(RGB.tobytes(), copy)
 
 
 def planes(kind, **tags):
@@ -92,7 +100,7 @@ def planes(kind, **tags):
     array = RGB.astype(kind) * (257 if np.dtype(kind).itemsize == 2 else 1)
     size = array[..., 0].nbytes
     bits = (8 * array.itemsize,) * 3
-    of_planes = {'t258': bits, 't273': (8, 8 + size, 8 + 2 * size), 't279': (size,) * 3, 't284': 2}
+    of_planes = {'t258': bits, 't273': (0, size, 2 * size), 't279': (size,) * 3, 't284': 2}
     return tiff(array.transpose(2, 0, 1).tobytes(), **{**of_planes, **tags})
 
 

@@ -40,8 +40,8 @@ IN_PLACE = {
 }
 # The first bytes, as regexes, of outputs that may be overwritten.
 STARTS = {'.png': rb'\x89PNG', '.pt2': rb'PK', '.onnx': rb'\x08', '.safetensors': rb'.{8}\{'}
-# Numbers of the errors that say nothing about the file at hand: too many files are open, memory runs
-# out, or there is no room for what is written.
+# Errors that say nothing about the file at hand: too many files are open, memory runs out, or there
+# is no room for what is written.
 OF_THE_SYSTEM = {
     errno.EMFILE,
     errno.ENFILE,
@@ -51,8 +51,8 @@ OF_THE_SYSTEM = {
     errno.EDQUOT,
     errno.EROFS,
 }
-# Folders without a person's files, in lower case: thumbnails, deleted files and old copies of network
-# drives, Windows, Mac and Linux.
+# Folders without a person's files, in lower case: thumbnails, deleted files and old copies, as
+# network drives, Windows, Mac and Linux keep them.
 NOT_ENTERED = {
     '@eadir',
     '#recycle',

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageFile
 from PIL.ExifTags import Base as Tag
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from util.errors import InputError, log
 from util.files import is_locked, locked, reading, remove_abandoned, writing
@@ -46,11 +46,15 @@ PRINTED = 'in a profile for print'  # CMYK
 # Many programs write 32 bits per pixel in these formats and leave the last 8 at 0.
 WITHOUT_ALPHA = ('BMP', 'DIB', 'TGA')
 # Raw files of cameras. Pillow reads the small picture that many of them begin with.
-RAW_ENDINGS = set(
-    '.3fr .ari .arw .bay .bmq .cap .cine .cr2 .cr3 .crw .cs1 .dc2 .dcr .dcs .dng .drf .eip .erf '
-    '.fff .gpr .iiq .k25 .kc2 .kdc .mdc .mef .mfw .mos .mrw .nef .nrw .orf .ori .pef .ptx .pxn '
-    '.qtk .raf .raw .rdc .rw1 .rw2 .rwl .rwz .sr2 .srf .srw .sti .x3f'.split()
-)
+# fmt: off
+RAW_ENDINGS = {
+    '.3fr', '.ari', '.arw', '.bay', '.bmq', '.cap', '.cine', '.cr2', '.cr3', '.crw', '.cs1', '.dc2',
+    '.dcr', '.dcs', '.dng', '.drf', '.eip', '.erf', '.fff', '.gpr', '.iiq', '.k25', '.kc2', '.kdc',
+    '.mdc', '.mef', '.mfw', '.mos', '.mrw', '.nef', '.nrw', '.orf', '.ori', '.pef', '.ptx', '.pxn',
+    '.qtk', '.raf', '.raw', '.rdc', '.rw1', '.rw2', '.rwl', '.rwz', '.sr2', '.srf', '.srw', '.sti',
+    '.x3f',
+}
+# fmt: on
 MOSAICS = (32803, 34892)  # TIFF's photometric interpretations of a camera's raw pixels
 SPACE = slice(16, 20)  # the bytes of a colour profile that name its colour space
 CLOSE = 3  # levels by which a colour profile may differ from sRGB and still count as sRGB
@@ -130,7 +134,9 @@ def refuse_misread(image: Image.Image) -> None:
     Raises:
         ValueError: it is such a file.
     """
-    tags = getattr(image, 'tag_v2', {})  # only an opened TIFF has them
+    if not isinstance(image, TiffImageFile):
+        return
+    tags = image.tag_v2
     is_reduced = tags.get(Tag.NewSubfileType, 0) & 1 or tags.get(Tag.SubfileType) == 2
     if is_reduced or Tag.DNGVersion in tags or has_mosaic(image, tags.get(Tag.SubIFDs, ())):
         raise ValueError("it is a camera's raw file, or its first page is a reduced copy")
@@ -141,7 +147,7 @@ def refuse_misread(image: Image.Image) -> None:
         )
 
 
-def has_mosaic(image: Any, starts: int | Sequence[int]) -> bool:
+def has_mosaic(image: TiffImageFile, starts: int | Sequence[int]) -> bool:
     """Whether a directory of an opened TIFF at one of `starts` holds raw pixels of a camera."""
     if image.fp is None:  # closed, since the picture is loaded
         return False
@@ -198,15 +204,23 @@ def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.I
     if transform:
         oddities.append(PRINTED if is_printed else WIDE)
         if srgb:
-            rgb = ImageCms.applyTransform(stored, transform)
+            rgb = transformed(stored, transform)
 
     # After the conversion: the white is sRGB's.
     if alpha:
         rgb.putalpha(alpha)
-        rgb = Image.alpha_composite(Image.new('RGBA', rgb.size, 'white'), rgb).convert('RGB')
+        white = Image.new('RGBA', rgb.size, 'white')
+        rgb = Image.alpha_composite(white, rgb).convert('RGB')
     if turn is not None:
         rgb = rgb.transpose(turn)
     return rgb, oddities
+
+
+def transformed(image: Image.Image, transform: Any) -> Image.Image:
+    """A new picture: `image` in other colours."""
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # it is None only where the image itself is changed
+    return converted
 
 
 def alpha_of(image: Image.Image) -> tuple[Image.Image | None, list[str]]:
@@ -278,7 +292,7 @@ def srgb_transform(profile: bytes, mode: str) -> Any:
             'RGB',
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
         )
-        converted = ImageCms.applyTransform(colours.convert(mode), to_srgb)
+        converted = transformed(colours.convert(mode), to_srgb)
     except (ImageCms.PyCMSError, OSError):  # a damaged profile counts as none
         return None
     # As int16, since the difference of two uint8 wraps around.
@@ -290,7 +304,8 @@ def orientation(image: Image.Image) -> Any:
     """The EXIF orientation of an opened file, 1 ... 8, or None.
 
     A picture that is no longer an opened file has none: whoever made it may have turned it, and the
-    tag stays. `ImageOps.exif_transpose` is not used, since it fails on photos in which another tag is odd.
+    tag stays. `ImageOps.exif_transpose` is not used, since it fails on photos in which another tag
+    is odd.
     """
     # Pillow itself turns a TIFF as it loads it.
     if not isinstance(image, ImageFile.ImageFile) or image.format == 'TIFF':
