@@ -267,14 +267,14 @@ def test_a_path_that_the_system_cannot_follow_is_skipped(tmp_path, in_process, c
     (tmp_path / 'loop.png').symlink_to('loop.png')
     (tmp_path / 'gone.png').symlink_to('nowhere.png')
     (tmp_path / 'disk.png').symlink_to('/proc/self/mem')  # whose first page gives EIO
-    paths = ('a.png/x.png', 'loop.png', 'n' * 300, 'a\0b.png', 'disk.png')
+    paths = ('a.png/x.png', 'loop.png', 'n' * 300, 'disk.png')
     done = in_process(
         demo.main, '--checkpoint', checkpoint, '--patches', 1, *paths, 'a.png', '--map', 'maps'
     )
     assert done.returncode == 2 and [name for name, _ in scores(done)] == ['a.png']
-    reasons = ('Not a directory', 'symbolic links', 'name too long', 'null byte', 'output error')
+    reasons = ('Not a directory', 'symbolic links', 'name too long', 'output error')
     skipped = [line for line in done.stderr.splitlines() if line.startswith('skipped: ')]
-    assert len(skipped) == 5
+    assert len(skipped) == 4
     for line, reason in zip(skipped, reasons):
         assert reason in line
     done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, '.')
