@@ -34,6 +34,7 @@ from tqdm import tqdm
 from experiment.options import Parser, positive
 from util.errors import InputError, boundary, log, one_line
 from util.files import check_input, check_output, named, walk, write_whole
+from util.frames import RAW_ENDINGS
 from util.progress import progress
 from util.tables import BLANK, find_columns, read_rows
 
@@ -57,7 +58,7 @@ FORMATS = {
 }
 # Photos whether or not Pillow can read them: one that it cannot read is reported, not passed over.
 NEW_ENDINGS = {'.avif', '.heic', '.heif', '.hif', '.jxl'}
-RAW_ENDINGS = {'.arw', '.cr2', '.cr3', '.dng', '.nef', '.orf', '.pef', '.raf', '.rw2', '.srw'}
+ENDINGS_SHOWN = 5  # of the files in a folder that are not scored
 
 
 def __getattr__(name: str) -> Any:
@@ -72,7 +73,7 @@ def __getattr__(name: str) -> Any:
 def main(argv: list[str] | None = None) -> None:
     with boundary() as remedies:
         options = parse_options(argv)
-        paths = list_images(options.images)
+        paths, has_unreadable = list_images(options.images)
         if options.list:
             paths += read_list(options.list)
         columns = COLUMNS if options.spread else COLUMNS[:2]
@@ -104,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
             failed = score_all(scorer, paths, columns, table, options.map)
         if failed:
             log(f'{failed} of {len(paths)} images could not be read')
-    sys.exit(2 if failed else 0)
+    sys.exit(2 if failed or has_unreadable else 0)
 
 
 def check_files(options: argparse.Namespace, columns: tuple[str, ...]) -> None:
@@ -208,33 +209,58 @@ def read_list(source: str) -> list[Path]:
     return [Path(folder, name) for name in names]
 
 
-def list_images(arguments: list[str]) -> list[Path]:
+def list_images(arguments: list[str]) -> tuple[list[Path], bool]:
     """The files among `arguments`, and all photos below the folders among them, by name.
+
+    Returns:
+        their paths, and whether there are folders that cannot be listed, which are logged.
 
     Raises:
         InputError: a folder has no photos.
     """
     found = []
+    unreadable: list[OSError] = []
     for argument in arguments:
-        path = Path(argument)
-        if not path.is_dir():
-            found.append(path)
+        # Not by Path.is_dir, which fails on a path that the system cannot follow.
+        if not os.path.isdir(argument):
+            found.append(Path(argument))
             continue
-        photos = photos_below(path)
-        if not photos:
+        failed_before = len(unreadable)
+        photos = photos_below(argument, unreadable)
+        if not photos and len(unreadable) == failed_before:
             raise InputError(f'there are no images in the folder {argument}')
         found += photos
-    return found
+    for error in unreadable:
+        log(f'skipped: the folder {error.filename} cannot be read: {error.strerror}')
+    return found, bool(unreadable)
 
 
-def photos_below(folder: Path) -> list[Path]:
-    """The photos in a folder and below that are not hidden, whether or not Pillow reads them."""
-    endings = NEW_ENDINGS | RAW_ENDINGS
+def photos_below(folder: str, unreadable: list[OSError]) -> list[Path]:
+    """The photos in a folder and below that are not hidden, whether or not Pillow reads them.
+
+    Files of other endings are logged.
+
+    Args:
+        unreadable: gets the error of each folder that cannot be listed.
+    """
+    endings = set()
     for ending, format in Image.registered_extensions().items():
         if format in FORMATS:
             endings.add(ending)
-    paths = [Path(name) for name in walk(folder)]
-    return [path for path in paths if path.suffix.lower() in endings and path.is_file()]
+    photos = []
+    others = []
+    for name in walk(folder, unreadable):
+        path = Path(name)
+        ending = path.suffix.lower()
+        if ending not in endings:
+            others.append(ending or 'none')
+        if ending in endings | NEW_ENDINGS | RAW_ENDINGS:
+            photos.append(path)
+    if photos and others:
+        kinds = sorted(set(others))
+        shown = ', '.join(kinds[:ENDINGS_SHOWN]) + (' ...' if len(kinds) > ENDINGS_SHOWN else '')
+        log(f'{folder}: files of other endings, which are not scored: {len(others)} ({shown})')
+    return photos
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -244,8 +270,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     if options.resume and not options.csv:
         raise InputError('--resume goes with --csv FILE, which it continues')
     if options.map:
-        target = Path(options.map).resolve()
-        if any(target.is_relative_to(Path(path).resolve()) for path in options.images):
+        target = Path(os.path.realpath(options.map))
+        if any(target.is_relative_to(os.path.realpath(path)) for path in options.images):
             raise InputError(
                 f'--map {options.map} is inside a folder that is scored, so the maps would be '
                 'scored too; name another'

@@ -15,7 +15,7 @@ from pathlib import Path
 import folders
 from experiment.check_database import check_images
 from experiment.command_line import parse_options
-from experiment.record import read_record, record_of
+from experiment.record import read_record, record_of, refuse_other_pixels
 from experiment.report import print_medians
 from experiment.results import PREDICTION_COLUMNS, gather_results
 from experiment.run_folder import (
@@ -117,6 +117,8 @@ def prepare_run(config: Namespace) -> Job:
         meaning = meaning._replace(srgb=False)
         for opened in (database, *others.values()):
             opened.srgb = False
+    if old_record is not None:
+        refuse_other_pixels(old_record, [database, *others.values()])
     if config.weights != 'imagenet' and starts_from_weights(config):
         try:
             check_input(config.weights, 'a checkpoint')
@@ -154,6 +156,8 @@ def prepare_test(config: Namespace) -> Job:
     database = open_database(config)
     # The images are converted as they were for the training.
     database.srgb = meaning.srgb
+    if record is not None:
+        refuse_other_pixels(read_record(record), [database])
     split = read_tested_split(checkpoint, database)
     return Job(database, {}, [split], meaning, round_index)
 

@@ -79,7 +79,8 @@ class Scorer:
         Args:
             images: a path, a `PIL.Image`, or an (H, W, 3) uint8 RGB array, or a list of these.
                 Files and opened pictures are shown as a viewer shows them: upright, and with the
-                colours of their profile in sRGB.
+                colours of their profile in sRGB. A picture that is no longer an opened file is
+                not turned.
             spread: also give the standard deviation over the patches.
 
         Returns:
