@@ -26,6 +26,7 @@ def read_csv(labels: Labels) -> None:
         optional=('content', 'set', 'type'),
     )
     folder = labels.settings.images or os.path.dirname(labels.file)
+    labels.has_contents = 'content' in table.columns
     for row in table.rows:
         cells = cells_by_role(labels, table, row)
         labels.add(

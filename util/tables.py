@@ -61,7 +61,10 @@ ROLES = {  # column names in published tables
     # The distortion type is used only if --columns names it: "type" often means something else.
     'type': (),
 }
-KNOWN = {name for names in ROLES.values() for name in names}
+# A further name of an image's column, which is used only if no name above is there: a table can
+# have the name and an id.
+IMAGE_ID = 'image_id'
+KNOWN = {name for names in ROLES.values() for name in names} | {IMAGE_ID}
 
 
 class Row(NamedTuple):
@@ -137,8 +140,13 @@ def rows_of_excel(content: bytes, sheet: str) -> list[Row]:
     # Blank rows above the table are counted, so that the numbers are those that Excel shows.
     for number, cells in enumerate(found.to_python(skip_empty_area=False), start=1):
         if any(str(cell).strip() for cell in cells):
-            rows.append(Row(f'row {number}', cells))
+            rows.append(Row(f'row {number}', [plain(cell) for cell in cells]))
     return rows
+
+
+def plain(cell: Any) -> Any:
+    """A cell, with a whole number as an int: a sheet has every number as a float, also an id."""
+    return int(cell) if isinstance(cell, float) and cell.is_integer() else cell
 
 
 def rows_of_json(text: str) -> list[Row]:
@@ -157,7 +165,8 @@ def rows_of_json(text: str) -> list[Row]:
     header = list(dict.fromkeys(key for record in records for key in record))
     rows = [Row('line 1', header)]
     for number, record in enumerate(records, start=1):
-        rows.append(Row(f'record {number}', [record.get(key, '') for key in header]))
+        cells = [plain(record.get(key, '')) for key in header]
+        rows.append(Row(f'record {number}', cells))
     return rows
 
 
@@ -325,7 +334,10 @@ def columns_of(role: str, header: list[str], chosen: str | None) -> list[int]:
     """
     names = [normalized_name(name) for name in header]
     if chosen is None:
-        return [k for k, name in enumerate(names) if name in ROLES[role]]
+        found = [k for k, name in enumerate(names) if name in ROLES[role]]
+        if role == 'image' and not found:
+            found = [k for k, name in enumerate(names) if name == IMAGE_ID]
+        return found
     if chosen == '':
         return []
     exact = [k for k, name in enumerate(header) if name == chosen]
