@@ -5,6 +5,7 @@ Every message about a fault names the file and the row.
 
 import functools
 import os
+import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,13 +20,16 @@ from util.files import identity_of, is_entered, reading
 from util.names import FilesIn, unambiguous
 from util.tables import BLANK, Row, normalized_name, read_rows
 
-SETS = {  # the official set that each word of a label file means
+SETS = {  # the part that each word of a label file or of a list's name means
     'train': 'train',
     'training': 'train',
     'val': 'val',
     'valid': 'val',
+    'validate': 'val',
     'validation': 'val',
+    'dev': 'val',
     'test': 'test',
+    'testing': 'test',
 }
 HEADER_ROWS = 10  # the header is one of the first rows: an Excel sheet may have a title above it
 
@@ -108,7 +112,7 @@ class Labels:
         samples: a `Sample` for each image.
         votes: the scores of all rows of each sample.
         known: paths of images of the database that are not scored; a split list may name them.
-        found_by_end: the image of each name that fits only by its end (see `matches_by_end`).
+        found_by_end: the image of each name that fits only by its end (see `util/names.py`).
         higher_is_better: the direction of the scores if the label file shows it, else None.
         has_contents: whether contents are what images show; if not, they are the images' names.
     """
@@ -391,7 +395,12 @@ def known_set(text: Any) -> str:
 
     Such a word is refused once official sets are used (`set_of`).
     """
-    return SETS.get(normalized_name(text), str(text).strip(BLANK))
+    return SETS.get(word_of_set(text), str(text).strip(BLANK))
+
+
+def word_of_set(text: Any) -> str:
+    """The word in a set's name: 'test' of 'Test set', 'test_set' or 'testset'."""
+    return re.sub('[ _-]*set$', '', normalized_name(text))
 
 
 def set_of(
@@ -406,7 +415,7 @@ def set_of(
     Raises:
         InputError: it is none of `sets`.
     """
-    found = sets.get(normalized_name(text))
+    found = sets.get(word_of_set(text))
     if found is None:
         raise InputError(
             f'{file}, {where}: the set {text!r} is none of {", ".join(sets)}; {remedy}'

@@ -11,6 +11,7 @@ A name that fits several images equally well is ambiguous and finds none of them
 import functools
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from util.errors import InputError
-from util.tables import BLANK, normalized_name
+from util.tables import BLANK, KNOWN, cells_of, guessed_columns, lines_of, normalized_name
 
 # Pillow registers endings of documents, videos and data too (.pdf, .mpg, .h5), which are no photos.
 FORMATS = {
@@ -179,7 +180,7 @@ def without_ending(name: str) -> str:
 
     a.png.jpg keeps its own, since it is not the picture a.png.
     """
-    stem, ending = os.path.splitext(name)
+    stem = os.path.splitext(name)[0]
     if is_picture(name) and not is_picture(stem):
         return stem
     return name
@@ -197,6 +198,35 @@ def picture_endings() -> set[str]:
         if format in FORMATS:
             endings.add(ending)
     return endings
+
+
+def names_on_lines(
+    text: str, is_name: Callable[[str], bool], columns: Iterable[str] = ()
+) -> list[str] | None:
+    """The names in a list with one on each line; None for a table, which has a header or is JSON.
+
+    A line that is no name as it stands, commas and blanks included, has cells. Its name is then the
+    first cell that is not a number.
+
+    Args:
+        is_name: whether a name finds an image.
+        columns: normalized names that make the first line a header, besides the known ones.
+    """
+    lines = [line.strip(BLANK) for line in lines_of(text) if line.strip(BLANK)]
+    # A name can start with a bracket too.
+    if re.match(r'\s*\[?\s*\{\s*"', text):
+        return None
+    if lines and not KNOWN.union(columns).isdisjoint(map(normalized_name, cells_of(lines[0]))):
+        return None
+    names = []
+    for line in lines:
+        if is_name(line):
+            names.append(line)
+        else:
+            cells = cells_of(line)
+            column = int(guessed_columns(cells)['image']) - 1
+            names.append(cells[column].strip(BLANK))
+    return names
 
 
 def names_in(folder: str) -> dict[str, list[str]]:

@@ -116,18 +116,25 @@ def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
     Raises:
         InputError: the file is no table, or a line of text has more or fewer cells than the first.
     """
+    content = read_content(path)
+    with named(path, 'a table'):
+        return rows_of(content, path, sheet)
+
+
+def read_content(path: Path | str) -> bytes:
+    """The bytes of a table's file; '-' reads standard input."""
     if path == '-':
-        with named(path, 'a table'):
-            return rows_of(sys.stdin.buffer.read(), path, sheet)
+        return sys.stdin.buffer.read()
     with reading(path, 'a table') as file:
-        return rows_of(file.read(), path, sheet)
+        return file.read()
 
 
-def rows_of(content: bytes, path: Path | str, sheet: str) -> list[Row]:
+def rows_of(content: bytes, path: Path | str, sheet: str = '', errors: str = 'strict') -> list[Row]:
+    """As `read_rows`, of a file's content; `errors` is what to do with bytes that are not UTF-8."""
     # By the content, since tables come with any ending, and standard input with none.
     if content.startswith(EXCEL):
         return rows_of_excel(content, sheet)
-    text = content.decode('utf-8-sig')  # Excel saves CSV with a byte-order mark
+    text = content.decode('utf-8-sig', errors)  # Excel saves CSV with a byte-order mark
     if text.lstrip().startswith(('{', '[')):
         return rows_of_json(text)
     return cut_to_width(rows_of_text(text, path), path)
@@ -171,8 +178,7 @@ def rows_of_json(text: str) -> list[Row]:
 
 
 def rows_of_text(text: str, path: Path | str) -> list[Row]:
-    # `splitlines` would also split at characters that can be part of a name.
-    lines = re.split(r'\r\n|\r|\n', text)
+    lines = lines_of(text)
     first = next((line for line in lines if line.strip()), '')
     delimiter = delimiter_of(first)
     if delimiter:
@@ -182,6 +188,17 @@ def rows_of_text(text: str, path: Path | str) -> list[Row]:
         if line.strip():
             rows.append(Row(f'line {number}', words_of(line)))
     return rows
+
+
+def lines_of(text: str) -> list[str]:
+    # `splitlines` would also split at characters that can be part of a name.
+    return re.split(r'\r\n|\r|\n', text)
+
+
+def cells_of(line: str) -> list[str]:
+    """The cells of a single line of a text."""
+    delimiter = delimiter_of(line)
+    return next(csv.reader([line], delimiter=delimiter)) if delimiter else words_of(line)
 
 
 def delimiter_of(first: str) -> str:
