@@ -22,7 +22,6 @@ from util.meaning import Meaning
 from util.names import KnownNames, names_on_lines
 from util.tables import (
     BLANK,
-    EXCEL,
     ROLES,
     Row,
     Table,
@@ -499,13 +498,11 @@ def name_in(record: Any) -> str:
 def read_names(file: str, chosen: dict[str, str], names: ImageNames) -> list[str]:
     """The names in a list of a single part: one on each line, or a column of a table."""
     content = read_content(file)
-    own_columns = {normalized_name(name) for name in chosen.values()}
+    own_columns = {normalized_name(name) for name in chosen.values() if not name.isdigit()} - {''}
     with named(file, 'a table'):
-        if not content.startswith(EXCEL):
-            text = content.decode('utf-8-sig')
-            found = names_on_lines(text, names.is_known, own_columns)
-            if found is not None:
-                return found
+        found = names_on_lines(content, names.is_known, own_columns)
+        if found is not None:
+            return found
         rows = rows_of(content, file)
     table = find_columns(file, rows, choices_in(rows, chosen), needed=('image',))
     return [name_of_row(table, row) for row in table.rows]

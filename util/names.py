@@ -19,7 +19,15 @@ from pathlib import Path
 from PIL import Image
 
 from util.errors import InputError
-from util.tables import BLANK, KNOWN, cells_of, guessed_columns, lines_of, normalized_name
+from util.tables import (
+    BLANK,
+    EXCEL,
+    KNOWN,
+    cells_of,
+    guessed_columns,
+    lines_of,
+    normalized_name,
+)
 
 # Pillow registers endings of documents, videos and data too (.pdf, .mpg, .h5), which are no photos.
 FORMATS = {
@@ -81,9 +89,7 @@ class FilesIn(Names):
         is_kind: accepts the paths of the wanted kind; files by default.
     """
 
-    def __init__(
-        self, folder: Path | str, is_kind: Callable[[str], bool] = os.path.isfile
-    ) -> None:
+    def __init__(self, folder: Path | str, is_kind: Callable[[str], bool] = os.path.isfile) -> None:
         self.folder = str(folder)
         self.is_kind = is_kind
         self.names_in = functools.cache(names_in)
@@ -201,9 +207,12 @@ def picture_endings() -> set[str]:
 
 
 def names_on_lines(
-    text: str, is_name: Callable[[str], bool], columns: Iterable[str] = ()
+    content: bytes,
+    is_name: Callable[[str], bool],
+    columns: Iterable[str] = (),
+    errors: str = 'strict',
 ) -> list[str] | None:
-    """The names in a list with one on each line; None for a table, which has a header or is JSON.
+    """The names in a text with one on each line; None for a table with a header, JSON or Excel.
 
     A line that is no name as it stands, commas and blanks included, has cells. Its name is then the
     first cell that is not a number.
@@ -211,8 +220,12 @@ def names_on_lines(
     Args:
         is_name: whether a name finds an image.
         columns: normalized names that make the first line a header, besides the known ones.
+        errors: what to do with bytes that are not UTF-8.
     """
-    lines = [line.strip(BLANK) for line in lines_of(text) if line.strip(BLANK)]
+    if content.startswith(EXCEL):
+        return None
+    text = content.decode('utf-8-sig', errors)
+    lines = [line for line in lines_of(text) if line.strip(BLANK)]
     # A name can start with a bracket too.
     if re.match(r'\s*\[?\s*\{\s*"', text):
         return None
