@@ -5,6 +5,7 @@ is a file or a folder of files. It lists images by name (see `ImageNames`), or b
 in the label file.
 """
 
+import functools
 import json
 import os
 import re
@@ -292,6 +293,12 @@ class ImageNames:
         return self.positions[found[0]] if len(found) == 1 else None
 
 
+@functools.lru_cache(maxsize=1)
+def image_names(database: OpenDatabase) -> ImageNames:
+    """The names of a database's images, which are indexed once for all rounds."""
+    return ImageNames(database)
+
+
 def read_split(
     asked: Path | str | Sequence[str],
     database: OpenDatabase,
@@ -314,7 +321,7 @@ def read_split(
     texts = [asked] if isinstance(asked, (str, Path)) else asked
     files = files_of([with_round(text, round_number) for text in texts], round_number)
     chosen = {role: with_round(name, round_number) for role, name in (columns or {}).items()}
-    names = ImageNames(database)
+    names = image_names(database)
     listed = []
     for part, file in files.items():
         for name, own_part in listed_in(file, part, chosen, round_number, names):

@@ -178,7 +178,8 @@ def distance(name: str, candidate: str) -> int:
 
 def keys_of(name: str) -> list[str]:
     """The keys under which an image is looked up: its normalized name, also without its ending."""
-    return list(dict.fromkeys([normalized_name(name), normalized_name(without_ending(name))]))
+    key = normalized_name(name)
+    return list(dict.fromkeys([key, without_ending(key).strip(BLANK)]))
 
 
 def without_ending(name: str) -> str:
@@ -261,7 +262,7 @@ def unambiguous(name: str, found: list[str]) -> str:
     """
     if len(found) > 1:
         raise InputError(
-            f'{name} can be {" or ".join(found[:3])}, equally near; write the whole name of one, '
-            'or remove or rename all but one'
+            f'{name} can be {" or ".join(found[:3])}, equally near; remove or rename all but one, '
+            'or write the whole name'
         )
     return found[0]
