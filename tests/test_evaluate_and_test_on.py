@@ -1,4 +1,4 @@
-"""A trained network is tested again, or on other databases; what a run records about its scores and images is kept."""
+"""A trained network is tested again, or on other databases; its scores keep their meaning."""
 
 import json
 import re
@@ -24,7 +24,7 @@ MODEL = {'resize': None, 'exif_rotation': False, 'score_range': None, 'higher_is
 def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(
     program, make_database, tmp_path, capsys
 ):
-    """The scores are a DMOS, so agreement with LIVE Challenge, where higher is better, has the other sign."""
+    """The scores are a DMOS, so agreement with LIVE Challenge (a MOS) has the other sign."""
     file = own_images(tmp_path, count=8, score='dmos')
     make_database('livec', images=6)
     done = program(
@@ -225,6 +225,7 @@ def test_training_on_all_keeps_the_last_epoch(program, make_database, tmp_path):
         'Trained on all 4 images; the last epoch, 2, is kept' in done.stdout
         and 'nan' not in done.stdout
     )
+    assert 'demo.py' in done.stderr and 'compare.py' not in done.stderr
     folder = tmp_path / 'run' / 'round_01'
     best, last = (torch.load(folder / name, weights_only=True) for name in ('best.pth', 'last.pth'))
     assert all(torch.equal(value, last['model'][name]) for name, value in best.items())
