@@ -132,6 +132,7 @@ def test_a_whole_name_goes_before_the_end_of_another(tmp_path):
     assert known.find('1.PNG') == known.find('far/1.png', by_end=True) == ['1.png']
     assert known.find('2.png') == ['x/2.png', 'y/2.png']
     assert known.find('X/2.png') == ['x/2.png']
+    assert KnownNames(['x/i0.png', 'y/I0.png']).find('i0.png') == ['x/i0.png']
 
 
 def test_ids_are_the_pictures_that_have_them_with_an_ending(table, tmp_path):
