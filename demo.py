@@ -28,37 +28,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from experiment.options import Parser, positive
 from util.errors import InputError, boundary, log, one_line
 from util.files import check_input, check_output, named, walk, write_whole
-from util.frames import RAW_ENDINGS
+from util.names import FilesIn, is_picture, names_on_lines
 from util.progress import progress
-from util.tables import BLANK, find_columns, read_rows
+from util.tables import (
+    Row,
+    columns_of,
+    find_columns,
+    is_header,
+    read_content,
+    rows_of,
+)
 
 COLUMNS = ('image', 'score', 'spread')  # of --csv; the last one only with --spread
-# Pillow registers endings of documents, videos and data too (.pdf, .mpg, .h5), which are no photos.
-FORMATS = {
-    'AVIF',
-    'BMP',
-    'DIB',
-    'GIF',
-    'JPEG',
-    'JPEG2000',
-    'MPO',
-    'PCX',
-    'PNG',
-    'PPM',
-    'SGI',
-    'TGA',
-    'TIFF',
-    'WEBP',
-}
-# Photos whether or not Pillow can read them: one that it cannot read is reported, not passed over.
-NEW_ENDINGS = {'.avif', '.heic', '.heif', '.hif', '.jxl'}
 ENDINGS_SHOWN = 5  # of the files in a folder that are not scored
+# The first columns of such a table, whose names start at the current folder.
+SCORED = ['image', 'prediction']
 
 
 def __getattr__(name: str) -> Any:
@@ -197,16 +186,41 @@ def scored_images(table: str) -> set[str]:
 
 
 def read_list(source: str) -> list[Path]:
-    """The images that a table or list names.
+    """The images that a table or list names; a missing one keeps its name.
 
     Args:
         source: a file, at whose folder relative names start; or '-' for standard input, where they
-            start at the current one.
+            start at the current one, as in a table of scores that --csv wrote.
     """
-    table = find_columns(source, read_rows(source), {}, ('image',))
-    folder = os.path.dirname(source)
-    names = [str(row.cells[table.columns['image']]).strip(BLANK) for row in table.rows]
-    return [Path(folder, name) for name in names]
+    files = FilesIn(os.path.dirname(source))
+    content = read_content(source)
+    # A name that is not UTF-8 keeps its bytes. UTF-16 has zeros, and is no list of such names.
+    errors = 'strict' if b'\0' in content else 'surrogateescape'
+    with named(source, 'a table'):
+        names = names_on_lines(content, lambda line: bool(files.find(line)), errors=errors)
+        if names is None:
+            rows = rows_of(content, source, errors=errors)
+            names = names_in_table(source, rows)
+            if rows and rows[0].cells[:2] == SCORED:
+                files = FilesIn('')
+    if not names:
+        raise InputError(f'{source} lists no image')
+    return [Path(files.path(name)) for name in names]
+
+
+def names_in_table(source: str, rows: list[Row]) -> list[str]:
+    """The names in the column of the images."""
+    if not rows:
+        return []
+    header = [str(cell) for cell in rows[0].cells]
+    found = columns_of('image', header, None)
+    if is_header(header, {}, ('image',)) and len(found) != 1:
+        raise InputError(
+            f'{source}, {rows[0].where}: one column must be called image; the header is '
+            f'{",".join(header)[:200]!r}'
+        )
+    table = find_columns(source, rows, {}, ('image',))
+    return [str(row.cells[table.columns['image']]) for row in table.rows]
 
 
 def list_images(arguments: list[str]) -> tuple[list[Path], bool]:
@@ -243,19 +257,13 @@ def photos_below(folder: str, unreadable: list[OSError]) -> list[Path]:
     Args:
         unreadable: gets the error of each folder that cannot be listed.
     """
-    endings = set()
-    for ending, format in Image.registered_extensions().items():
-        if format in FORMATS:
-            endings.add(ending)
     photos = []
     others = []
     for name in walk(folder, unreadable):
-        path = Path(name)
-        ending = path.suffix.lower()
-        if ending not in endings:
-            others.append(ending or 'none')
-        if ending in endings | NEW_ENDINGS | RAW_ENDINGS:
-            photos.append(path)
+        if is_picture(name):
+            photos.append(Path(name))
+        else:
+            others.append(Path(name).suffix.lower() or 'none')
     if photos and others:
         kinds = sorted(set(others))
         shown = ', '.join(kinds[:ENDINGS_SHOWN]) + (' ...' if len(kinds) > ENDINGS_SHOWN else '')

@@ -93,8 +93,7 @@ def read_csiq_sheet(labels: Labels, folder: Path) -> None:
     columns = ('image', 'dst_type', 'dst_lev', 'dmos')
     keys = []
     for where, (scene, kind, level, score) in labels.rows(*columns, sheet='all_by_image'):
-        # Excel stores the scene 1600 as a number.
-        scene = f'{scene:g}' if isinstance(scene, float) else str(scene).strip()
+        scene = str(scene).strip()  # 1600 is a number in Excel
         kind = CSIQ_TYPES.get(normalized_name(kind), str(kind).strip())
         level = labels.number(level, where, 'distortion level')
         name = f'{scene}.{kind}.{level:g}.png'

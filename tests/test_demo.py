@@ -278,7 +278,7 @@ def test_a_path_that_the_system_cannot_follow_is_skipped(tmp_path, in_process, c
     for line, reason in zip(skipped, reasons):
         assert reason in line
     done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, '.')
-    assert done.returncode == 2 and [name for name, _ in scores(done)][0] == 'a.png'
+    assert done.returncode == 2 and next(name for name, _ in scores(done)) == 'a.png'
     assert 'skipped: there is no file gone.png' in done.stderr
 
 
@@ -413,7 +413,8 @@ def test_names_that_are_not_utf8_or_hold_a_line_break_are_resumed_as_well(
 )
 def test_a_list_is_a_table_or_lines_from_its_folder_on_or_stdin(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'lists').mkdir()
+    for folder in (tmp_path, tmp_path / 'lists'):
+        databases.pictures(folder, ['x/a 1.png', 'b, 2.png'])
     (tmp_path / 'lists' / 'photos.txt').write_text(content)
     assert demo.read_list('lists/photos.txt') == [Path('lists/x/a 1.png'), Path('lists/b, 2.png')]
     with open('lists/photos.txt') as file:

@@ -1,4 +1,4 @@
-"""A run is one thing: its initial weights, its lengths, its results while it is extended, and the locks of its parts."""
+"""A run is one thing: its initial weights, lengths, results while it is extended, and locks."""
 
 import json
 import resource
@@ -306,7 +306,7 @@ def options_of(*options):
 
 
 def begin(start, number, tries):
-    """In a process of its own: begin round `number` of a new run, again and again, as soon as all are ready."""
+    """In a process of its own: begin round `number` of a new run, again and again."""
     config = options_of('--rounds', number)
     job = train_test_IQA.prepare_run(config)
     records = [train_test_IQA.split_record(split, job.database) for split in job.splits]

@@ -34,6 +34,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from util.cores import cores
 from util.errors import InputError, log
 from util.files import is_locked, locked, path_from, reading, remove_abandoned, writing
+from util.names import RAW_ENDINGS
 from util.progress import progress
 
 FORMAT = 4  # of the cache; changes with anything that gives other pixels for the same files
@@ -46,16 +47,6 @@ WIDE = 'in a wide-gamut profile'
 PRINTED = 'in a profile for print'  # CMYK
 # Many programs write 32 bits per pixel in these formats and leave the last 8 at 0.
 WITHOUT_ALPHA = ('BMP', 'DIB', 'TGA')
-# Raw files of cameras. Pillow reads the small picture that many of them begin with.
-# fmt: off
-RAW_ENDINGS = {
-    '.3fr', '.ari', '.arw', '.bay', '.bmq', '.cap', '.cine', '.cr2', '.cr3', '.crw', '.cs1', '.dc2',
-    '.dcr', '.dcs', '.dng', '.drf', '.eip', '.erf', '.fff', '.gpr', '.iiq', '.k25', '.kc2', '.kdc',
-    '.mdc', '.mef', '.mfw', '.mos', '.mrw', '.nef', '.nrw', '.orf', '.ori', '.pef', '.ptx', '.pxn',
-    '.qtk', '.raf', '.raw', '.rdc', '.rw1', '.rw2', '.rwl', '.rwz', '.sr2', '.srf', '.srw', '.sti',
-    '.x3f',
-}
-# fmt: on
 MOSAICS = (32803, 34892)  # TIFF's photometric interpretations of a camera's raw pixels
 SPACE = slice(16, 20)  # the bytes of a colour profile that name its colour space
 CLOSE = 3  # levels by which a colour profile may differ from sRGB and still count as sRGB
