@@ -14,7 +14,13 @@ import folders
 from experiment.check_database import check_images
 from experiment.command_line import parse_options
 from experiment.evaluation import check_evaluation_folder
-from experiment.record import checkpoint_in_run, read_record, record_of
+from experiment.record import (
+    checkpoint_in_run,
+    read_record,
+    record_of,
+    record_path,
+    refuse_other_pixels,
+)
 from experiment.report import print_medians
 from experiment.results import gather_results
 from experiment.run_folder import (
@@ -26,7 +32,7 @@ from experiment.run_folder import (
 )
 from experiment.splits import Job, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
-from util.errors import NO_RESULT, InputError, boundary, log, rank
+from util.errors import NO_RESULT, InputError, boundary, log, rank, read_ranks, told_once
 from util.files import check_input
 from util.labels import Sample, Settings
 from util.meaning import Meaning
@@ -34,11 +40,13 @@ from util.tables import columns_in
 
 
 def main(argv: list[str] | None = None) -> None:
-    # Only the first rank prints. It alone writes files too; that is seen to where they are written.
-    if rank() > 0:
-        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115, until the process ends
     with boundary() as hints_after_interrupt:
-        config = parse_options(argv)
+        read_ranks()
+        # Only the first rank prints. It alone writes files too; each writer sees to that.
+        if rank() > 0:
+            sys.stdout = open(os.devnull, 'w', errors='backslashreplace')  # noqa: SIM115
+        with told_once():
+            config = parse_options(argv)
         if config.list_datasets:
             list_datasets(config.list_datasets)
         elif config.summarize:
@@ -46,14 +54,16 @@ def main(argv: list[str] | None = None) -> None:
         elif config.check:
             check(config)
         elif config.evaluate:
-            job = prepare_test(config)
+            with told_once():
+                job = prepare_test(config)
             # Here and not at the top, since torch takes seconds to import: --help, a typo and a
             # missing file answer at once.
             import rounds
 
             rounds.evaluate(config, job)
         else:
-            job = prepare_run(config)
+            with told_once():
+                job = prepare_run(config)
             import rounds
 
             hints_after_interrupt.append(
@@ -127,8 +137,14 @@ def prepare_run(config: Namespace) -> Job:
     log(text)
     log(f'{database.entry.title}: {sizes_of(splits, len(database.samples))}')
 
+    if record:
+        refuse_other_pixels(record, [database, *others.values()])
     if config.weights != 'imagenet' and starts_from_weights(config):
-        check_input(config.weights, 'a checkpoint')
+        try:
+            check_input(config.weights, 'a checkpoint')
+        except InputError as error:
+            # Named, since a run that is continued took the file's name from its record.
+            raise InputError(f'--weights: {error}')
     return Job(database, others, splits, meaning)
 
 
@@ -153,6 +169,8 @@ def prepare_test(config: Namespace) -> Job:
 
     if path_in_run and not config.test_on:
         database = open_database(config, meaning.srgb_of_all)
+        record = read_record(record_path(path_in_run.parents[1]))
+        refuse_other_pixels(record, [database])
         split_path = path_in_run.with_name('split.json')
         split = read_split(split_path, database)
         if not split['test']:
@@ -165,8 +183,8 @@ def prepare_test(config: Namespace) -> Job:
         return Job(database, {}, [split], meaning, round_index)
 
     others = open_others(config, meaning.srgb_of_all)
-    record_path = record_of(checkpoint)
-    training_table = read_record(record_path)['options']['csv'] if record_path else None
+    path = record_of(checkpoint)
+    training_table = read_record(path)['options']['csv'] if path else None
     # The images that it was trained on are not read, so whole databases are compared.
     warn_of_training_images(others, meaning, training_table, training_images=[])
     # The solver needs some open database; which one does not matter.
