@@ -252,10 +252,10 @@ def log_next(config: Any, number: int, is_whole: bool) -> None:
     checkpoint = shlex.quote(f'{folder}/best.pth')
     log(f'Score a photo:    python demo.py --checkpoint {checkpoint} PHOTO')
     quoted_run = shlex.quote(str(run))
-    if is_whole:
-        log(f'Compare two runs: python compare.py {quoted_run} OTHER_RUN')
-    else:
+    if not is_whole:
         log(f'Other rounds:     python train_test_IQA.py --resume {quoted_run}')
+    elif not config.train_on_all:
+        log(f'Compare two runs: python compare.py {quoted_run} OTHER_RUN')
 
 
 def evaluate(config: Any, job: Job) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from experiment.record import read_record, record_path
 from experiment.run_folder import round_path, rounds_in
 from util.files import locked, named, reading, remove_abandoned, write_json, write_table
-from util.metrics import CORRELATIONS, TestedImages, intervals
+from util.metrics import CORRELATIONS, SAME, TestedImages, intervals
 from util.tables import read_rows
 
 Result = dict[str, Any]  # the content of a round's result.json
@@ -70,9 +70,12 @@ def add_intervals(results: dict[str, Any], folders: list[Path]) -> None:
     """Add to `results` the intervals of the medians over the rounds in `folders`."""
     tested = [read_predictions(folder / 'predictions.csv') for folder in folders]
     for result, images in zip(results['rounds'].values(), tested):
-        # An earlier version named no method for its intervals; they are computed anew.
-        if 'no_interval' not in result and 'interval_method' not in result:
-            del result['SRCC_interval'], result['PLCC_interval']
+        # Earlier versions named no method, or gave a perfect correlation an interval without width,
+        # or another reason why there is none. Then all are computed anew.
+        low, high = result.get('SRCC_interval', (0, 0))
+        if 'interval_method' not in result or high - low < SAME:
+            for name in INTERVALS:
+                result.pop(name, None)
             result.update(intervals([images]))
     results['median'].update(intervals(tested))
 
