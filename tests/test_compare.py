@@ -195,7 +195,7 @@ def predict(run, number, predictions):
 
 
 def assert_no_verdict(done, reason):
-    """That the rounds' summary has no interval, for that reason, in what is printed and in d.csv."""
+    """That the rounds' summary has no interval, for that reason, as printed and in d.csv."""
     assert done.returncode == 0, done.stderr
     assert f'no interval of SRCC and PLCC: {reason}' in done.stdout
     last_line = done.stdout.splitlines()[-1]
