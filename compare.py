@@ -27,7 +27,7 @@ import folders
 from experiment.options import Parser, with_defaults
 from experiment.record import FREE_OPTIONS, read_record, record_path
 from experiment.report import with_intervals
-from experiment.results import read_history, read_predictions
+from experiment.results import read_history, read_predictions, read_result, unequal_epochs
 from experiment.run_folder import round_path, rounds_in
 from util import metrics, plots
 from util.errors import InputError, boundary, log
@@ -143,7 +143,8 @@ def read_run(folder: Path, name: str) -> Run:
     """The run in `folder`.
 
     Raises:
-        NoTestError: it is no run, or has no finished round with test images.
+        NoTestError: it is no run, or has no finished round with test images, or rounds that were
+            not trained with the same --epochs.
         InputError: the folder is missing, or a file in it is damaged.
     """
     path = record_path(folder)
@@ -152,11 +153,15 @@ def read_run(folder: Path, name: str) -> Run:
     run = Run(name, read_record(path), rounds={}, histories={}, splits={})
     if run.record['options']['train_on_all']:
         raise NoTestError(f'{folder} was trained on all images, so it has no test')
+    results = {}
     for number in rounds_in(folder):
         path = round_path(folder, number)
         run.rounds[number] = read_predictions(path / 'predictions.csv')
         run.histories[number] = read_history(path)
         run.splits[number] = read_json(path / 'split.json')
+        results[number] = read_result(path / 'result.json')
+    if unequal_epochs(results):
+        raise NoTestError(f'{folder}: {unequal_epochs(results)}')
     if not run.rounds:
         raise NoTestError(
             f'{folder} has no finished round with test images; --resume {folder} finishes it'
@@ -484,7 +489,9 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 
 def shown(row: dict[str, Any]) -> str:
-    """'+0.0123 [-0.0010, +0.0256] p 0.07', without the parts that are unknown."""
+    """'+0.0123 [-0.0010, +0.0256] p 0.07', without the parts that do not exist."""
+    if math.isnan(row['difference']):
+        return 'undefined'
     text = f'{row["difference"]:+.4f}'
     if 'low' in row:
         text += f' [{row["low"]:+.4f}, {row["high"]:+.4f}]'

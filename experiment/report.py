@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiment.options import title_of
-from experiment.results import Result
+from experiment.results import Result, unequal_epochs
 from experiment.splits import SplitRecord
 
 # Of a best epoch: it was chosen by its result, so that this result is optimistic.
@@ -51,6 +51,9 @@ def print_medians(results: dict[str, Any]) -> None:
         print('Testing median SRCC nan, median PLCC nan', flush=True)
         return
     if all(math.isnan(result['SRCC']) for result in rounds):
+        return
+    if not median:
+        print(f'No median: {unequal_epochs(results["rounds"])}', flush=True)
         return
     notes = []
     if len(rounds) > 1:

@@ -14,6 +14,7 @@ from scipy import stats
 
 import compare
 from experiment.command_line import parse_options
+from experiment.results import REQUIRED
 from util import files, metrics
 
 IMAGES, TRAINED, ROUNDS = 40, 160, 3
@@ -66,7 +67,8 @@ def make_run(
             for epoch, value in enumerate(srccs, start=1)
         ]
         files.write_table(path / 'history.csv', list(curve[0]), curve)
-        files.write_json(path / 'result.json', {'epoch': 1})
+        metrics = dict.fromkeys(REQUIRED, 0.5)
+        files.write_json(path / 'result.json', {'epoch': 1, 'epochs': 5, **metrics})
         split = {'train': [f'train{i}.jpg' for i in range(TRAINED)]}
         if val:
             split['val'] = [f'val{i}.jpg' for i in range(val)]
@@ -233,6 +235,7 @@ def test_a_round_whose_correlation_is_undefined_leaves_no_verdict(
     summary = 'median' if settings else 'mean'
     assert_no_verdict(done, f'a correlation is undefined (round 3, {summary}')
     assert 'SRCC nan, PLCC nan (no interval: a correlation is undefined)' in done.stdout
+    assert f'  {summary:11}{"undefined":40}undefined\n' in done.stdout
 
 
 @pytest.mark.parametrize('rounds', [1, 3])

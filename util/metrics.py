@@ -394,7 +394,7 @@ def weighted_correlations(tested: TestedImages, counts: np.ndarray) -> list[np.n
         counts: (B, N), how often each resample holds each image.
     """
     predicted, subjective = tested.predicted, tested.subjective
-    if len(set(tested.contents)) < FEWEST or math.isnan(srcc(predicted, subjective)):
+    if math.isnan(srcc(predicted, subjective)):
         undefined = np.full(len(counts), math.nan)
         return [undefined, undefined]
     of_ranks = weighted_pearson(

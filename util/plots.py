@@ -241,7 +241,10 @@ def score_map(
     x_edges = edges_between(x, photo.width)
     y_edges = edges_between(y, photo.height)
     mesh = axis.pcolormesh(x_edges, y_edges, scores, alpha=0.45)
-    figure.colorbar(mesh, label=unit)
+    bar = figure.colorbar(mesh, label=unit)
+    # The photo shows through the map. The bar has its mean colour behind it, so that it has the
+    # colours of the map and not paler ones.
+    bar.ax.set_facecolor(np.asarray(small).mean((0, 1)) / 255)
     axis.set_title(shortened(title, 80))
     axis.set_axis_off()
     figure.supxlabel(
