@@ -289,7 +289,8 @@ def add_speed_flags(parser: Parser) -> None:
     add('--device', 'cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)')
     add(
         '--amp',
-        'bfloat16 autocast: faster on a GPU, the numbers differ slightly',
+        'bfloat16 autocast, or float16 on a GPU without bfloat16: faster, the numbers differ '
+        'slightly',
         action=argparse.BooleanOptionalAction,
     )
     add(

@@ -96,7 +96,8 @@ def upgrade(record: Record) -> Record:
     # A run that is older than an option was made with what is now the option's default.
     for name, default in vars(with_defaults(SimpleNamespace())).items():
         options.setdefault(name, default)
-    return {**record, 'options': options, 'model': model}
+    # Versions before float16 computed in bfloat16 on every device.
+    return {'amp_type': 'bfloat16', **record, 'options': options, 'model': model}
 
 
 def options_of_run(path: Path, without: set[str]) -> dict[str, Any]:
