@@ -19,6 +19,7 @@ from PIL import Image
 
 from util.demo_database import DEFAULTS, IMAGES, generate
 from util.errors import InputError, log, nearest
+from util.files import path_from
 from util.frames import (
     CachedFrames,
     DirectFrames,
@@ -92,8 +93,7 @@ def read_csiq_sheet(labels: Labels, folder: Path) -> None:
     columns = ('image', 'dst_type', 'dst_lev', 'dmos')
     keys = []
     for where, (scene, kind, level, score) in labels.rows(*columns, sheet='all_by_image'):
-        # Excel stores the scene 1600 as a number.
-        scene = f'{scene:g}' if isinstance(scene, float) else str(scene).strip()
+        scene = str(scene).strip()  # 1600 is a number in Excel
         kind = CSIQ_TYPES.get(normalized_name(kind), str(kind).strip())
         level = labels.number(level, where, 'distortion level')
         name = f'{scene}.{kind}.{level:g}.png'
@@ -626,7 +626,8 @@ class OpenDatabase:
 
     def name_of(self, path: str) -> str:
         """The path of an image below the database's folder."""
-        return Path(os.path.relpath(path, self.settings.images or folder_of(self.path))).as_posix()
+        folder = self.settings.images or folder_of(self.path)
+        return Path(path_from(folder, path)).as_posix()
 
     @cached_property
     def digest(self) -> str:
