@@ -278,7 +278,7 @@ def compare_arms(folders: Sequence[Path]) -> None:
     for folder in folders:
         try:
             runs.append(compare.read_run(folder, NAMES[folder.name]))
-        except compare.NoTestError as reason:
+        except InputError as reason:
             log(f'left out: {reason}')
     if len(runs) < 2 or runs[0].name != NAMES['repaired']:
         return
