@@ -237,8 +237,9 @@ def add_test_flags(parser: Parser) -> None:
     )
     add(
         '--split',
-        'random; official; another RUN; a split.json; a table with a set column; '
-        'a folder of lists; train=FILE test=FILE; {round} in a path stands for the round '
+        'random; folds: each image is tested in one round; official; another RUN; a split.json; '
+        'a table with a set column; a folder of lists; train=FILE test=FILE; {round} in a path '
+        'stands for the round '
         '(default: random, or the sets that a table of your own names)',
         nargs='+',
         metavar='SPLIT',

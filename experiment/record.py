@@ -173,7 +173,10 @@ def refuse_other_pixels(record: Record, databases: Iterable[folders.OpenDatabase
 def changed_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The options that forbid a resume, each as '--lr was 2e-05, is 0.001'."""
     changes = []
-    for name in sorted(old.keys() - FREE_OPTIONS - LENGTHS):
+    may_change = FREE_OPTIONS | LENGTHS
+    if old['split'] == 'folds':
+        may_change -= {'train_test_num'}  # the folds of another number are of other images
+    for name in sorted(old.keys() - may_change):
         before = old[name]
         now = new.get(name)
         if name == 'test_on':

@@ -83,7 +83,7 @@ class Settings(NamedTuple):
         """The settings in the script's options."""
         columns = dict(config.columns or {})
         # With a published split, the set is a column of the split's table and not of the labels.
-        if config.split not in (None, 'random', 'official'):
+        if config.split not in (None, 'random', 'folds', 'official'):
             columns.pop('set', None)
         return cls(
             columns=columns,
