@@ -28,7 +28,8 @@ def test_each_image_is_tested_in_one_round_and_otherwise_trained_on(make_databas
     config = options_of(*FOLDS, '--train_test_num', 3, '--val_ratio', val_ratio)
     splits = [fold(config, database, k) for k in range(3)]
     everything = list(range(len(database.samples)))
-    assert sorted(sum((split['test'] for split in splits), [])) == everything
+    tested = [k for split in splits for k in split['test']]
+    assert sorted(tested) == everything
     assert [len(split['test']) for split in splits] == [4, 4, 3]
     for split in splits:
         assert sorted(split['train'] + split['val'] + split['test']) == everything
@@ -103,5 +104,10 @@ def test_the_predictions_of_all_folds_are_one_result(make_database, tmp_path, pr
     assert float(row['first_value']) == pytest.approx(pooled['SRCC'])
 
 
-def test_a_run_without_a_test_part_has_no_picture_and_the_others_have(finished_run, tmp_path):
+def test_the_picture_of_a_run_needs_a_test_part(make_database, tmp_path, program, finished_run):
     assert (finished_run / 'run' / 'curves.png').exists()
+    make_database('livec', images=8)
+    base = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--epochs', 1)
+    assert program(*base, '--train_on_all', '--output', 'all').returncode == 0
+    assert (tmp_path / 'all' / 'results.json').exists()
+    assert not (tmp_path / 'all' / 'curves.png').exists()
