@@ -467,7 +467,7 @@ def test_the_files_of_a_finished_run(finished_run):
     assert sorted(
         path.relative_to(run).as_posix() for path in run.rglob('*') if path.is_file()
     ) == sorted(
-        ['.lock', 'config.json', 'results.json']
+        ['.lock', 'config.json', 'curves.png', 'results.json']
         + [
             f'round_0{k}/{name}'
             for k in (1, 2)
