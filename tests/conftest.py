@@ -6,7 +6,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
-# Tests run side by side, so each process computes in one thread, those that tests start too; before torch is imported.
+# Tests run side by side, so each process computes in one thread, those that tests start too. Set
+# before torch is imported.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import databases
@@ -34,7 +35,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def make_database(tmp_path):
-    """make_database('livec', ...) writes a small copy, or 'own' a table of one's own, and returns its folder."""
+    """make_database(name, ...) writes a copy, or the user's own table, and returns its folder."""
 
     def make(name, **options):
         root = tmp_path / name
@@ -48,7 +49,7 @@ def make_database(tmp_path):
 
 @pytest.fixture
 def as_nobody():
-    """(folder, run): run(function) calls it as another user in a forked process in `folder`; what that printed to stderr."""
+    """(folder, run): run(function) calls it as another user in `folder`; returns its stderr."""
     if os.geteuid() != 0:
         pytest.skip('only root can act for another user')
 
@@ -96,7 +97,7 @@ def script(tmp_path):
 
 @pytest.fixture
 def in_process(tmp_path, monkeypatch, capsys):
-    """in_process(main, *options) runs a script's main in this process, in a folder of its own: seconds faster than `script`."""
+    """in_process(main, *options) runs main() in this process: seconds faster than `script`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signal, 'signal', lambda *handler: None)
 
@@ -133,7 +134,7 @@ def made_once(tmp_path_factory, name, make):
 
 @pytest.fixture(scope='session')
 def finished_run(tmp_path_factory):
-    """The folder in which TINY was run to its end, once for all workers: livec/, run/, stdout.txt and stderr.txt."""
+    """The folder in which TINY ran to its end, once for all workers, with its output in *.txt."""
 
     def make(folder):
         (folder / 'livec').mkdir()
@@ -147,7 +148,7 @@ def finished_run(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def killed_run(tmp_path_factory, finished_run):
-    """The run folder of TINY, killed by SIGKILL after the first epoch of its first round, once for all workers."""
+    """The run folder of TINY, killed (SIGKILL) after epoch 1 of round 1, once for all workers."""
 
     def make(folder):
         (folder / 'livec').symlink_to(finished_run / 'livec')

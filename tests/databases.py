@@ -29,7 +29,7 @@ def pictures(folder, names, **options):
 
 
 def copies(folder, names):
-    """The files `names`, small copies of one grey picture: for databases whose number of images matters."""
+    """Small copies of one grey picture as `names`: for databases whose number of images matters."""
     grey = io.BytesIO()
     Image.new('RGB', (250, 240), 'grey').save(grey, 'PNG')
     for name in names:
@@ -38,7 +38,7 @@ def copies(folder, names):
 
 
 def profile_of(primaries):
-    """A matrix profile with a gamma of 2.2, whose red, green and blue are `primaries`, in XYZ adapted to D50."""
+    """A matrix profile with gamma 2.2; `primaries`: red, green, blue in XYZ, adapted to D50."""
 
     def tag(kind, body):
         return kind + bytes(4) + body + bytes(-len(body) % 4)
@@ -93,7 +93,7 @@ LIVE_PRISTINE = 203
 
 
 def live(root):
-    """All 982 entries, since the order of the label file is the format; the images are links to one picture."""
+    """All 982 entries, since their order is the format; the images are links to one picture."""
     names = [f'{kind}/img{k}.bmp' for kind, count in LIVE_KINDS for k in range(1, count + 1)]
     copies(root, names + ['refimgs/ref00.bmp'])
     orgs = np.zeros(982)
@@ -132,7 +132,7 @@ def csiq(root):
 
 
 def csiq_sheet(root):
-    """The authors' own sheet: the table starts at D4 of the second sheet, and some types are spelled otherwise."""
+    """The authors' own sheet: starts at D4 of the second sheet; some types have other names."""
     csiq_folders(root)
     (root / 'csiq_label.txt').unlink()
     book = openpyxl.Workbook()
@@ -160,7 +160,7 @@ CSIQ_FILES = {
 
 
 def csiq_folders(root):
-    """The authors' layout, a folder for each type; the label file spells some types in another letter case."""
+    """The authors' layout, a folder per type; the label file has some types in another case."""
     for content in ('1600', 'snow_leaves'):
         picture(root / 'src_imgs' / f'{content}.png')
         pictures(
@@ -234,7 +234,7 @@ def koniq(root, images=5):
 
 
 def koniq_sets(root):
-    """The file with MOS on the 0..100 scale and the official sets; the images are 384 high, 512 wide."""
+    """The file with MOS from 0 to 100 and the official sets; the images are 384 high, 512 wide."""
     names = [f'{826373 + k}.jpg' for k in range(6)]
     pictures(root / '512x384', names, size=(384, 512))
     sets = ['training', 'training', 'training', 'validation', 'test', 'test']
@@ -274,7 +274,7 @@ def bid_text(root):
 
 
 def bid_xls(root):
-    """The binary sheet that is really distributed; xlwt wrote the rows of `bid` and a blank one into the file."""
+    """The binary sheet that is distributed; xlwt wrote the rows of `bid` and a blank one."""
     bid_images(root / 'ImageDatabase')
     shutil.copy(Path(__file__).parent / 'files' / 'DatabaseGrades.xls', root)
 
@@ -284,7 +284,7 @@ def bid_images(folder):
 
 
 def spaq(root):
-    """The sheet has more columns than are needed; the third photo lies on its side and says so in its EXIF block."""
+    """The sheet has more columns than needed; the third photo is turned, as its EXIF block says."""
     names = [f'{k:05d}.jpg' for k in range(1, 5)]
     pictures(root / 'TestImage', names, size=(300, 400))
     exif = Image.Exif()
@@ -302,7 +302,7 @@ def spaq(root):
 
 
 def flive(root, folder='database'):
-    """Windows line ends, folders inside the names, and the two files with more columns that tell the official sets.
+    """Windows line ends, folders in the names, and two files whose columns tell the official sets.
 
     A test image is valid in the padded file too.
     """

@@ -13,7 +13,8 @@ from util.errors import rank
 
 def main(database):
     distributed.start('cpu')
-    # batches of 4 and 1: the last one has fewer patches than there are ranks, and in the first one the shares differ
+    # Batches of 4 and 1: the last one has fewer patches than there are ranks, and in the first one
+    # the shares differ.
     sizes = {'batch_size': 4, 'test_batch_size': 3, 'test_patch_num': 2}
     solver = make_solver(database, range(5), [5, 6], **sizes)
     solver.model_hyper.load_state_dict(fill.fill(solver.model_hyper.state_dict()))
@@ -28,7 +29,8 @@ def main(database):
     assert len(seen) == 2 and all(patches and min(patches) > 0.1 for patches in seen), (
         seen
     )  # every rank, in every step
-    # after a training each rank has statistics of its own, and all ranks test with those of the first one
+    # After a training each rank has statistics of its own, and all ranks test with those of the
+    # first one.
     for name, buffer in solver.model_hyper.named_buffers():
         if name.endswith('running_mean'):
             buffer += rank()

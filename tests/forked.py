@@ -1,6 +1,7 @@
-"""Real processes of the project's programs, forked from a server that has imported the project: each starts in no time.
+"""Real processes of the project's programs, forked from a server that has imported the project.
 
-Everything that a process has is its own, as if it had been started by its name: signals, limits, memory, files and exit code.
+Each starts in no time. Everything that a process has is its own, as if it had been started by its
+name: signals, limits, memory, files and exit code.
 """
 
 import functools
@@ -32,7 +33,7 @@ def server():
 
 
 class Forked:
-    """A process that runs `function(*arguments)` in `folder`, with what of `subprocess.Popen` the tests need.
+    """A process that runs `function(*arguments)` in `folder`, like a small `subprocess.Popen`.
 
     Args:
         function: of a module, by which the new process finds it: a program's `main`, say.

@@ -1,7 +1,7 @@
-"""One of two ranks: rank 1 stops without ending, and rank 0 computes or waits with it until that is noticed.
+"""One of two ranks: rank 1 stops without ending; rank 0 computes or waits until that is noticed.
 
-Both meet with the program's own time-outs. Rank 0 shortens them only when it has seen that rank 1 is stopped,
-so nothing here depends on how fast the machine is.
+Both meet with the program's own time-outs. Rank 0 shortens them only when it has seen that rank 1
+is stopped, so nothing here depends on how fast the machine is.
 """
 
 import os

@@ -63,7 +63,7 @@ def own_table(
     name='mine.csv',
     **options,
 ):
-    """Write the user's own table `name` with the content `text`, and pictures of the names `images` next to it.
+    """Write a user's table `name` with the content `text`, and pictures named `images` next to it.
 
     Args:
         options: of each picture (see `databases.picture`).
@@ -90,7 +90,7 @@ def own_images(root, count=10, score='score', **columns):
 
 
 def wait_until(condition, process):
-    """Look so often that what is waited for, the write of a checkpoint at the shortest, is still going on when this returns."""
+    """Look so often that even the write of a checkpoint is still going on when this returns."""
     while not condition():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.002)
@@ -107,7 +107,7 @@ def history(run, round_number=1):
 
 
 def best_row(rows):
-    """The first row of a history.csv with the highest SRCC of the part that chooses the epoch; the last row without one."""
+    """The first row of a history.csv with the highest SRCC that chooses, else the last row."""
     column = 'val_srcc' if 'val_srcc' in rows[0] else 'test_srcc'
     finite = [row for row in rows if row[column] != 'nan']
     return max(finite, key=lambda row: float(row[column])) if finite else rows[-1]
@@ -132,7 +132,7 @@ def tensors(path):
 
 
 def link_run(run, copy, ignore=None):
-    """Copy a run folder, its checkpoints as hard links: the programs replace them whole, and a test must do so too."""
+    """Copy a run folder, its checkpoints as hard links: replace them whole, as the programs do."""
 
     def copy_or_link(source, target):
         (os.link if source.endswith('.pth') else shutil.copy2)(source, target)

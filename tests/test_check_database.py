@@ -24,7 +24,7 @@ def database_of(samples, resize=None, exif_rotation=False):
 
 @pytest.fixture
 def report(tmp_path, monkeypatch, capsys):
-    """report(samples, splits, ...) gives (result, printed lines); names in the test are relative to its folder."""
+    """report(samples, splits, ...) gives (result, lines); names are relative to its folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(samples, splits=(), **options):
@@ -36,7 +36,7 @@ def report(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def images(tmp_path):
-    """images(count) makes different pictures 0.png, 1.png ... and gives their samples, with the scores 0, 1 ..."""
+    """images(count) makes 0.png, 1.png ... and gives their samples, with the scores 0, 1 ..."""
 
     def make(count, **options):
         databases.pictures(tmp_path, [f'{k}.png' for k in range(count)], **options)

@@ -1,4 +1,4 @@
-"""Weight files in every layout that people exchange load exactly; anything else is one line that says what it is."""
+"""Weight files in every layout that people exchange load exactly; others are refused."""
 
 import gzip
 import os
@@ -32,7 +32,7 @@ def resnet():
 
 @pytest.fixture(scope='module')
 def published(resnet):
-    """As torchvision's IMAGENET1K_V1 is laid out: from before batch norm counted, 267 tensors, the weights as parameters."""
+    """As torchvision's IMAGENET1K_V1: 267 tensors, no batch norm counters, parameters."""
     state = {
         name: value if 'running' in name else torch.nn.Parameter(value)
         for name, value in resnet.items()
@@ -135,7 +135,7 @@ def test_a_hyperiqa_loads_inside_wrappers_and_prefixes(tmp_path, network, hyperi
 
 
 def test_the_older_format_and_half_precision_load_as_float32(tmp_path, network, hyperiqa):
-    """Also counters that became floating point on the way, which nothing uses, are no reason to refuse a file."""
+    """Counters that became floating point, which nothing uses, are no reason to refuse."""
     halves = {name: value.half() for name, value in hyperiqa.items()}
     torch.save(halves, tmp_path / 'koniq_pretrained.pkl', _use_new_zipfile_serialization=False)
     checkpoints.load_weights(network, tmp_path / 'koniq_pretrained.pkl')
@@ -186,7 +186,7 @@ def test_pyiqas_file_is_renamed_and_its_images_prepared_as_there(tmp_path, hyper
 def test_the_default_command_starts_from_the_published_weights(
     tmp_path, make_database, program, monkeypatch, network, published
 ):
-    """No --weights: the file lies where torchvision downloads it to, and at a learning rate of 0 it is what the run saves."""
+    """No --weights: the file is where torchvision puts it; with --lr 0 the run saves it."""
     make_database('livec', images=8)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     cache = tmp_path / 'hub' / 'checkpoints'
@@ -262,7 +262,7 @@ def test_the_default_command_starts_from_the_published_weights(
 def test_a_state_dict_that_fits_by_half_is_refused_and_changes_nothing(
     tmp_path, network, hyperiqa, change, reason
 ):
-    """Read from a real file; what surrounds the change is shared, since only the change matters to the reader."""
+    """Read from a real file; only the change is made anew, since only it matters."""
     torch.save(change, tmp_path / 'change.pth')
     changed = {**hyperiqa, **checkpoints.read_checkpoint(tmp_path / 'change.pth')}
     content = {name: value for name, value in changed.items() if value is not None}
@@ -299,7 +299,10 @@ def small_file(path, **options):
     return path.read_bytes()
 
 
-NO_CHECKPOINT = 'cannot be read as a checkpoint: it is no checkpoint of PyTorch, or it is cut or damaged; get it again'
+NO_CHECKPOINT = (
+    'cannot be read as a checkpoint: it is no checkpoint of PyTorch, or it is cut or damaged; '
+    'get it again'
+)
 
 
 def no_checkpoints(folder):
@@ -334,7 +337,9 @@ def no_checkpoints(folder):
     for name, (content, _) in made.items():
         (folder / name).write_bytes(content)
     return {name: reason for name, (_, reason) in made.items()} | {
-        'model.pth': 'holds the Python object torch.nn.modules.linear.Linear.*save model.state_dict',
+        'model.pth': (
+            'holds the Python object torch.nn.modules.linear.Linear.*save model.state_dict'
+        ),
         'script.pth': NO_CHECKPOINT,
         'other.zip': NO_CHECKPOINT,
         'folder.pth': 'is not a regular file',

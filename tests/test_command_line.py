@@ -1,4 +1,4 @@
-"""Options: their names and defaults, those that contradict each other, and typing errors, which get one line that helps."""
+"""Options: names, defaults, contradictions, and typing errors, which get one line that helps."""
 
 import json
 import subprocess
@@ -37,7 +37,8 @@ from util.distributed import pick_device
         (('--device', 'gpu', '--dataset', 'demo'), '; use cpu, cuda, cuda:1 or mps'),
         (
             (),
-            'unpack it so that the folder holds Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/; ',
+            'unpack it so that the folder holds Data/AllImages_release.mat, '
+            'Data/AllMOS_release.mat and Images/; ',
         ),
     ],
 )

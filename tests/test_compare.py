@@ -1,4 +1,4 @@
-"""compare.py tells runs apart by what they left behind, and claims no more than its intervals show."""
+"""compare.py compares what runs left behind, and claims no more than its intervals show."""
 
 import json
 import subprocess
@@ -100,7 +100,7 @@ def test_runs_of_equal_predictions_differ_by_exactly_nothing(in_process, tmp_pat
 
 @pytest.mark.parametrize('val', [0, 40])
 def test_the_mean_of_rounds_with_different_images_has_the_corrected_t_interval(tmp_path, val):
-    """The ratio is of test images to all others: a validation part takes part in the training too."""
+    """The ratio is of test images to all others: a validation part counts as training images."""
     runs = [
         make_run(tmp_path / name, noise, 6, seed, val=val)
         for name, noise, seed in (('a', 0.4, 1), ('b', 0.7, 2))
@@ -186,7 +186,7 @@ def test_too_few_contents_give_no_interval_and_the_reason(in_process, tmp_path):
 
 
 def test_equal_methods_are_rarely_called_different():
-    """Rounds that draw 40 of 200 images; trainings of two equal methods differ by noise of their own."""
+    """Rounds that draw 40 of 200 images; trainings of equal methods differ by their own noise."""
     rng = np.random.RandomState(0)
     calls = 0
     for _ in range(300):
@@ -315,7 +315,8 @@ def test_runs_of_the_same_name_are_told_apart_by_their_paths(tmp_path):
 
 def test_torch_is_not_imported(tmp_path):
     runs = [str(make_run(tmp_path / name)) for name in 'ab']
-    code = f'import compare, sys; compare.main({[*runs, "--plot", str(tmp_path / "p.png")]!r}); assert "torch" not in sys.modules'
+    options = [*runs, '--plot', str(tmp_path / 'p.png')]
+    code = f'import compare, sys; compare.main({options!r}); assert "torch" not in sys.modules'
     subprocess.run([sys.executable, '-c', code], cwd=PROJECT, check=True, capture_output=True)
 
 

@@ -1,4 +1,4 @@
-"""The patches depend on the seed alone, and a batch holds exactly the pixels that the drawn crops say."""
+"""The patches depend only on the seed, and a batch holds exactly the pixels of the drawn crops."""
 
 import databases
 import numpy as np

@@ -84,7 +84,7 @@ def test_unreadable_files_are_skipped_with_exit_code_2(tmp_path, in_process, che
 
 
 def test_the_resize_is_that_of_the_training(tmp_path, in_process, checkpoint, finished_run):
-    """livec has none, so a small image is enlarged; a checkpoint outside a run folder is taken for a KonIQ model."""
+    """livec has none, so a small image is enlarged; a file outside a run counts as KonIQ's."""
     databases.picture(tmp_path / 'small.png', size=(100, 300))
     done = in_process(
         demo.main,
@@ -256,7 +256,7 @@ def demo_in_pairs(argv):
 def test_a_list_that_was_stopped_is_resumed_to_the_table_of_an_uninterrupted_call(
     tmp_path, in_process, checkpoint, monkeypatch
 ):
-    """Killed, interrupted, and with nobody who reads on, each after its first line; an image is a batch."""
+    """Killed, interrupted, and with a reader that went away, each after its first line."""
     names = [f'photos/a {k}, b.png' if k == 7 else f'photos/a {k}.png' for k in range(20)]
     for k, name in enumerate(names):
         databases.picture(tmp_path / name, seed=k, size=(500, 400))
@@ -376,7 +376,7 @@ def test_bfloat16_gives_nearly_the_same_scores(tmp_path, in_process, checkpoint,
 
 
 def test_images_that_are_decoded_ahead_keep_their_order(tmp_path, scorer, monkeypatch):
-    """The first takes longest to decode. An opened picture, which Pillow loads at its first use, can be listed twice."""
+    """The first takes longest to decode. An opened picture can be listed twice."""
     sizes = [(3000, 2000), (250, 230), (260, 230), (270, 230)]
     paths = [
         databases.picture(tmp_path / f'{k}.png', seed=k, size=size) for k, size in enumerate(sizes)

@@ -1,4 +1,4 @@
-"""The demo database is the same everywhere, and its scores follow the strength of each distortion."""
+"""The demo database is the same everywhere; its scores follow the strength of each distortion."""
 
 import filecmp
 import os

@@ -1,4 +1,4 @@
-"""Several real processes on gloo train as one does, fail together and resume; rounds run side by side."""
+"""Several real processes on gloo train as one does, fail together and resume; so do rounds."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def torchrun(processes, *arguments):
 
 
 def forked_ranks(function, *arguments, folders):
-    """A rank for each of `folders`, started without torchrun, which costs seconds and kills what is left when one has ended."""
+    """A rank for each of `folders`, without torchrun, which is slow and kills other ranks."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
@@ -47,7 +47,7 @@ def forked_ranks(function, *arguments, folders):
 
 @pytest.mark.slow
 def test_three_processes_train_as_one(make_database, tmp_path):
-    """They have shares of 1, 1 and 2 patches, and of none, none and 1; `gpu_check.py` compares the gradients of two."""
+    """Shares of 1, 1 and 2 patches, and of 0, 0 and 1; gpu_check.py compares gradients."""
     root = make_database('livec', images=7)
     alone = forked.Forked(distributed_worker.main, root, folder=tmp_path)
     printed, errors = alone.communicate()
@@ -186,7 +186,7 @@ def test_a_device_for_one_process_is_refused_under_torchrun(monkeypatch, device,
 
 @pytest.mark.slow
 def test_machines_without_a_common_disk_train_nothing(tmp_path, finished_run):
-    """Each rank has a folder of its own; the run is there in the first one's alone, one epoch from its end."""
+    """Each rank has a folder of its own; only the first one has the run, one epoch from its end."""
     for number in range(2):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / 'livec').symlink_to(finished_run / 'livec')

@@ -1,4 +1,4 @@
-"""What a run trains and tests on in each round: drawn from the seed, official, or taken over from another run."""
+"""What each round trains and tests on: drawn from the seed, official, or taken from another run."""
 
 import shutil
 from types import SimpleNamespace

@@ -18,14 +18,15 @@ from util.errors import LOST, MEMORY, PERHAPS_MEMORY, SMALLER, THREADS, machine_
 
 @pytest.fixture
 def small_program(tmp_path):
-    """small_program(body, shell) runs `body` as a program of the project does its work, by the command `shell`."""
+    """small_program(body, shell) runs `body` as a program of the project, by `shell`."""
 
     def run(body, shell='exec "$@"', **environment):
         path = tmp_path / 'program.py'
         path.write_text(
             f'import sys\nsys.path.insert(0, {str(PROJECT)!r})\n'
             f'import os, signal, time\nfrom util.errors import InputError, boundary, log\n'
-            f'with boundary() as remedies:\n    remedies.append("go on")\n{textwrap.indent(body, "    ")}\n'
+            f'with boundary() as remedies:\n    remedies.append("go on")\n'
+            f'{textwrap.indent(body, "    ")}\n'
         )
         return subprocess.run(
             ['bash', '-c', shell, 'bash', sys.executable, str(path)],
@@ -87,13 +88,15 @@ def test_tracebacks_are_for_programming_errors_and_for_those_who_ask(small_progr
     [
         (
             RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"
+                '[enforce fail at alloc_cpu.cpp:127] err == 0. '
+                "DefaultCPUAllocator: can't allocate memory: you"
             ),
             MEMORY,
         ),
         (
             RuntimeError(
-                '[enforce fail] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.'
+                '[enforce fail] data. DefaultCPUAllocator: '
+                'not enough memory: you tried to allocate 9 bytes.'
             ),
             MEMORY,
         ),
@@ -127,7 +130,8 @@ def test_tracebacks_are_for_programming_errors_and_for_those_who_ask(small_progr
         (RuntimeError('Unable to find a valid cuDNN algorithm to run convolution'), PERHAPS_MEMORY),
         (
             RuntimeError(
-                '[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:22251. This is'
+                '[gloo/transport/tcp/pair.cc:561] '
+                'Connection closed by peer [127.0.0.1]:22251. This is'
             ),
             LOST,
         ),
@@ -176,7 +180,8 @@ def test_a_real_allocation_that_fails_has_its_phrase():
 def test_nccl_keeps_its_reason(small_program):
     done = small_program(
         'import torch\n'
-        'raise torch.distributed.DistBackendError("NCCL error in: x.cpp:1, invalid usage (run with NCCL_DEBUG=WARN)\\n'
+        'raise torch.distributed.DistBackendError('
+        '"NCCL error in: x.cpp:1, invalid usage (run with NCCL_DEBUG=WARN)\\n'
         'ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\\nLast error:\\n'
         'Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000")'
     )

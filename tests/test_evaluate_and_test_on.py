@@ -1,4 +1,4 @@
-"""A trained network is tested again, or on other databases; what a run records about its scores and images is kept."""
+"""A trained network is tested again, or on other databases; its scores keep their meaning."""
 
 import json
 import re
@@ -24,7 +24,7 @@ MODEL = {'resize': None, 'exif_rotation': False, 'score_range': None, 'higher_is
 def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(
     program, make_database, tmp_path, capsys
 ):
-    """The scores are a DMOS, so agreement with LIVE Challenge, where higher is better, has the other sign."""
+    """The scores are a DMOS, so agreement with LIVE Challenge (a MOS) has the other sign."""
     file = own_images(tmp_path, count=8, score='dmos')
     make_database('livec', images=6)
     done = program(

@@ -30,7 +30,7 @@ FACTS = {
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """A folder with the checkpoint of a run that was trained on scores of 1 to 5 and mapped them to 0..1."""
+    """A folder with the checkpoint of a run whose scores of 1 to 5 were mapped to 0..1."""
     folder = tmp_path_factory.mktemp('run')
     torch.manual_seed(0)
     torch.save(models.hyperiqa().state_dict(), folder / 'best.pth')
@@ -45,7 +45,7 @@ def patches():
 
 @pytest.fixture(scope='module')
 def expected(run, patches):
-    """The scores of single patches, by the scorer of demo.py: it resizes no picture that its facts do not resize."""
+    """The scores of single patches, by the scorer of demo.py, which resizes no picture here."""
     of_patches = demo.Scorer(run / 'best.pth', 'cpu', patches=1)
     return [score for score, _ in of_patches.scores([patch[None] for patch in patches])]
 
@@ -135,7 +135,7 @@ def test_every_kind_of_checkpoint_has_the_range_and_direction_of_its_labels(tmp_
 def test_a_network_that_this_pytorch_cannot_write_as_onnx_is_one_line(
     tmp_path, run, in_process, monkeypatch
 ):
-    """With an operator that no version of ONNX has; torch 2.6 has none for the generated weights."""
+    """With an operator that no ONNX version has; torch 2.6 has none for the generated weights."""
 
     class Odd(exporter.PatchScorer):
         def forward(self, patches):
@@ -143,7 +143,10 @@ def test_a_network_that_this_pytorch_cannot_write_as_onnx_is_one_line(
 
     monkeypatch.setattr(exporter, 'PatchScorer', Odd)
     done = in_process(export_main, run / 'best.pth', 'network.onnx')
-    reason = f'error: PyTorch {torch.__version__} cannot write this network as .onnx; take .pt2 or a newer PyTorch\n'
+    reason = (
+        f'error: PyTorch {torch.__version__} cannot write this network as .onnx; '
+        'take .pt2 or a newer PyTorch\n'
+    )
     assert (done.returncode, done.stdout, done.stderr) == (2, '', reason)
 
 
@@ -164,7 +167,8 @@ def test_bad_options_give_one_line(tmp_path, run, in_process, monkeypatch):
         ('network.bin', 'network.bin must end in .pt2, .onnx, .safetensors'),
         (
             'network.onnx',
-            'network.onnx needs a package that is missing here: pip install onnx onnxscript onnxruntime',
+            'network.onnx needs a package that is missing here: '
+            'pip install onnx onnxscript onnxruntime',
         ),
         ('absent/network.pt2', 'absent/network.pt2 cannot be written: the folder is missing'),
     ):

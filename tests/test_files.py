@@ -165,7 +165,11 @@ def test_reading_names_the_file_once_and_lets_through_what_the_system_refuses(tm
 
 def test_a_lock_is_one_processs_and_free_when_that_is_killed(tmp_path):
     lock = tmp_path / '.lock'
-    hold = f'from util import files\nwith files.locked({str(lock)!r}):\n    print(1, flush=True); input()'
+    hold = (
+        'from util import files\n'
+        f'with files.locked({str(lock)!r}):\n'
+        '    print(1, flush=True); input()'
+    )
     holder = subprocess.Popen(
         [sys.executable, '-c', hold], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -180,7 +184,7 @@ def test_a_lock_is_one_processs_and_free_when_that_is_killed(tmp_path):
 
 
 def test_who_waits_for_a_lock_logs_it(tmp_path):
-    """The waiting process is started while the lock is held, and the lock is given up once it has logged that it waits."""
+    """The waiting process starts while the lock is held; it is released once the process logged."""
     lock = tmp_path / '.lock'
     wait = f'from util import files\nwith files.locked({str(lock)!r}) as held:\n    print(held)'
     with files.locked(lock):

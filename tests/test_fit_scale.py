@@ -1,4 +1,4 @@
-"""Weights that answer in another unit or direction than the labels: seen, and with --fit_scale fitted, before training."""
+"""Weights that answer in another unit or direction than the labels are seen before training."""
 
 import helpers
 import numpy as np
@@ -12,7 +12,7 @@ import models
 
 @pytest.fixture
 def make_solver(make_database, tmp_path):
-    """make_solver(slope, **options): a solver whose initial weights give slope * score of a random network."""
+    """make_solver(slope, **options): its initial weights give slope * score of a random network."""
     root = make_database('livec', images=10)
 
     def make(slope=1.0, **options):

@@ -1,4 +1,4 @@
-"""Each database is read from a small copy in its authors' format; what is wrong with one is said in one line."""
+"""Each database is read from a small copy in its authors' format; faults are told in one line."""
 
 import os
 import sys
@@ -329,7 +329,8 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
         ('', 'line 1: no column is the image'),
         (
             'a.png,3,4\nb.png,4,5\n',
-            "line 1: no column is the score in 'a.png,3,4'; name it score or mos or dmos or quality_mos, "
+            "line 1: no column is the score in 'a.png,3,4'; "
+            'name it score or mos or dmos or quality_mos, '
             'or give --columns score=NAME or score=NUMBER',
         ),
         (
@@ -342,7 +343,8 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
         ('\nsep=;\nimage;score\na.png;x\n', 'line 2: no column is the image'),
         (
             'image,mos,DMOS\na.png,3,4\n',
-            'line 1: mos and DMOS can each be the column of the score; --columns score=mos settles it',
+            'line 1: mos and DMOS can each be the column of the score; '
+            '--columns score=mos settles it',
         ),
         (
             'name,image,mos\na.png,a.png,4\n',
@@ -815,12 +817,11 @@ def test_a_table_without_a_header(tmp_path, capsys, text, mark):
         ('b.png', 1.5),
         ('my a.png', 3),
     ]
-    assert (
-        'mine.csv: no header, so the first line is an image too; image from column {!r}, score from column {!r}'.format(
-            '1', '2'
-        )
-        in capsys.readouterr().err
+    told = (
+        'mine.csv: no header, so the first line is an image too; '
+        "image from column '1', score from column '2'"
     )
+    assert told in capsys.readouterr().err
 
 
 def test_nothing_is_taken_from_an_own_table_silently(make_database, capsys):

@@ -1,4 +1,4 @@
-"""The frame cache holds the same pixels as the files, is built once, and is never used when it is not whole or not current."""
+"""The frame cache holds the pixels of the files, is built once, and is not used when outdated."""
 
 import contextlib
 import os
@@ -20,12 +20,13 @@ from util.files import locked
 
 OPEN = (
     'import sys; sys.path.insert(0, sys.argv[1]); from folders import OpenDatabase; '
-    'opened = OpenDatabase(*sys.argv[2:4]).open_frames(224, *sys.argv[4:]); print(type(opened.frames).__name__)'
+    'opened = OpenDatabase(*sys.argv[2:4]).open_frames(224, *sys.argv[4:]); '
+    'print(type(opened.frames).__name__)'
 )
 
 
 def opener(name, root, *cache):
-    """The command that opens a database in a process of its own and prints the kind of its frames."""
+    """The command that opens a database in a new process and prints the kind of its frames."""
     return [sys.executable, '-c', OPEN, str(PROJECT), name, str(root), *map(str, cache)]
 
 
@@ -67,7 +68,7 @@ def test_changed_and_replaced_images_are_noticed(make_database, capsys):
     root = make_database('livec')
     image = root / 'Images' / '5.bmp'
     open_database('livec', root)
-    # Only the middle of the file changes, so that its size and the bytes that are sampled at both ends stay.
+    # Only the middle changes: the size and the bytes that are sampled at both ends stay.
     status, content = image.stat(), bytearray(image.read_bytes())
     content[len(content) // 2] ^= 255
     image.write_bytes(content)
@@ -192,7 +193,7 @@ def test_who_waits_for_another_builder_logs_it(make_database, capsys):
 
 
 def test_what_killed_builds_left_is_removed_and_links_are_not_followed(make_database, tmp_path):
-    """The lock shows that this process alone builds that cache; of others only what is older than a day is removed."""
+    """Only this process builds that cache, as its lock shows; of others, old files are removed."""
     root = make_database('livec')
     folder = root / '.hyperiqa_cache'
     open_database('livec', root)
@@ -282,7 +283,7 @@ def test_without_room_the_run_goes_on_without_a_cache(make_database, tmp_path, m
 def test_where_the_database_cannot_be_written_the_users_cache_folder_serves(
     make_database, tmp_path, monkeypatch
 ):
-    """A file in the folder's place stands in for a read-only disk, since the superuser may write everywhere."""
+    """A file in the folder's place stands in for a read-only disk: root may write anywhere."""
     root = make_database('livec')
     (root / '.hyperiqa_cache').write_text('')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'home'))

@@ -1,4 +1,4 @@
-"""The checks for a user with a GPU run small on a CPU too: every line appears, and what must be exact is."""
+"""The checks for a user with a GPU run small on a CPU: every line appears, and exact is exact."""
 
 import subprocess
 import sys
@@ -19,7 +19,8 @@ def test_gpu_check_runs_on_a_cpu():
     lines, _, table = done.stdout.partition('\n\n')
     for line in (
         'PASS  gradients of two ranks against one process, batches of 3, float64: ',
-        'PASS  a resumed run against an uninterrupted one, --deterministic: 0 of 355 tensors differ',
+        'PASS  a resumed run against an uninterrupted one, --deterministic: '
+        '0 of 355 tensors differ',
         'scores with --amp against without: ',
         'SKIP  steps of an epoch without a host synchronisation: needs CUDA',
         'SKIP  peak memory of a step, fp32: needs CUDA',

@@ -1,4 +1,4 @@
-"""One known picture in the forms that trip image readers comes out with its own pixels, or is refused in one line."""
+"""One known picture in the forms that trip image readers keeps its pixels, or is refused."""
 
 import io
 import os
@@ -163,7 +163,7 @@ def test_what_was_changed_to_be_shown_is_listed_by_the_check(tmp_path):
 
 
 def test_mutated_images_are_read_at_their_size_or_refused(tmp_path):
-    """Each of 100 files has a few bytes changed, or lacks its end; whatever the decoder raises is one line."""
+    """Each of 100 files has bytes changed, or lacks its end; any decoder error is one line."""
     random = np.random.RandomState(0)
     originals = [
         saved(RGB, ending) for ending in ('PNG', 'JPEG', 'TIFF', 'GIF', 'BMP', 'WEBP', 'PPM')

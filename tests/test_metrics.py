@@ -1,4 +1,4 @@
-"""Metrics on known curves; intervals agree with the definition, with scipy and with theory, and hold as often as they say."""
+"""Metrics on known curves; intervals agree with scipy and theory, and cover what they claim."""
 
 import json
 import math
@@ -48,9 +48,14 @@ def test_intervals_agree_with_scipys_bootstrap():
     own = intervals([round_of(*data)])
     for name, metric in (('SRCC', stats.spearmanr), ('PLCC', stats.pearsonr)):
         scipys = stats.bootstrap(
-            data, lambda a, b, metric=metric: metric(a, b)[0], n_resamples=1000, vectorized=False, paired=True,
-            method='percentile', random_state=2,
-        ).confidence_interval  # fmt: skip
+            data,
+            lambda a, b, metric=metric: metric(a, b)[0],
+            n_resamples=1000,
+            vectorized=False,
+            paired=True,
+            method='percentile',
+            random_state=2,
+        ).confidence_interval
         assert own[f'{name}_interval'] == pytest.approx(list(scipys), abs=0.015)
 
 
@@ -63,7 +68,7 @@ def test_the_interval_of_a_normal_plcc_is_fishers():
 
 @pytest.mark.parametrize('clustered', [False, True])
 def test_of_200_draws_90_to_99_percent_of_the_intervals_contain_the_truth(clustered):
-    """Clustered: 40 contents of two images; the errors of a content are alike, so that there are but 40 independent ones."""
+    """Clustered: 40 contents of two images; the errors of a content are alike, so only 40 count."""
     rng = np.random.RandomState(3)
     truths = {'SRCC_interval': 6 / math.pi * math.asin(0.7 / 2), 'PLCC_interval': 0.7}
     held = dict.fromkeys(truths, 0)

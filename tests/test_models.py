@@ -1,4 +1,4 @@
-"""The network is the original's: names, shapes and numbers (parity/), whatever the memory format."""
+"""The network is the original's: names, shapes and numbers (parity/), in every memory format."""
 
 import copy
 import json
@@ -66,7 +66,7 @@ def test_training_loss_and_scores_equal_the_original(network, patches):
 
 
 def test_gradients_equal_the_original(network, patches):
-    """In float64, since float32 gradients of the first layers differ by 2e-3 between one CPU's kernels and another's.
+    """In float64, since float32 gradients of the first layers differ by 2e-3 between CPUs.
 
     What is left is the rounding of the reference, which was computed in float32.
     """
@@ -126,8 +126,10 @@ def test_scores_on_cuda_equal_the_original(network, patches):
     code = (
         'import sys, torch; sys.path[:0] = [".", "tests"]; import models; from parity import fill\n'
         'torch.backends.cudnn.allow_tf32 = False\n'
-        'model = models.hyperiqa(); model.load_state_dict(fill.fill(model.state_dict())); model.cuda().eval()\n'
-        'with torch.inference_mode(): print(*models.predict_scores(model, fill.images(11, 4).cuda()).tolist())'
+        'model = models.hyperiqa()\n'
+        'model.load_state_dict(fill.fill(model.state_dict())); model.cuda().eval()\n'
+        'with torch.inference_mode():\n'
+        '    print(*models.predict_scores(model, fill.images(11, 4).cuda()).tolist())'
     )
     printed = subprocess.run(
         [sys.executable, '-c', code],

@@ -47,7 +47,7 @@ def mutated(content, rng):
 
 
 def mutations(path, count, seed=13):
-    """Put `count` mutated contents into `path`, one after the other; the first content comes back in the end."""
+    """Put `count` mutated contents into `path` in turn; restore the original at the end."""
     rng, content = random.Random(seed), path.read_bytes()
     for _ in range(count):
         path.write_bytes(mutated(content, rng))
@@ -56,7 +56,7 @@ def mutations(path, count, seed=13):
 
 
 def outcome(function, *arguments):
-    """'read' or 'refused'; any other exception than `InputError` ends the test, and so does an error of several lines."""
+    """'read' or 'refused'; an exception but `InputError`, or several lines, fail the test."""
     try:
         function(*arguments)
     except InputError as error:
@@ -66,7 +66,7 @@ def outcome(function, *arguments):
 
 
 def test_mutated_run_files(tmp_path, finished_run):
-    """The summary, and everything else that reads config.json, split.json and result.json, 150 in all."""
+    """The summary, and all else that reads config.json, split.json and result.json, 150 in all."""
     run = tmp_path / 'run'
     shutil.copytree(finished_run / 'run', run, ignore=shutil.ignore_patterns('*.pth', '*.png'))
     database = folders.OpenDatabase('livec', finished_run / 'livec')

@@ -1,4 +1,4 @@
-"""A hundred odd values of options: each is taken or refused in one line, and none ends in a traceback."""
+"""A hundred odd values of options: each is taken or refused in one line, without a traceback."""
 
 import random
 
@@ -92,7 +92,7 @@ VALUES = (
 def test_odd_option_values_are_taken_or_refused_in_one_line(
     make_database, in_process, finished_run, tmp_path
 ):
-    """Together with what keeps a value that is taken from training for hours: a check, a summary, or no database."""
+    """Together with what keeps an accepted value from training for hours: a check, or a summary."""
     make_database('livec', images=10)
     (tmp_path / 'run').symlink_to(finished_run / 'run')
     rng = random.Random(13)

@@ -1,4 +1,4 @@
-"""Tables of one's own in the forms that people publish: columns, sets, paths and names that used to be misread silently."""
+"""Tables in the forms that people publish: columns, sets, paths and names once misread silently."""
 
 import json
 
@@ -216,19 +216,22 @@ def test_a_part_without_an_srcc_is_refused_and_named(table, tmp_path):
     asked = ('--split', 'train=train.txt', 'test=test.txt')
     with pytest.raises(
         InputError,
-        match=r'in round 1, the test part needs two different scores for an SRCC \(images: 3, different scores: 1\)',
+        match=r'in round 1, the test part needs two different scores for an SRCC '
+        r'\(images: 3, different scores: 1\)',
     ):
         split_of('t.csv', *asked)
     (tmp_path / 'test.txt').write_text('a/9.png\nb/4.png\n')
     (tmp_path / 'train.txt').write_text('b/8.png\na/10.png\n')
     with pytest.raises(
         InputError,
-        match=r'the train part needs two different scores for an SRCC \(images: 2, different scores: 1\)',
+        match=r'the train part needs two different scores for an SRCC '
+        r'\(images: 2, different scores: 1\)',
     ):
         split_of('t.csv', *asked)
     with pytest.raises(
         InputError,
-        match=r'--val_ratio: in round 1, the val part needs two different scores for an SRCC \(images: 1, different scores: 1\)',
+        match=r'--val_ratio: in round 1, the val part needs two different scores for an SRCC '
+        r'\(images: 1, different scores: 1\)',
     ):
         split_of('t.csv', '--val_ratio', '0.1')
 

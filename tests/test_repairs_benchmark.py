@@ -1,4 +1,4 @@
-"""The arms of benchmarks/repairs.py behave as the original does, seen on real steps of their optimizers."""
+"""The arms of benchmarks/repairs.py behave as the original, on real steps of their optimizers."""
 
 import csv
 import functools
@@ -68,7 +68,7 @@ def test_the_arms_are_all_that_are_distinct():
 @pytest.mark.slow
 @pytest.mark.parametrize('undone', [*repairs.ARMS.values(), (3,)])
 def test_an_epoch_after_the_rates_fell(root, steps, undone):
-    """Epoch 0 at the first rates; then those of epoch 7 (0-based), and again after a restart in between."""
+    """Epoch 0 at the first rates; then those of epoch 7 (0-based), also after a restart."""
     solver = make_solver(root, undone)
     solver.train_epoch(0)
     solver.set_learning_rates(*learning_rates(6, LR, RATIO))

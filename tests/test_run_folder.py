@@ -1,4 +1,4 @@
-"""A run is never lost: whole files, exact resume after real kills, refusals that leave everything as it was."""
+"""A run is never lost: whole files, exact resume after real kills, refusals that change nothing."""
 
 import csv
 import json
@@ -62,7 +62,7 @@ def kill_when(condition, folder, *options):
 
 @pytest.mark.slow
 def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finished_run):
-    """Each of the four epochs is trained and tested with another combination of cache and workers."""
+    """Each of the four epochs runs with another combination of cache and workers."""
     run = workplace / 'run'
     first, second = run / 'round_01', run / 'round_02'
     in_thread, direct = ('--num_workers', 0), ('--cache', 'none')
@@ -93,7 +93,7 @@ def test_a_run_killed_at_many_points_resumes_to_the_same_bytes(workplace, finish
 @pytest.mark.slow
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_cleanly_and_says_how_to_resume(workplace, killed_run, number, code):
-    """SIGINT comes while best.pth is written, SIGTERM during an epoch, for which the finished one has been printed."""
+    """SIGINT comes while best.pth is written, SIGTERM during an epoch."""
     link_run(killed_run, workplace / 'run')
     process = start(workplace, '--resume')
     if number == signal.SIGINT:
@@ -113,7 +113,7 @@ def test_an_interrupt_ends_cleanly_and_says_how_to_resume(workplace, killed_run,
 
 @pytest.fixture
 def copied_run(workplace, finished_run):
-    """A copy of the finished run from which the end of round 2 is missing, so that a resume has something to do."""
+    """A copy of the finished run without the end of round 2, which a resume has to do."""
     run = link_run(finished_run / 'run', workplace / 'run')  # a copy would be 0.9 GB
     best_is_last = best_row(history(run, 2)) == history(run, 2)[-1]
     for name in ('result.json', 'predictions.csv', 'history.csv', *['best.pth'] * best_is_last):
@@ -125,7 +125,7 @@ def copied_run(workplace, finished_run):
 
 
 def fingerprint(folder):
-    """The content of every file; of a checkpoint what changes when it is written, since hashing gigabytes takes long."""
+    """The content of every file; of a checkpoint only its times and size, as hashing takes long."""
 
     def state_of(path):
         state = path.stat()
@@ -219,7 +219,7 @@ def test_a_pickle_payload_is_refused_unrun_by_every_program(workplace, in_proces
 def test_a_full_disk_gives_one_line_and_the_previous_checkpoint_still_loads(
     workplace, killed_run, finished_run, resume
 ):
-    """The limit on the size of a file stands in for the disk: the checkpoint's write fails halfway."""
+    """A limit on the file size stands in for the disk: the checkpoint's write fails halfway."""
     link_run(killed_run, workplace / 'run')
     path = workplace / 'run' / 'round_01' / 'last.pth'
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What existing run folders rely on stays as it was, byte for byte; `runs/81d2473` was written by that commit."""
+"""What existing run folders rely on stays, byte for byte; `runs/81d2473` is by that commit."""
 
 import hashlib
 import json
@@ -74,7 +74,7 @@ def test_digests_splits_and_owners_stay(form, make_database, tmp_path):
 
 
 def last_checkpoint():
-    """The last.pth of that run, with the weights and moments of parity/fill.py in the place of its own."""
+    """The last.pth of that run, with weights and moments of parity/fill.py."""
     facts = json.loads((OLD / 'round_01' / 'last.json').read_text())
     groups = [{**group, 'params': list(range(*group['params']))} for group in facts['param_groups']]
     model = models.hyperiqa()
@@ -140,7 +140,7 @@ def test_an_unfinished_run_of_that_version_is_continued(finished_run, tmp_path, 
 def test_earlier_runs_test_on_other_images_without_converting_their_colours(
     earlier, finished_run, tmp_path, program
 ):
-    """Two files with the same pixels, one of them in a wide gamut: as large as a patch, so that all patches are equal."""
+    """Two files of the same pixels, one in a wide gamut, as large as a patch: equal patches."""
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
     pixels = np.random.RandomState(0).randint(0, 256, (8, 8, 3), np.uint8).repeat(28, 0)
     picture = Image.fromarray(pixels.repeat(28, 1))
@@ -148,7 +148,7 @@ def test_earlier_runs_test_on_other_images_without_converting_their_colours(
     picture.save(tmp_path / 'wide.png', icc_profile=databases.DISPLAY_P3)
     own_table(tmp_path, 'image,score\nplain.png,1\nwide.png,2\n', images=(), name='other.csv')
 
-    # A run that has ended its epochs and not yet tested the best one; earlier versions did not record `srgb`.
+    # A run that ended its epochs but has not tested the best one; its version recorded no `srgb`.
     run = link_run(finished_run / 'run', tmp_path / 'run')
     (run / 'round_01' / 'result.json').unlink()
     record = json.loads((run / 'config.json').read_text())

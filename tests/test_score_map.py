@@ -59,7 +59,10 @@ def test_an_image_of_one_patch_has_a_map_of_one_score(finished_run):
 
 
 def test_who_scores_imports_no_matplotlib_and_keeps_its_environment():
-    program = 'import os, sys, scoring.scorer; print("matplotlib" in sys.modules, os.environ["MPLBACKEND"])'
+    program = (
+        'import os, sys, scoring.scorer\n'
+        'print("matplotlib" in sys.modules, os.environ["MPLBACKEND"])'
+    )
     done = subprocess.run(
         [sys.executable, '-c', program],
         cwd=PROJECT,
@@ -111,7 +114,8 @@ def test_demo_draws_a_map_beside_each_score(tmp_path, in_process, finished_run):
     [
         (
             'in/maps',
-            'error: --map in/maps is inside a folder that is scored, so the maps would be scored too; name another',
+            'error: --map in/maps is inside a folder that is scored, '
+            'so the maps would be scored too; name another',
         ),
         ('s.csv', 'error: s.csv: File exists'),
     ],

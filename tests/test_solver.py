@@ -1,4 +1,4 @@
-"""The three repairs, each by a test that fails when that repair alone is undone, on real epochs of a tiny real database."""
+"""The three repairs, each by a test that fails when only that repair is undone, on real epochs."""
 
 import functools
 import io
@@ -36,7 +36,7 @@ def make_solver(tmp_path_factory):
 
 
 def training_of(solver):
-    """Train: what the optimizers of this process hold just before each of their steps, what it prints, and what it returns."""
+    """Train; return the optimizers' groups before each step, what is printed, and the result."""
     seen = []
 
     def record(optimizer, args, kwargs):
@@ -67,7 +67,7 @@ def training_of(solver):
 
 @pytest.fixture(scope='module')
 def trained(make_solver):
-    """A training through the whole schedule, a step of one patch an epoch, at other rates than the default ones."""
+    """A training through the whole schedule, one patch an epoch, at rates of its own."""
     return training_of(make_solver((0,), (2, 3, 4), epochs=16, lr=3e-4, lr_ratio=4))
 
 
@@ -161,7 +161,7 @@ def test_test_averages_the_patches_of_each_image(make_solver):
 
 
 def test_the_validation_columns_are_of_the_validation_part(make_solver):
-    """The same training tests the same images once as its validation part and once as its test part."""
+    """The same training tests the same images as its validation part and as its test part."""
     part, other = (2, 3, 4), (1, 5)
     rows = []
     for parts in ({'test': other, 'val': part}, {'test': part}):
@@ -247,7 +247,7 @@ def test_deterministic_runs_on_cuda_give_the_same_bytes(make_database, script, t
 
 @pytest.mark.slow
 def test_compile_makes_two_graphs_whatever_the_last_batches_are(make_solver, monkeypatch):
-    """Dynamo captures the graphs; what it hands them to is PyTorch's own eager backend, which takes no minutes."""
+    """Dynamo captures the graphs and hands them to PyTorch's own eager backend, which is fast."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(
         torch.nn.Module,
@@ -303,7 +303,7 @@ def test_deterministic_changes_no_byte_on_the_cpu_and_is_kept_by_evaluate(
     ],
 )
 def test_out_of_memory_is_one_line_that_names_the_options(finished_run, tmp_path, options):
-    """The limit of 8 GB is twice what the imports map, so that the first layer's output, of 6.4 GB, does not fit."""
+    """8 GB is twice what the imports map; the first layer's output of 6.4 GB does not fit."""
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
     arguments = (*ONE_ROUND, '--output', 'run', *options)
     process = forked.program(

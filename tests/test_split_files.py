@@ -50,7 +50,7 @@ def from_one_folder_up_and_in_another_case(root):
 
 
 def liqe(root, rounds='123'):
-    """A folder for each round; no header, a tab, paths below the folder that holds all databases."""
+    """A folder for each round; no header, a tab, paths below the folder of all databases."""
     for number in rounds:
         (root / 'splits' / number).mkdir(parents=True)
         for part in EXPECTED:
@@ -222,7 +222,8 @@ def test_the_set_column_can_be_named(database, tmp_path):
         (
             'train.npy',
             np.array([0.5]),
-            r'train.npy cannot .*: row numbers are integers in the shape \(n,\) or \(rounds, n\), not float64',
+            r'train.npy cannot .*: '
+            r'row numbers are integers in the shape \(n,\) or \(rounds, n\), not float64',
         ),
         (
             'train.npy',

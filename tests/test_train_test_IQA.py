@@ -41,8 +41,8 @@ def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(finished_r
         'warning: LIVE Challenge'
     )  # then where it is, of what, on what; at the end what comes next
     assert (
-        '\nRun folder: run (--resume run continues it)\nLIVE Challenge: 6 to train on, 2 to test on\n'
-        in errors
+        '\nRun folder: run (--resume run continues it)\n'
+        'LIVE Challenge: 6 to train on, 2 to test on\n' in errors
     )
     assert '\n1 process on cpu, 1 thread; initial weights: none; seed: 0\n' in errors
     assert errors.splitlines()[-3:] == [
@@ -66,7 +66,8 @@ def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
     assert done.returncode == 3 and 'no result: in round 1 no epoch has' in done.stderr
     assert len(rows(done.stdout)) < 4
     assert re.search(
-        r'epoch \d: the training loss \((nan|inf)\) or a weight is not finite, so this round stops here',
+        r'epoch \d: the training loss \((nan|inf)\) or a weight is not finite, '
+        r'so this round stops here',
         done.stderr,
     )
 

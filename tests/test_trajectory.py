@@ -1,7 +1,7 @@
-"""The original's own training, step by step: 20 real Adam steps in float64 with the schedule between them.
+"""The original's own training: 20 real Adam steps in float64, with the schedule between them.
 
-`parity/trajectory_21.json` was computed by the original's code with only the three repairs; its recipe is in the file. The
-environment variable HYPERIQA_TRAJECTORY names another file of the same form.
+`parity/trajectory_21.json` was computed by the original's code with only the three repairs; its
+recipe is in the file. The environment variable HYPERIQA_TRAJECTORY names another file of this form.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Single votes are averaged, distortion types are known, and both reach predictions.csv and results.json."""
+"""Votes are averaged and distortion types known; both reach predictions.csv and results.json."""
 
 import re
 import statistics
@@ -22,7 +22,7 @@ TYPES = {name: 'noise' if name < '05' else 'blur' for name in VOTES}
 
 
 def table_of_votes(root, more=()):
-    """mine.csv: a row for each vote, one observer after the other, with the type of each image's distortion."""
+    """mine.csv: a row for each vote, one observer after the other, with each image's distortion."""
     lines = ['image,vote,kind']
     for k in range(3):
         for name, votes in VOTES.items():
@@ -61,7 +61,8 @@ def test_votes_are_averaged_whatever_their_order(tmp_path):
         (
             {},
             (),
-            '00.png is on line 2 already; remove one of the two, or give --average_votes where each row is a vote',
+            '00.png is on line 2 already; '
+            'remove one of the two, or give --average_votes where each row is a vote',
         ),
         (
             {'average_votes': True},
