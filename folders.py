@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from util.demo_database import DEFAULTS, IMAGES, generate
-from util.errors import InputError, log, nearest
+from util.errors import InputError, log, nearest, visible
 from util.frames import (
     CachedFrames,
     DirectFrames,
@@ -425,14 +425,15 @@ def remedy_of(key: str, path: Path | str, settings: Settings) -> str:
     """The advice to a user who lacks files of the database `key` in `path`."""
     if key == 'csv':
         start = settings.images or f'{Path(path).parent}{os.sep}'
-        return (
-            'Each line names an image and its score; a relative name starts at '
-            f'{start} or at --data_root DIR.'
-        )
+        remedy = f'Each line names an image and its score; a relative name starts at {start}'
+        # A table of --test_on is itself named by that option.
+        if settings.place == AS_DOCUMENTED.place:
+            remedy += f' or at {settings.place}'
+        return f'{remedy}.'
     entry = DATABASES[key]
     return (
         f'Get it from {entry.source} and unpack it so that the folder holds {entry.layout}; '
-        '--data_root DIR names another place; --dataset demo needs no data.'
+        f'{settings.place} names another place; --dataset demo needs no data.'
     )
 
 
@@ -473,7 +474,7 @@ def add_types(samples: list[Sample], pattern: str) -> None:
 def refuse_missing(labels: Labels) -> None:
     missing = [sample for sample in labels.samples if sample.file is None]
     if missing:
-        first = ', '.join(f'{sample.path} ({sample.where})' for sample in missing[:5])
+        first = ', '.join(f'{visible(sample.path)} ({sample.where})' for sample in missing[:5])
         raise InputError(
             f'{labels.title}: {len(missing)} of the {len(labels.samples)} images that '
             f'{labels.file} lists are missing, the first of them {first}. {labels.remedy} '
@@ -605,6 +606,8 @@ class OpenDatabase:
             resize=self.resize,
             exif_rotation=self.entry.exif_rotation,
             srgb=self.srgb,
+            folder=self.folder,
+            column=self.settings.columns.get('image', ''),
         )
         self.frames = open_frames(direct, self.path, self.key, cache)
         return self
@@ -626,7 +629,12 @@ class OpenDatabase:
 
     def name_of(self, path: str) -> str:
         """The path of an image below the database's folder."""
-        return Path(os.path.relpath(path, self.settings.images or folder_of(self.path))).as_posix()
+        return Path(os.path.relpath(path, self.folder)).as_posix()
+
+    @property
+    def folder(self) -> Path | str:
+        """The folder at which the images' names start."""
+        return self.settings.images or folder_of(self.path)
 
     @cached_property
     def digest(self) -> str:

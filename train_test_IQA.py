@@ -224,6 +224,7 @@ def open_others(config: Namespace) -> dict[str, OpenDatabase]:
     others = {}
     for name, key, path in config.test_on or []:
         settings = of_table if key == 'csv' else plain
+        settings = settings._replace(place=f'--test_on {name}=DIR')
         others[name] = OpenDatabase(key, path, resize=None, settings=settings)
     return others
 

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from tqdm import tqdm
+
 NO_RESULT = 3
 MEMORY = 'out of memory'
 PERHAPS_MEMORY = 'perhaps out of memory'
@@ -71,7 +73,9 @@ def rank() -> int:
 def log(text: str) -> None:
     """Print one line to stderr, on the first rank only; stdout is kept for results."""
     if rank() == 0:
-        print(one_line(text), file=sys.stderr, flush=True)
+        # A progress bar on the same terminal gives way, and no two threads write at once.
+        with tqdm.external_write_mode():
+            print(one_line(text), file=sys.stderr, flush=True)
 
 
 @functools.lru_cache
@@ -85,10 +89,19 @@ def one_line(text: Any) -> str:
     shown = []
     for character in str(text):
         # Python counts only the plain space as printable, and names hold other spaces too.
-        if character.isprintable() or unicodedata.category(character) == 'Zs':
-            shown.append(character)
-        else:
-            shown.append(ascii(character).strip("'"))
+        is_space = unicodedata.category(character) == 'Zs'
+        shown.append(character if is_space else visible(character))
+    return ''.join(shown)
+
+
+def visible(text: Any) -> str:
+    """As `one_line`, and spaces other than the plain one are escaped too.
+
+    A name that is not found may differ by such a space from the right one.
+    """
+    shown = []
+    for character in str(text):
+        shown.append(character if character.isprintable() else ascii(character).strip("'"))
     return ''.join(shown)
 
 

@@ -70,8 +70,8 @@ def refuse_thousands(labels: Labels, table: Table) -> None:
 
     1,012 and 1,234 alone are decimals, as before.
     """
-    with_comma = []
-    without = []
+    with_comma: list[tuple[str, str]] = []
+    without: list[tuple[str, str]] = []
     for row in table.rows:
         cell = str(row.cells[table.columns['score']]).strip()
         group = with_comma if ',' in cell else without

@@ -23,7 +23,8 @@ from util.files import named, reading
 OTHER_FORMATS = {  # by their first bytes
     b'PAR1': 'a Parquet file',
     b'MATLAB': 'a MATLAB file',
-    b'<': 'a web page or XML',
+    b'<?xml': 'an XML file',
+    b'<table': 'a web page',
 }
 # White space that is cut off around a cell. Other white space can be part of a file's name, as in
 # macOS screenshots.
@@ -114,7 +115,7 @@ def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
         sheet: of an Excel file; the first visible one with rows by default.
 
     Raises:
-        InputError: the file is no table or has no rows, or a line of text has more or fewer cells than the first.
+        InputError: the file is no table, or a line of text has more or fewer cells than the first.
     """
     if path == '-':
         with named(path, 'a table'):
