@@ -638,11 +638,20 @@ class OpenDatabase:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the samples' names, scores, contents and official sets."""
+        """A hash of the samples' names, scores, contents and official sets, in their order."""
+        return digest_of(self.rows())
+
+    @cached_property
+    def digest_in_any_order(self) -> str:
+        """As `digest`, the same if only the order of the samples differs."""
+        return digest_of(sorted(self.rows()))
+
+    def rows(self) -> list[list[Any]]:
+        """The name, score, content and official set of each sample."""
         rows = []
         for name, sample in zip(self.all_names, self.samples):
             rows.append([name, sample.score, self.plain_content(sample), sample.official_set])
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return rows
 
     def plain_content(self, sample: Sample) -> str:
         """The content of a sample, the same on every machine even if it is the image's path."""
@@ -701,6 +710,10 @@ class OpenDatabase:
                 f'warning: {self.entry.title} has {self.entry.images} images; {listed} are listed '
                 'in the labels of this copy'
             )
+
+
+def digest_of(rows: list[list[Any]]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:

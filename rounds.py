@@ -108,7 +108,8 @@ def decode_images(config: Any, databases: list[OpenDatabase]) -> None:
 def write_run_files(config: Any, job: Job, device: str) -> None:
     """Make or continue the run folder, and write which listed images are left out."""
     records = [split_record(split, job.database) for split in job.splits]
-    open_run(config, job.meaning._asdict(), records, surroundings(device))
+    labels = job.database.digest_in_any_order
+    open_run(config, job.meaning._asdict(), records, {**surroundings(device), 'labels': labels})
     if job.database.left_out:
         path = Path(config.output) / 'left_out.csv'
         write_table(path, ['image', 'row', 'reason'], job.database.left_out)

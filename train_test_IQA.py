@@ -96,7 +96,8 @@ def prepare_run(config: Namespace) -> Job:
     records = [split_record(split, database) for split in splits]
 
     meaning = database.meaning(config.normalize_scores)
-    old_record = check_run(config, meaning._asdict(), records)
+    labels = database.digest_in_any_order
+    old_record = check_run(config, meaning._asdict(), records, labels)
     text = f'Run folder: {config.output}'
     if old_record is None:
         text += f' (--resume {shlex.quote(config.output)} continues it)'
@@ -202,8 +203,17 @@ def read_tested_split(checkpoint: Path, database: OpenDatabase) -> Split:
             f'{checkpoint} was trained without a test part; '
             '--test_on NAME=DIR tests it on a database'
         )
-    remedy = 'test on other labels with --test_on NAME=DIR'
-    refuse_other_images(path, split_record(split, database), remedy)
+    record = record_of(checkpoint)
+    has_same_rows = record is not None and (
+        read_record(record).get('labels') == database.digest_in_any_order
+    )
+    refuse_other_images(
+        path,
+        split_record(split, database),
+        'test on other labels with --test_on NAME=DIR',
+        has_same_rows=has_same_rows,
+        is_finished=True,
+    )
     return split
 
 
