@@ -203,10 +203,10 @@ def refuse_other_images(
     if changed == ['labels']:
         raise InputError(
             f'the scores, contents, sets or order of the labels have changed since {path} was '
-            'made; '
-            f'restore the label file, or {remedy}'
+            f'made; restore the label file, or {remedy}'
         )
     if changed:
         raise InputError(
-            f'{path} names other images than the database has now; restore its files, or {remedy}'
+            f'{path} names other images than the database has now, or in another order; '
+            f'restore its files, or {remedy}'
         )
