@@ -5,12 +5,12 @@ import shutil
 import pytest
 from helpers import QUICK, link_run, own_images
 
-OPTIONS = (*QUICK, '--test_patch_num', 1)
+OPTIONS = (*QUICK, '--epochs', 1, '--test_patch_num', 1)
 
 
 @pytest.fixture(scope='module')
 def run_of_table(tmp_path_factory):
-    """A folder with mine/labels.csv and a finished run of two epochs on it."""
+    """A folder with mine/labels.csv and a finished run on it."""
     import train_test_IQA
 
     folder = tmp_path_factory.mktemp('sorted')
@@ -46,7 +46,7 @@ def test_a_finished_run_goes_on_and_gives_its_results(program, sorted_table, tmp
     assert results(tmp_path / 'run') == before
 
 
-@pytest.mark.parametrize('more', [('--epochs', 3), ('--train_test_num', 2)])
+@pytest.mark.parametrize('more', [('--epochs', 2), ('--train_test_num', 2)])
 def test_more_epochs_or_rounds_name_the_order(program, sorted_table, tmp_path, more):
     before = results(tmp_path / 'run')
     done = program('--resume', 'run', *more)
