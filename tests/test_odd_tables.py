@@ -126,6 +126,10 @@ def test_a_cell_too_far_away_is_refused_before_memory_is_taken(pictures):
     book = openpyxl.Workbook()
     for row in labels(1):
         book.active.append(row)
+    # A colour alone is no content.
+    book.active['XFD1048576'].fill = openpyxl.styles.PatternFill('solid', fgColor='FF0000')
+    book.save('coloured.xlsx')
+    assert scores_of('coloured.xlsx') == [1, 2, 3, 4]
     book.active['XFD1048576'] = ' '
     book.save('far.xlsx')
     assert "its sheet 'Sheet' has cells up to row 1048576 and column 16384" in refusal('far.xlsx')
@@ -297,4 +301,4 @@ def test_an_xlsx_of_a_program_that_writes_prefixes_is_read(pictures):
     )
     assert formulas_without_value(cells) == [(2, 28), (5, 2)]
     with pytest.raises(ValueError, match='row 999999 and column 28'):
-        refuse_too_large('x', cells + b'<x:c r="A999999"/>')
+        refuse_too_large('x', cells + b'<x:c r="A999999"></x:c>')

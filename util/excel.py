@@ -21,12 +21,13 @@ ENCRYPTED = 'EncryptedPackage'.encode('utf-16-le')  # the part that a password t
 MOST_CELLS = 20_000_000  # of a sheet, at 32 bytes each
 NO_VALUE = 'a formula without a stored value'
 RELATION = '{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id'
-# In a sheet's XML: the column and the row of each cell, as in r="XFD12" ...
-COLUMN = re.compile(rb'\br="([A-Z]+)\d+"')
-ROW = re.compile(rb'\br="[A-Z]+(\d+)"')
+# In a sheet's XML: the column and the row of each cell, as in <c r="XFD12" t="n">, but not of one
+# that has only a colour, as in <c r="XFD12" s="1"/> ...
+COLUMN = re.compile(rb'\br="([A-Z]+)\d+"[^>/]*>')
+ROW = re.compile(rb'\br="[A-Z]+(\d+)"[^>/]*>')
 # ... and the attributes of a cell that has a formula and no value or an empty one.
 UNCOMPUTED = re.compile(
-    rb'<(?:\w+:)?c\s([^>]*)>\s*<(?:\w+:)?f\b[^>]*(?:/>|>[^<]*</(?:\w+:)?f>)\s*'
+    rb'<(?:\w+:)?c\s([^>]*>)\s*<(?:\w+:)?f\b[^>]*(?:/>|>[^<]*</(?:\w+:)?f>)\s*'
     rb'(?:<(?:\w+:)?v\s*/>|<(?:\w+:)?v\s*></(?:\w+:)?v>)?\s*</(?:\w+:)?c>'
 )
 
