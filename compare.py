@@ -15,6 +15,7 @@ and difficult images. What it is about depends on the rounds that both runs have
 
 import argparse
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,12 +25,12 @@ import numpy as np
 
 import folders
 from experiment.options import Parser, with_defaults
-from experiment.record import FREE_OPTIONS, read_record
+from experiment.record import FREE_OPTIONS, read_record, record_path
 from experiment.report import with_intervals
-from experiment.results import read_history, read_predictions
+from experiment.results import read_history, read_predictions, read_result, unequal_epochs
 from experiment.run_folder import round_path, rounds_in
 from util import metrics, plots
-from util.errors import InputError, boundary
+from util.errors import InputError, boundary, log
 from util.files import check_output, read_json, write_table, write_whole
 from util.metrics import TestedImages
 
@@ -46,6 +47,10 @@ COLUMNS = (
     'p',
 )
 LAST = 'last epoch'
+
+
+class NoTestError(InputError):
+    """A folder holds no finished round with test images."""
 
 
 class Run(NamedTuple):
@@ -71,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         if len(runs) == 2:
             rows = compare(*runs)
             print_comparison(rows)
+            print(f'  {verdict(rows)}', flush=True)
             if options.csv:
                 write_table(options.csv, COLUMNS, rows)
             if options.plot:
@@ -108,9 +114,10 @@ def draw(runs: list[Run], rows: list[dict[str, Any]]) -> bytes:
 def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     """The runs in the folders `paths`, named by their folders, or by their paths if two are alike.
 
+    What has no finished test is left out, with a line for each.
+
     Raises:
-        InputError: a folder is no run folder, has no finished round with a test part, or is given
-            twice.
+        InputError: a folder is missing or is given twice, or fewer than two runs are left.
     """
     run_folders = [Path(path).resolve() for path in paths]
     if len(set(run_folders)) < len(run_folders):
@@ -118,21 +125,45 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     names = [folder.name for folder in run_folders]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    return [read_run(folder, name) for folder, name in zip(run_folders, names)]
+    runs = []
+    left_out = []
+    for folder, name in zip(run_folders, names):
+        try:
+            runs.append(read_run(folder, name))
+        except NoTestError as reason:
+            left_out.append(str(reason))
+    if len(runs) < 2:
+        raise InputError('; '.join(left_out))
+    for reason in left_out:
+        log(f'left out: {reason}')
+    return runs
 
 
 def read_run(folder: Path, name: str) -> Run:
-    run = Run(name, read_record(folder / 'config.json'), rounds={}, histories={}, splits={})
+    """The run in `folder`.
+
+    Raises:
+        NoTestError: it is no run, or has no finished round with test images, or rounds that were
+            not trained with the same --epochs.
+        InputError: the folder is missing, or a file in it is damaged.
+    """
+    path = record_path(folder)
+    if folder.exists() and not path.exists():
+        raise NoTestError(f'{folder} has no config.json, so it is no run')
+    run = Run(name, read_record(path), rounds={}, histories={}, splits={})
+    if run.record['options']['train_on_all']:
+        raise NoTestError(f'{folder} was trained on all images, so it has no test')
+    results = {}
     for number in rounds_in(folder):
         path = round_path(folder, number)
-        tested = read_predictions(path / 'predictions.csv')
-        # A run that trains on all images has rounds without a test part.
-        if tested.images:
-            run.rounds[number] = tested
-            run.histories[number] = read_history(path)
-            run.splits[number] = read_json(path / 'split.json')
+        run.rounds[number] = read_predictions(path / 'predictions.csv')
+        run.histories[number] = read_history(path)
+        run.splits[number] = read_json(path / 'split.json')
+        results[number] = read_result(path / 'result.json')
+    if unequal_epochs(results):
+        raise NoTestError(f'{folder}: {unequal_epochs(results)}')
     if not run.rounds:
-        raise InputError(
+        raise NoTestError(
             f'{folder} has no finished round with test images; --resume {folder} finishes it'
         )
     return run
@@ -144,7 +175,7 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
     Returns:
         rows with COLUMNS, those of SRCC and then those of PLCC: one for each round, one for their
         'mean' or 'median' if there are several, and one for the last epochs. Without an interval
-        `low` and `high` are nan, and `reason` may say why.
+        a row has no `low`, `high` and `p`, and `reason` may say why.
 
     Raises:
         InputError: they share no round, or the test images or labels of a round differ.
@@ -175,8 +206,9 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
         else:
             # No round has other test images, so the bootstrap draws them. The last epochs have no
             # interval: only the best epoch's predictions are kept, and can be resampled.
-            median = row_of_median('median', of_rounds, values)
-            summary = [median, row_of_median(LAST, at_last)]
+            tested = [one for one, _ in pairs]
+            median = row_of_median(of_rounds, tested, values)
+            summary = [median, row_of_medians(LAST, at_last)]
         for row in of_rounds + summary:
             rows.append({'first': first.name, 'second': second.name, 'metric': metric, **row})
     return rows
@@ -236,8 +268,6 @@ def row_of(name: str, one: float, other: float) -> dict[str, Any]:
         'first_value': one,
         'second_value': other,
         'difference': one - other,
-        'low': math.nan,
-        'high': math.nan,
     }
 
 
@@ -259,7 +289,9 @@ def row_of_round(
         function(other.predicted, other.subjective),
     )
     try:
-        if metrics.has_groups(one):
+        metrics.refuse_few_contents([one])
+        metrics.refuse_degenerate([row['first_value'], row['second_value']])
+        if metrics.uses_jackknife([one]):
             # Without Fisher's z: that is for a correlation, and a difference of two is none.
             of_one = metrics.of_kept(one, function)
             of_other = metrics.of_kept(other, function)
@@ -279,27 +311,41 @@ def row_of_mean(name: str, rows: list[dict[str, Any]], ratio: float) -> dict[str
     """
     one = float(np.mean([row['first_value'] for row in rows]))
     other = float(np.mean([row['second_value'] for row in rows]))
-    (low, high), p = metrics.corrected_t([row['difference'] for row in rows], ratio)
-    return {**row_of(name, one, other), 'low': low, 'high': high, 'p': p}
+    row = row_of(name, one, other)
+    try:
+        (low, high), p = metrics.corrected_t([row['difference'] for row in rows], ratio)
+    except metrics.NoIntervalError as reason:
+        return {**row, 'reason': str(reason)}
+    return {**row, 'low': low, 'high': high, 'p': p}
 
 
-def row_of_median(
-    name: str, rows: list[dict[str, Any]], resamples: np.ndarray | None = None
-) -> dict[str, Any]:
-    """The median over rounds with the same test images.
-
-    Args:
-        resamples: (rounds, RESAMPLES) the difference in each round and resample, for an interval
-            over images and rounds; None for no interval.
-    """
+def row_of_medians(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The medians over rounds, without an interval."""
     row: dict[str, Any] = {'round': name}
     # The median of the differences, not the difference of the medians: the rounds are paired, and
     # the two medians may be of different rounds.
     for column in ('first_value', 'second_value', 'difference'):
         row[column] = float(np.median([row_of_one[column] for row_of_one in rows]))
-    low = high = math.nan
-    if resamples is not None:
+    return row
+
+
+def row_of_median(
+    rows: list[dict[str, Any]], tested: list[TestedImages], resamples: np.ndarray
+) -> dict[str, Any]:
+    """The median over rounds with the same test images, with an interval over images and rounds.
+
+    Args:
+        tested: the test images of each round.
+        resamples: (rounds, RESAMPLES) the difference in each round and resample.
+    """
+    row = row_of_medians('median', rows)
+    try:
+        metrics.refuse_few(len(rows), 'round', metrics.FEWEST_ROUNDS)
+        metrics.refuse_few_contents(tested)
+        metrics.refuse_degenerate([row['first_value'], row['second_value']])
         low, high = metrics.median_interval(resamples)
+    except metrics.NoIntervalError as reason:
+        return {**row, 'reason': str(reason)}
     return {**row, 'low': low, 'high': high}
 
 
@@ -307,33 +353,38 @@ def print_runs(runs: list[Run]) -> None:
     """Print a line for each run, the highest median SRCC first and undefined ones last."""
     header = ['run', 'rounds', 'median over rounds', LAST, 'commit']
     table = [[*header, 'options that are not the default']]
-    ranked = sorted(runs, key=lambda run: np.nan_to_num(medians(run)['SRCC'], nan=-2), reverse=True)
-    for run in ranked:
+    for run in sorted(runs, key=rank_of):
         table.append(cells_of(run))
     widths = [max(map(len, column)) for column in zip(*table)]
     for cells in table:
         padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
         print('  '.join(padded).rstrip())
-    if not all('val' in split for run in runs for split in run.splits.values()):
+    if any(is_chosen_on_test(run) for run in runs):
         print(
             'Best epochs were chosen on these test images, which is optimistic; '
             'the last epoch was not chosen.'
         )
 
 
-def medians(run: Run) -> dict[str, float]:
-    """The median SRCC and PLCC over a run's rounds."""
-    found = {}
-    for metric, function in metrics.CORRELATIONS.items():
-        values = [function(tested.predicted, tested.subjective) for tested in run.rounds.values()]
-        found[metric] = float(np.median(values))
-    return found
+def rank_of(run: Run) -> float:
+    """The lower, the further up in the table of `print_runs`."""
+    median = metrics.medians(list(run.rounds.values()))['SRCC']
+    return math.inf if math.isnan(median) else -median
+
+
+def is_chosen_on_test(run: Run) -> bool:
+    """Whether a round's best epoch was chosen on its test images, from several epochs."""
+    for number, split in run.splits.items():
+        epochs = len(run.histories[number]['test_srcc'])
+        if epochs > 1 and 'val' not in split:
+            return True
+    return False
 
 
 def cells_of(run: Run) -> list[str]:
     """The line of a run in the table of `print_runs`."""
     rounds = list(run.rounds.values())
-    at_best = with_intervals({**medians(run), **metrics.intervals(rounds)})
+    at_best = with_intervals({**metrics.medians(rounds), **metrics.intervals(rounds)})
     at_last = np.median([history['test_srcc'][-1] for history in run.histories.values()])
     commit = run.record.get('commit') or ''
     options = changed_options(run.record['options'])
@@ -345,16 +396,38 @@ def changed_options(options: dict[str, Any]) -> str:
     defaults = vars(with_defaults(SimpleNamespace()))
     dataset = options.get('dataset', defaults['dataset'])
     defaults |= folders.DATABASES[dataset].defaults
-    shown = []
+    words = []
     for name, value in options.items():
-        # FREE_OPTIONS do not change the results, and one without a value is switched off.
-        if value and value != defaults.get(name) and name not in FREE_OPTIONS:
-            shown.append(f'--{name} {value}')
-    return ' '.join(shown)
+        # Where the table is tells runs of different tables apart. The other FREE_OPTIONS do not
+        # change the results.
+        if name in FREE_OPTIONS and name != 'csv':
+            continue
+        if value not in (None, {}, []) and value != defaults.get(name):
+            words += words_of(name, value)
+    return shlex.join(words)
+
+
+def words_of(name: str, value: Any) -> list[str]:
+    """The words that set an option on a command line to a value in a config.json."""
+    if name == 'lower_is_better' and value is False:
+        return ['--higher_is_better']
+    if value is False:
+        return [f'--no-{name}']
+    if value is True:
+        return [f'--{name}']
+    if name == 'columns':
+        values = [f'{role}={column}' for role, column in value.items()]
+    elif name == 'test_on':
+        values = [f'{key}={path}' for _, key, path in value]
+    elif isinstance(value, list):
+        values = value
+    else:
+        values = [value]
+    return [f'--{name}', *map(str, values)]
 
 
 def print_comparison(rows: list[dict[str, Any]]) -> None:
-    """Print the rows of `compare`, SRCC next to PLCC, and the verdict."""
+    """Print the rows of `compare`, SRCC next to PLCC, and why intervals are missing."""
     first = rows[0]['first']
     second = rows[0]['second']
     print(f'\n{first} minus {second} on the same test images, with 95 % intervals')
@@ -362,10 +435,12 @@ def print_comparison(rows: list[dict[str, Any]]) -> None:
     of_srcc = [row for row in rows if row['metric'] == 'SRCC']
     of_plcc = [row for row in rows if row['metric'] == 'PLCC']
     for row, row_of_plcc in zip(of_srcc, of_plcc):
-        name = row['round']
-        if is_round(row):
-            name = f'round {name}'
-        print(f'  {name:11}{shown(row):40}{shown(row_of_plcc)}'.rstrip())
+        print(f'  {name_of(row):11}{shown(row):40}{shown(row_of_plcc)}'.rstrip())
+    for reason in dict.fromkeys(row['reason'] for row in rows if 'reason' in row):
+        without = [row for row in rows if row.get('reason') == reason]
+        of_metrics = ' and '.join(dict.fromkeys(row['metric'] for row in without))
+        names = ', '.join(dict.fromkeys(name_of(row) for row in without))
+        print(f'  no interval of {of_metrics}: {reason} ({names})')
     differences = [row['difference'] for row in of_srcc if is_round(row)]
     if len(differences) > 1:
         wins = sum(difference > 0 for difference in differences)
@@ -374,12 +449,15 @@ def print_comparison(rows: list[dict[str, Any]]) -> None:
             f'  SRCC: {first} is ahead in {wins} and {second} in {losses} of {len(differences)} '
             'rounds'
         )
-    print(f'  {verdict(rows)}', flush=True)
 
 
 def is_round(row: dict[str, Any]) -> bool:
     """Whether a row of `compare` is about a single round."""
     return row['round'].isdigit()
+
+
+def name_of(row: dict[str, Any]) -> str:
+    return f'round {row["round"]}' if is_round(row) else row['round']
 
 
 def main_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -393,10 +471,9 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     row = main_row(rows)
     first = row['first']
     second = row['second']
-    if math.isnan(row['low']):
-        reason = row.get('reason', metrics.UNDEFINED)
-        found = f'{first} and {second} cannot be distinguished (no interval: {reason})'
-    elif row['low'] > 0:
+    if 'low' not in row:
+        return f'no verdict on {first} and {second}: their difference has no interval'
+    if row['low'] > 0:
         found = f'{first} is better than {second}'
     elif row['high'] < 0:
         found = f'{second} is better than {first}'
@@ -412,9 +489,11 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 
 def shown(row: dict[str, Any]) -> str:
-    """'+0.0123 [-0.0010, +0.0256] p 0.07', without the parts that are unknown."""
+    """'+0.0123 [-0.0010, +0.0256] p 0.07', without the parts that do not exist."""
+    if math.isnan(row['difference']):
+        return 'undefined'
     text = f'{row["difference"]:+.4f}'
-    if not math.isnan(row['low']):
+    if 'low' in row:
         text += f' [{row["low"]:+.4f}, {row["high"]:+.4f}]'
     if 'p' in row:
         text += f' p {row["p"]:.2g}'

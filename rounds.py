@@ -3,6 +3,7 @@
 import math
 import shlex
 import sys
+from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from data_loader import DataLoader
 from experiment.report import print_medians, print_on_others, print_round, with_intervals
 from experiment.results import ON_OTHERS, gather_results, write_predictions
 from experiment.round_folder import RoundFolder, surroundings
-from experiment.run_folder import open_run, round_path
+from experiment.run_folder import (
+    has_begun,
+    open_run,
+    round_path,
+    rounds_of,
+    starts_from_weights,
+)
 from experiment.splits import Job, split_record
 from folders import OpenDatabase
 from HyerIQASolver import HyperIQASolver
@@ -29,14 +36,17 @@ from util.metrics import TestedImages, all_metrics, by_type, intervals, mae
 def run(config: Any, job: Job) -> None:
     """Train and test the rounds into the run folder and print their medians."""
     device = join_ranks(config)
-    check_initial_weights(config)
+    is_start = starts_from_weights(config)
+    # The ranks meet where they read the weights, so all of them have to go there.
+    distributed.refuse_differences(f'a round starts: {is_start}')
+    digest = check_initial_weights(config) if is_start else None
     decode_images(config, [job.database, *job.others.values()])
     if rank() == 0:
-        write_run_files(config, job, device)
+        write_run_files(config, job, device, digest)
     # The other ranks read the files of the run once they are all there.
     distributed.wait()
 
-    rounds = list(config.rounds or range(1, config.train_test_num + 1))
+    rounds = rounds_of(config)
     results: dict[str, Any] = {}
     for k, number in enumerate(rounds):
         rounds_after = len(rounds) - k - 1
@@ -73,18 +83,19 @@ def join_ranks(config: Any) -> str:
     return device
 
 
-def check_initial_weights(config: Any) -> None:
+def check_initial_weights(config: Any) -> str:
     """Read the initial weights once, so that a fault in them shows before images are decoded.
 
     With --evaluate, the initial weights are the checkpoint.
+
+    Returns:
+        their digest.
     """
-    if config.weights == 'none':
-        return
     with torch.device('meta'):  # only the names and shapes of its parameters are needed
         model = models.hyperiqa()
     # The first rank may have to download the weights; the others then read the same file.
     with distributed.first_rank_first():
-        _, layout = checkpoints.initial_weights(model, config.weights)
+        state, layout = checkpoints.initial_weights(model, config.weights)
     # A ResNet-50 is enough to start training, but gives no scores.
     if layout not in checkpoints.WITH_SCORES:
         for option in ('evaluate', 'fit_scale'):
@@ -93,6 +104,8 @@ def check_initial_weights(config: Any) -> None:
                     f'--{option}: {config.weights} holds only a {layout}, which gives no scores; '
                     'give a HyperIQA'
                 )
+    # Sorted, since files of other formats have the same tensors in another order.
+    return checkpoints.digest(dict(sorted(state.items())))
 
 
 def decode_images(config: Any, databases: list[OpenDatabase]) -> None:
@@ -105,11 +118,19 @@ def decode_images(config: Any, databases: list[OpenDatabase]) -> None:
     distributed.wait()
 
 
-def write_run_files(config: Any, job: Job, device: str) -> None:
-    """Make or continue the run folder, and write which listed images are left out."""
+def write_run_files(config: Any, job: Job, device: str, digest: str | None) -> None:
+    """Make or continue the run folder, and write which listed images are left out.
+
+    Args:
+        digest: of the initial weights; None if no round starts from them.
+    """
+    made_with = {
+        **surroundings(device),
+        'initial_weights': digest,
+        'labels': job.database.digest_in_any_order,
+    }
     records = [split_record(split, job.database) for split in job.splits]
-    labels = job.database.digest_in_any_order
-    open_run(config, job.meaning._asdict(), records, {**surroundings(device), 'labels': labels})
+    open_run(config, job.meaning._asdict(), records, made_with)
     if job.database.left_out:
         path = Path(config.output) / 'left_out.csv'
         write_table(path, ['image', 'row', 'reason'], job.database.left_out)
@@ -128,7 +149,7 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
     split = job.splits[round_index]
     record = split_record(split, job.database)
     # The folder is locked until it is closed, so that no other process trains this round.
-    with closing(RoundFolder(config, round_index, record)) as folder:
+    with closing(RoundFolder(config, job.meaning, round_index, record)) as folder:
         print(f'Round {round_index + 1}', flush=True)
         # All ranks meet in one of the two calls of `refuse_differences`. Ranks that do not share a
         # disk could find the round finished on some machines only, or continue from different
@@ -136,8 +157,12 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
         if folder.finished:
             distributed.refuse_differences('the round is finished')
         else:
+            solver_config = config
+            # Its own weights follow from last.pth, so the file of the initial ones may be gone.
+            if has_begun(folder.path):
+                solver_config = Namespace(**{**vars(config), 'weights': 'none'})
             solver = HyperIQASolver(
-                config,
+                solver_config,
                 job.database,
                 split['train'],
                 split['test'],
@@ -174,7 +199,7 @@ def finish_round(
     def thumbnail(k: int) -> Image.Image:
         return job.database.thumbnail(solver.test_data.images[k])
 
-    folder.finish(best, tested, thumbnail, on_others)
+    folder.finish(best, solver.history[-1], tested, thumbnail, on_others)
 
 
 def tested_images(database: OpenDatabase, data: DataLoader, predicted: np.ndarray) -> TestedImages:
@@ -253,10 +278,10 @@ def log_next(config: Any, number: int, is_whole: bool) -> None:
     checkpoint = shlex.quote(f'{folder}/best.pth')
     log(f'Score a photo:    python demo.py --checkpoint {checkpoint} PHOTO')
     quoted_run = shlex.quote(str(run))
-    if is_whole:
-        log(f'Compare two runs: python compare.py {quoted_run} OTHER_RUN')
-    else:
+    if not is_whole:
         log(f'Other rounds:     python train_test_IQA.py --resume {quoted_run}')
+    elif not config.train_on_all:
+        log(f'Compare two runs: python compare.py {quoted_run} OTHER_RUN')
 
 
 def evaluate(config: Any, job: Job) -> None:

@@ -18,7 +18,12 @@ from experiment.command_line import parse_options
 from experiment.record import read_record, record_of
 from experiment.report import print_medians
 from experiment.results import PREDICTION_COLUMNS, gather_results
-from experiment.run_folder import check_run, refuse_other_images, round_index_of
+from experiment.run_folder import (
+    check_run,
+    refuse_other_images,
+    round_index_of,
+    starts_from_weights,
+)
 from experiment.splits import Job, Split, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
 from util.errors import NO_RESULT, InputError, boundary, log, rank
@@ -109,7 +114,7 @@ def prepare_run(config: Namespace) -> Job:
         meaning = meaning._replace(srgb=False)
         for opened in (database, *others.values()):
             opened.srgb = False
-    if config.weights not in ('none', 'imagenet'):
+    if config.weights != 'imagenet' and starts_from_weights(config):
         check_input(config.weights, 'a checkpoint')
     return Job(database, others, splits, meaning)
 

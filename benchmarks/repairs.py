@@ -211,17 +211,20 @@ def spread(values: Sequence[float]) -> str:
 def compare_arms(folders: Sequence[Path]) -> None:
     """Compare each arm with the repaired loop, the first one.
 
-    With several rounds the p values are adjusted for the number of comparisons.
+    The p of several comparisons are adjusted for their number, and the verdicts are by these only.
     """
-    repaired, *others = [run._replace(name=NAMES[run.name]) for run in compare.read_runs(folders)]
-    main_rows = []
-    for other in others:
-        rows = compare.compare(repaired, other)
-        compare.print_comparison(rows)
-        main_rows.append(compare.main_row(rows))
+    repaired, *others = [compare.read_run(folder, NAMES[folder.name]) for folder in folders]
+    comparisons = [compare.compare(repaired, other) for other in others]
     # There is a p only where both runs of a comparison have several rounds.
-    if len(others) > 1 and all('p' in row for row in main_rows):
-        print_adjusted(main_rows)
+    main_rows = [compare.main_row(rows) for rows in comparisons]
+    with_p = [row for row in main_rows if 'p' in row]
+    is_adjusted = len(with_p) > 1
+    for rows, row in zip(comparisons, main_rows):
+        compare.print_comparison(rows)
+        if not (is_adjusted and 'p' in row):
+            print(f'  {compare.verdict(rows)}')
+    if is_adjusted:
+        print_adjusted(with_p)
     if len(folders) == len(ARMS):
         print(
             '\nUndoing repair 3 without repair 2 changes nothing, '

@@ -30,9 +30,9 @@ FREE_OPTIONS = {
     'test_batch_size',
     'list_datasets',
 }
-# Options that a resumed run may raise: neither the learning rates nor a finished round depend on
-# how many epochs or rounds there are.
-GROWING = ('epochs', 'train_test_num')
+# Options that a resumed run may raise, and lower to what its rounds have trained: neither the
+# learning rates nor a finished round depend on how many epochs or rounds there are.
+LENGTHS = {'epochs', 'train_test_num'}
 # The part of `model` that a resumed run may not change.
 FIXED_MEANING = ('resize', 'exif_rotation', 'score_range', 'higher_is_better')
 
@@ -120,12 +120,15 @@ def refuse_other_options(path: Path, record: Record) -> None:
         record: the `options` and `model` of the run that would continue it.
 
     Raises:
-        InputError: an option has changed that is neither in FREE_OPTIONS nor has grown, or
-            images or scores mean something else.
+        InputError: an option has changed that is neither in FREE_OPTIONS nor in LENGTHS, or images
+            or scores mean something else.
     """
     old = read_record(path)
     # As it would be read back: a tuple becomes a list.
     new = upgrade(json.loads(json.dumps(record)))
+    if old.get('initial_weights') and new['options']['weights'] != 'none':
+        # Their digest is compared (`refuse_other_weights`), so the file may have moved.
+        new['options']['weights'] = old['options']['weights']
     changes = changed_options(old['options'], new['options'])
     for name in FIXED_MEANING:
         now = new['model'][name]
@@ -143,7 +146,7 @@ def refuse_other_options(path: Path, record: Record) -> None:
 def changed_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The options that forbid a resume, each as '--lr was 2e-05, is 0.001'."""
     changes = []
-    for name in sorted(old.keys() - FREE_OPTIONS):
+    for name in sorted(old.keys() - FREE_OPTIONS - LENGTHS):
         before = old[name]
         now = new.get(name)
         if name == 'test_on':
@@ -157,14 +160,25 @@ def changed_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def differs(name: str, before: Any, now: Any) -> bool:
     """Whether the change of an option forbids a resume."""
-    if name in GROWING and isinstance(before, int):
-        return now < before
     # None and 'random' are the same split unless the user's own table names sets. Then the
     # images of the parts differ, which is refused where the splits are compared.
     if name == 'split' and before in (None, 'random') and now in (None, 'random'):
         return False
     # None, False and an empty list all mean that the option is not given.
     return before != now and bool(before or now)
+
+
+def refuse_other_weights(record: Record, config: Namespace, surroundings: Record) -> None:
+    """Refuse to start a round from other initial weights than the run in `record` began with."""
+    # Earlier versions recorded no digest.
+    before = record.get('initial_weights')
+    # There is none if no round starts now.
+    digest = surroundings['initial_weights']
+    if before and digest and before != digest:
+        raise InputError(
+            f'--weights: {config.weights} holds other weights than those that {config.output} '
+            'began with; put those back or name their file, or give --output DIR for a new run'
+        )
 
 
 def write_record(config: Namespace, model: dict[str, Any], surroundings: Record) -> None:
@@ -176,12 +190,25 @@ def write_record(config: Namespace, model: dict[str, Any], surroundings: Record)
 def continue_record(config: Namespace, surroundings: Record) -> None:
     """Bring the config.json in `config.output` up to date when its run is continued.
 
-    Its epochs and rounds may have grown. Everything else stays as the run began. Another device
-    or PyTorch is logged.
+    Its numbers of epochs and rounds may have changed. Everything else stays as the run began.
+    Another device, PyTorch, number of processes or commit is logged.
+
+    Raises:
+        InputError: the initial weights are not those that the run began with.
     """
     path = record_path(config.output)
     # Not upgraded, so that the file keeps the form of the version that began the run.
     record = read_json(path)
+    refuse_other_weights(record, config, surroundings)
+    log_other_surroundings(record, surroundings)
+    lengths = {name: getattr(config, name) for name in LENGTHS}
+    options = {**record['options'], **lengths}
+    if options != record['options']:
+        write_json(path, {**record, 'options': options})
+
+
+def log_other_surroundings(record: Record, surroundings: Record) -> None:
+    """Log what the numbers of a continued run may depend on and is no longer as in its record."""
     before = computed_on(record)
     now = computed_on(surroundings)
     if before != now:
@@ -189,10 +216,25 @@ def continue_record(config: Namespace, surroundings: Record) -> None:
             f'this run was made on {before} and continues on {now}, '
             'where the last digits can differ'
         )
-    grown = {'epochs': config.epochs, 'train_test_num': config.train_test_num}
-    options = {**record['options'], **grown}
-    if options != record['options']:
-        write_json(path, {**record, 'options': options})
+    count = surroundings['processes']
+    # Earlier versions recorded no number of processes.
+    old_count = record.get('processes') or count
+    if old_count != count:
+        log(
+            f'this run was made by {processes(old_count)} and continues with {processes(count)}, '
+            'which can change its numbers: see "One round on several GPUs" in docs/training.md'
+        )
+    old_commit = record.get('commit')
+    commit = surroundings['commit']
+    if old_commit != commit:
+        log(
+            f'this run was made by commit {old_commit or "unknown"} and continues with '
+            f'{commit or "unknown"}: its epochs may have been trained in different ways'
+        )
+
+
+def processes(count: int) -> str:
+    return '1 process' if count == 1 else f'{count} processes'
 
 
 def computed_on(surroundings: Record) -> str:

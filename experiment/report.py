@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiment.options import title_of
-from experiment.results import Result
+from experiment.results import Result, unequal_epochs
 from experiment.splits import SplitRecord
 
 # Of a best epoch: it was chosen by its result, so that this result is optimistic.
@@ -31,11 +31,16 @@ def print_round(result: Result | None, split: SplitRecord) -> None:
         notes = [f'epoch {epoch}']
         if result['chosen_on'] == 'validation':
             part = 'validation epoch: '
-        else:
+        elif is_chosen_on_test(result):
             notes.append(CHOSEN)
         print(f'Best {part}test {with_intervals(result, notes=notes)}', flush=True)
         print(f'Last epoch: test {with_intervals(result["last_epoch"])}', flush=True)
     print_on_others(result.get('test_on', {}))
+
+
+def is_chosen_on_test(result: Result) -> bool:
+    """Whether a round's epoch was chosen on its test images. From one epoch nothing is chosen."""
+    return result['chosen_on'] == 'test' and result['epochs'] > 1
 
 
 def print_medians(results: dict[str, Any]) -> None:
@@ -47,10 +52,13 @@ def print_medians(results: dict[str, Any]) -> None:
         return
     if all(math.isnan(result['SRCC']) for result in rounds):
         return
+    if not median:
+        print(f'No median: {unequal_epochs(results["rounds"])}', flush=True)
+        return
     notes = []
     if len(rounds) > 1:
         notes.append(f'of {len(rounds)} rounds')
-    if any(result['chosen_on'] == 'test' for result in rounds):
+    if any(is_chosen_on_test(result) for result in rounds):
         notes.append(CHOSEN)
     print(f'Testing median {with_intervals(median, "median ", notes)}', flush=True)
     print(f'Last epochs: median {with_intervals(median["last_epoch"], "median ")}', flush=True)

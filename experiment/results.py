@@ -3,16 +3,16 @@
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiment.record import read_record, record_path
-from experiment.run_folder import round_path, rounds_in
-from util.files import locked, named, reading, remove_abandoned, write_json, write_table
-from util.metrics import CORRELATIONS, TestedImages, intervals
+from experiment.run_folder import round_path, rounds_in, run_lock
+from util.files import named, reading, remove_abandoned, write_json, write_table
+from util.metrics import CORRELATIONS, SAME, TestedImages, intervals
 from util.tables import read_rows
 
 Result = dict[str, Any]  # the content of a round's result.json
@@ -43,7 +43,7 @@ def gather_results(run: Path | str) -> dict[str, Any]:
     # Another user's run is only read.
     if not os.access(run, os.W_OK):
         return gathered(run, last)
-    with locked(run / '.lock'):
+    with run_lock(run):
         results = gathered(run, last)
         remove_abandoned(run)
         write_json(run / 'results.json', without_nan(results))
@@ -58,8 +58,11 @@ def gathered(run: Path, last: int) -> dict[str, Any]:
         if 1 <= number <= last:
             folder = round_path(run, number)
             folders.append(folder)
-            rounds[str(number)] = {**read_result(folder / 'result.json'), **from_history(folder)}
+            rounds[str(number)] = read_round(folder)
     results = {'rounds': rounds, **statistics(list(rounds.values()))}
+    if unequal_epochs(rounds):
+        # A median would be neither of the shorter trainings nor of the longer ones.
+        results.update(statistics([]))
     # The first versions computed no intervals. One such round leaves the median without one.
     if rounds and not any(result.keys().isdisjoint(INTERVALS) for result in rounds.values()):
         add_intervals(results, folders)
@@ -70,11 +73,29 @@ def add_intervals(results: dict[str, Any], folders: list[Path]) -> None:
     """Add to `results` the intervals of the medians over the rounds in `folders`."""
     tested = [read_predictions(folder / 'predictions.csv') for folder in folders]
     for result, images in zip(results['rounds'].values(), tested):
-        # An earlier version named no method for its intervals; they are computed anew.
-        if 'no_interval' not in result and 'interval_method' not in result:
-            del result['SRCC_interval'], result['PLCC_interval']
+        # Earlier versions named no method, or gave a perfect correlation an interval without width,
+        # or another reason why there is none. Then all are computed anew.
+        low, high = result.get('SRCC_interval', (0, 0))
+        if 'interval_method' not in result or high - low < SAME:
+            for name in INTERVALS:
+                result.pop(name, None)
             result.update(intervals([images]))
-    results['median'].update(intervals(tested))
+    if results['median']:
+        results['median'].update(intervals(tested))
+
+
+def unequal_epochs(rounds: Mapping[Any, Result]) -> str:
+    """A sentence about rounds that were not trained with the same --epochs, or ''."""
+    numbers: dict[int, list[str]] = {}
+    for number, result in rounds.items():
+        numbers.setdefault(result['epochs'], []).append(str(number))
+    if len(numbers) < 2:
+        return ''
+    shown = [f'round {", ".join(numbers[epochs])}: {epochs}' for epochs in sorted(numbers)]
+    return (
+        f'the rounds have different --epochs ({"; ".join(shown)}); '
+        f'--resume RUN --epochs {max(numbers)} makes them equal'
+    )
 
 
 def statistics(rounds: list[Result]) -> dict[str, Any]:
@@ -123,6 +144,9 @@ def read_result(path: Path) -> Result:
     with reading(path, 'JSON') as file:
         result = json.load(file, object_hook=with_nan)
         values = [result[name] for name in ('epoch', 'epochs', *REQUIRED)]
+        # Earlier versions kept the last epoch only in history.csv.
+        if 'last_epoch' in result:
+            values += [result['last_epoch'][name] for name in CORRELATIONS]
         for metrics in (result, *result.get('test_on', {}).values()):
             values += [metrics[name] for name in METRICS if name in metrics]
         if not all(isinstance(value, (int, float)) for value in values):
@@ -142,27 +166,38 @@ def without_nan(content: Any) -> Any:
     return json.loads(json.dumps(content), parse_constant=lambda constant: None)
 
 
-def from_history(folder: Path) -> Result:
-    """The part of a round's summary that comes from its history.csv.
+def read_round(folder: Path) -> Result:
+    """The result of the finished round in `folder`, with the part that chose its best epoch.
 
-    Returns:
-        the test SRCC and PLCC of the last epoch, which nothing chose, as `last_epoch`; and the
-        part that chose the best epoch as `chosen_on`.
+    That part is under `chosen_on`. The test SRCC and PLCC of the last epoch, which nothing chose,
+    are under `last_epoch`.
     """
+    result = read_result(folder / 'result.json')
     history = read_history(folder)
-    last = {metric: history[f'test_{metric.lower()}'][-1] for metric in CORRELATIONS}
-    return {'last_epoch': last, 'chosen_on': 'validation' if 'val_srcc' in history else 'test'}
+    if 'last_epoch' not in result:
+        result['last_epoch'] = metrics_of_row({name: cells[-1] for name, cells in history.items()})
+    result['chosen_on'] = 'validation' if 'val_srcc' in history else 'test'
+    return result
+
+
+def metrics_of_row(row: Mapping[str, float]) -> Result:
+    """The test SRCC and PLCC in a row of a history."""
+    return {metric: row[f'test_{metric.lower()}'] for metric in CORRELATIONS}
 
 
 def read_history(folder: Path) -> dict[str, list[float]]:
-    """The columns of the history.csv in a round's folder."""
+    """The columns of the history.csv of the finished round in `folder`.
+
+    If the round is being extended, its newer epochs are left out, since its result is not of them.
+    """
+    epochs = read_result(folder / 'result.json')['epochs']
     path = folder / 'history.csv'
     columns = read_columns(path)
     history = {}
     with named(path, 'a table'):
         for name, cells in columns.items():
             # An epoch of an earlier version has no value in a column that is younger.
-            history[name] = [float(cell or 'nan') for cell in cells]
+            history[name] = [float(cell or 'nan') for cell in cells[:epochs]]
         if not history['test_srcc'] or not history['test_plcc']:
             raise ValueError('it has no epoch')
     return history

@@ -28,12 +28,20 @@ import torchvision
 from PIL.Image import Image
 
 from experiment.options import title_of
-from experiment.results import read_result, without_nan, write_predictions
-from experiment.run_folder import refuse_other_images, round_path
+from experiment.record import record_path, refuse_other_options
+from experiment.results import metrics_of_row, read_result, without_nan, write_predictions
+from experiment.run_folder import (
+    has_begun,
+    refuse_fewer_epochs,
+    refuse_other_images,
+    round_path,
+    run_lock,
+)
 from experiment.splits import SplitRecord
 from util import checkpoints, distributed, plots
-from util.errors import InputError, first_line, rank
+from util.errors import InputError, first_line, machine_fault, rank
 from util.files import locked, remove_abandoned, write_json, write_table, write_whole
+from util.meaning import Meaning
 from util.metrics import TestedImages, all_metrics, by_type, intervals
 
 
@@ -43,6 +51,7 @@ def surroundings(device: str) -> dict[str, Any]:
         'command': sys.argv,
         'commit': project_commit(),
         'device': distributed.device_name(device),
+        'processes': distributed.world_size(),
         'versions': {
             'python': platform.python_version(),
             'pillow': PIL.__version__,
@@ -76,15 +85,16 @@ class RoundFolder:
 
     Args:
         config: the run's options.
+        meaning: what an image and a score mean to the networks of this run.
         round_index: 0-based.
         split: the record of the round's split. A folder that was made for another one is refused.
 
     Raises:
         InputError: the folder cannot be written or was made for other images, or another process
-            is running this round.
+            is running this round or has begun the run anew with other options.
     """
 
-    def __init__(self, config: Any, round_index: int, split: SplitRecord) -> None:
+    def __init__(self, config: Any, meaning: Meaning, round_index: int, split: SplitRecord) -> None:
         self.path = round_path(config.output, round_index + 1)
         self.epochs = config.epochs
         self.title = f'{title_of(config.dataset)}, seed {config.seed}, round {round_index + 1}'
@@ -96,7 +106,11 @@ class RoundFolder:
         }
         self.lock = ExitStack()
         if rank() == 0:
-            self.open(split)
+            with run_lock(config.output):
+                # Another process may have begun the run anew since `open_run`.
+                record = {'options': vars(config), 'model': meaning._asdict()}
+                refuse_other_options(record_path(config.output), record)
+                self.open(split)
         # The other ranks read the folder once it is there.
         distributed.wait()
 
@@ -120,21 +134,21 @@ class RoundFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the round has a result, after at least the number of epochs of this run."""
+        """Whether the round has a result for the number of epochs of this run."""
         path = self.path / 'result.json'
-        return path.exists() and read_result(path)['epochs'] >= self.epochs
+        return path.exists() and read_result(path)['epochs'] == self.epochs
 
     def restore(self, load_state_dict: Callable[[dict[str, Any]], None]) -> None:
         """Call `load_state_dict` with the state after the last finished epoch, if there is one.
 
         Raises:
-            InputError: last.pth is gone, damaged, or belongs to something else. Nothing in the
-                folder has been changed then.
+            InputError: last.pth is gone, damaged, belongs to something else, or has more epochs
+                than this run. Nothing in the folder has been changed then.
         """
         path = self.path / 'last.pth'
         if not path.exists():
             # A round that has begun is never restarted without a word.
-            if (self.path / 'history.csv').exists():
+            if has_begun(self.path):
                 raise InputError(
                     f'{path} is gone, without which the round cannot continue; {self.remedy}'
                 )
@@ -147,9 +161,14 @@ class RoundFolder:
                 raise ValueError('it belongs to another round, or to another split')
             load_state_dict(state)
         except Exception as error:  # a state that does not fit can raise anything
+            # The file may be intact where memory runs out.
+            if machine_fault(error):
+                raise
             raise InputError(
                 f'{path} is not the checkpoint of this round ({first_line(error)}); {self.remedy}'
             )
+        # A kill may have left history.csv an epoch behind, so that this was not noticed there.
+        refuse_fewer_epochs(self.epochs, len(state['history']), self.path)
         if rank() == 0:
             self.write_derived(state)
 
@@ -187,25 +206,31 @@ class RoundFolder:
         best_epoch = state['best']['epoch'] if state['best'] else None
         write_whole(self.path / 'curves.png', plots.curves(history, self.title, best_epoch))
 
-    def check_best(self, best: dict[str, Any]) -> None:
+    def check_best(self, best: dict[str, Any]) -> str:
         """Refuse to end the round if best.pth does not hold the weights of its best epoch.
+
+        Returns:
+            their digest.
 
         Raises:
             InputError: it is gone, damaged or another network's.
         """
         try:
             weights = checkpoints.read_checkpoint(self.path / 'best.pth')
-            # The first versions kept no digest.
-            if 'weights' in best and checkpoints.digest(weights) != best['weights']:
+            digest = checkpoints.digest(weights)
+            # The first versions kept no digest in last.pth.
+            if digest != best.get('weights', digest):
                 raise InputError('best.pth is of other weights')
         except InputError as error:
             raise InputError(
                 f'the weights of the best epoch, {best["epoch"]}, are lost ({error}); {self.remedy}'
             )
+        return digest
 
     def finish(
         self,
         best: dict[str, Any],
+        last: dict[str, float],
         tested: TestedImages,
         thumbnail: Callable[[int], Image],
         on_others: dict,
@@ -214,12 +239,13 @@ class RoundFolder:
 
         Args:
             best: the solver's best epoch.
+            last: the row of the last epoch in the history.
             tested: the test images with their predictions in that epoch.
             thumbnail: gives a small picture of the image at a position in `tested`.
             on_others: metrics on other databases, by the database's name.
         """
         if rank() == 0:
-            self.check_best(best)
+            digest = self.check_best(best)
             # There are no test images after --train_on_all.
             if tested.images:
                 title = f'{self.title}, epoch {best["epoch"]}'
@@ -230,6 +256,10 @@ class RoundFolder:
             result = {
                 'epoch': best['epoch'],
                 'epochs': self.epochs,
+                # The checkpoint that this result is of, wherever it is copied to.
+                'weights': digest,
+                # Kept here too, since history.csv moves on when the round is extended.
+                'last_epoch': metrics_of_row(last),
                 **all_metrics(tested.predicted, tested.subjective),
                 **intervals([tested]),
                 **by_type(tested),

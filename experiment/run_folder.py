@@ -1,6 +1,6 @@
 """The folder that a run leaves behind: where its parts are, and whether a run may use it.
 
-Nothing finished is ever lost, and every file appears whole or not at all.
+A finished epoch is never lost, and every file appears whole or not at all.
 
 config.json      every option, what an image and a score mean to the network, package versions,
                  device; see `experiment/record.py`
@@ -11,6 +11,7 @@ results.json     every round's result, and their median with intervals, mean and
 
 import os
 import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from experiment.record import (
 )
 from experiment.splits import SplitRecord
 from util.errors import InputError
-from util.files import is_locked, read_json
+from util.files import is_locked, locked, read_json
 
 # A round that has one of these files has finished an epoch.
 RESULTS = ('last.pth', 'best.pth', 'history.csv', 'predictions.csv', 'result.json')
@@ -51,9 +52,20 @@ def check_run(
     """
     folder = Path(config.output)
     refuse_unwritable(folder)
+    if not record_path(folder).exists():
+        refuse_other_files(folder)
+        return None
+    with run_lock(folder):
+        return check_locked_run(config, model, splits, labels)
+
+
+def check_locked_run(
+    config: Any, model: dict[str, Any], splits: list[SplitRecord], labels: str
+) -> Record | None:
+    """As `check_run`, of a folder that holds a config.json, with the run's lock held."""
+    folder = Path(config.output)
     # Until an epoch is finished there is nothing to lose, so the run may start again.
     if not is_under_way(folder):
-        refuse_other_files(folder)
         return None
 
     # Other processes may run other rounds in the same folder, without --resume.
@@ -66,6 +78,7 @@ def check_run(
         )
     path = record_path(folder)
     refuse_other_options(path, {'options': vars(config), 'model': model})
+    refuse_fewer(config)
     record = read_record(path)
     places = [round_path(folder, number) for number in range(1, len(splits) + 1)]
     is_whole = all(is_finished(place, config.epochs) for place in places)
@@ -85,6 +98,47 @@ def is_finished(folder: Path, epochs: int) -> bool:
     return path.exists() and read_json(path).get('epochs', 0) >= epochs
 
 
+def run_lock(run: Path | str) -> AbstractContextManager[bool]:
+    """The lock of a run, which is held to begin or continue it and to gather its results.
+
+    The lock of a round is taken, and asked for, only with this one held. So no process takes a
+    round between another one's check of the run and its write, or sees a lock that is only asked
+    for.
+    """
+    return locked(Path(run) / '.lock')
+
+
+def refuse_fewer(config: Any) -> None:
+    """Refuse fewer epochs or rounds than the run in `config.output` has trained."""
+    folder = Path(config.output)
+    for path in sorted(filter(has_begun, folder.glob('round_*'))):
+        number = round_index_of(path) + 1
+        if number > config.train_test_num:
+            raise InputError(
+                f'--train_test_num: {path} has been trained; give {number} or more, '
+                'or --output DIR for a new run'
+            )
+        refuse_fewer_epochs(config.epochs, trained_epochs(path), path)
+
+
+def refuse_fewer_epochs(epochs: int, trained: int, path: Path) -> None:
+    """Refuse to end the round in the folder `path` after fewer epochs than it has trained."""
+    if epochs < trained:
+        raise InputError(
+            f'--epochs: {path} has trained {trained} epochs; give {trained} or more, '
+            'or --output DIR for a new run'
+        )
+
+
+def trained_epochs(folder: Path) -> int:
+    """How many epochs the history.csv in a round's folder has, without reading what they hold."""
+    path = folder / 'history.csv'
+    if not path.exists():
+        return 0
+    # The first line is the header.
+    return max(0, len(path.read_bytes().splitlines()) - 1)
+
+
 def refuse_unwritable(folder: Path) -> None:
     """Refuse a folder that cannot be made or written."""
     # The folder itself, or the nearest one above it that is there.
@@ -102,16 +156,32 @@ def is_under_way(folder: Path) -> bool:
     """Whether a run in `folder` has finished an epoch, or a process works on it."""
     if not record_path(folder).exists():
         return False
-    if any(path.name in RESULTS for path in folder.glob('round_*/*')):
+    if any(map(has_begun, folder.glob('round_*'))):
         return True
     return any(is_locked(path) for path in folder.glob('round_*/.lock'))
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether the round in `folder` has finished an epoch."""
+    return any((folder / name).exists() for name in RESULTS)
+
+
+def rounds_of(config: Any) -> list[int]:
+    """The 1-based numbers of the rounds that this command runs."""
+    return list(config.rounds or range(1, config.train_test_num + 1))
+
+
+def starts_from_weights(config: Any) -> bool:
+    """Whether a round of this command is still to start from `config.weights`."""
+    if config.weights == 'none':
+        return False
+    folders = [round_path(config.output, number) for number in rounds_of(config)]
+    return not all(map(has_begun, folders))
+
+
 def refuse_other_files(folder: Path) -> None:
-    """Refuse a folder that holds files, unless they are a run's."""
-    if record_path(folder).exists() or not folder.exists():
-        return
-    if any(not path.name.startswith('.') for path in folder.iterdir()):
+    """Refuse a folder without a config.json that holds files."""
+    if folder.exists() and any(not path.name.startswith('.') for path in folder.iterdir()):
         raise InputError(
             f'{folder} holds files, but it is not a run folder; --output DIR names another one'
         )
@@ -128,18 +198,20 @@ def open_run(
             digest of the labels in any order.
 
     Raises:
-        InputError: as in `check_run`.
+        InputError: as in `check_run`, or the initial weights are not those that the run began with.
     """
-    # Another process may have begun this run since the first check.
-    if check_run(config, model, splits, surroundings['labels']):
-        continue_record(config, surroundings)
-        return
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    # A run that finished no epoch may have left the splits of other options.
-    for path in folder.glob('round_*/split.json'):
-        path.unlink()
-    write_record(config, model, surroundings)
+    labels = surroundings['labels']
+    with run_lock(folder):
+        # Another process may have begun this run since the first check.
+        if record_path(folder).exists() and check_locked_run(config, model, splits, labels):
+            continue_record(config, surroundings)
+            return
+        # A run that finished no epoch may have left the splits of other options.
+        for path in folder.glob('round_*/split.json'):
+            path.unlink()
+        write_record(config, model, surroundings)
 
 
 def round_path(run: Path | str, round_number: int) -> Path:

@@ -1,6 +1,7 @@
 """A trained network that scores whole images, and how it is read from a checkpoint."""
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from util.files import named
 from util.labels import scale_of
 
 BATCH_SIZE = 100
-STRIDE = 112  # pixels of the frame between the patches of a map
+STRIDE = 112  # pixels of the frame between the patches of a map, at most
 # The shorter side, divided by the longer one: a narrower image would become huge if it were
 # enlarged until a patch fits in.
 NARROWEST = 1 / 100
@@ -244,9 +245,10 @@ def crop_of(frame: np.ndarray, y: int, x: int) -> np.ndarray:
 
 
 def grid_starts(side: int) -> np.ndarray:
-    """Where the patches of a map start along a side: every STRIDE, and the last ends with it."""
+    """Where the patches of a map start along a side: evenly spread from its start to its end."""
     last = side - PATCH_SIZE
-    return np.array([*range(0, last, STRIDE), last])
+    steps = math.ceil(last / STRIDE)
+    return np.linspace(0, last, steps + 1).round().astype(int)
 
 
 def rgb_of(image: Any) -> Image.Image:

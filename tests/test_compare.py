@@ -1,8 +1,10 @@
 """compare.py compares what runs left behind, and claims no more than its intervals show."""
 
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from PIL import Image
 from scipy import stats
 
 import compare
+from experiment.command_line import parse_options
+from experiment.results import REQUIRED
 from util import files, metrics
 
 IMAGES, TRAINED, ROUNDS = 40, 160, 3
@@ -63,7 +67,8 @@ def make_run(
             for epoch, value in enumerate(srccs, start=1)
         ]
         files.write_table(path / 'history.csv', list(curve[0]), curve)
-        files.write_json(path / 'result.json', {'epoch': 1})
+        metrics = dict.fromkeys(REQUIRED, 0.5)
+        files.write_json(path / 'result.json', {'epoch': 1, 'epochs': 5, **metrics})
         split = {'train': [f'train{i}.jpg' for i in range(TRAINED)]}
         if val:
             split['val'] = [f'val{i}.jpg' for i in range(val)]
@@ -132,9 +137,8 @@ def test_rounds_with_the_same_images_have_the_bootstrap_of_their_median_and_no_p
         and 'p' not in median
         and median['low'] < median['difference'] < median['high']
     )
-    assert median['difference'] == np.median([row['difference'] for row in rounds]) and np.isnan(
-        last['low']
-    )
+    assert median['difference'] == np.median([row['difference'] for row in rounds])
+    assert 'low' not in last
     done = in_process(compare.main, *runs)
     assert 'a is better than b on these test images, by the median of the rounds' in done.stdout
 
@@ -145,7 +149,7 @@ def test_one_round_is_about_its_images_alone(in_process, tmp_path):
         for name, noise in (('a', 0.2), ('b', 1.5))
     ]
     row, last = rows_of(runs)
-    assert row['low'] > 0 and 'p' not in row and np.isnan(last['low'])
+    assert row['low'] > 0 and 'p' not in row and 'low' not in last
     sentence = (
         'a is better than b on these test images; one training each says nothing about the methods'
     )
@@ -178,11 +182,83 @@ def test_too_few_contents_give_no_interval_and_the_reason(in_process, tmp_path):
         make_run(tmp_path / name, noise, 1, contents=2) for name, noise in (('a', 0.2), ('b', 1.5))
     ]
     printed = in_process(compare.main, *runs).stdout
-    assert (
-        'no interval: 2 contents are too few (at least 5)' in printed
-        and 'better' not in printed
-        and 'nan' not in printed
-    )
+    assert 'no interval of SRCC and PLCC: 2 contents are too few (at least 5) (round 1)' in printed
+    assert 'no verdict on a and b' in printed
+    assert 'better' not in printed and 'nan' not in printed
+
+
+def predict(run, number, predictions):
+    """Replace the predictions of a round, in the order of its images' scores, lowest first."""
+    path = run / f'round_0{number}' / 'predictions.csv'
+    rows = sorted(read_table(path), key=lambda row: float(row['score']))
+    for row, prediction in zip(rows, predictions, strict=True):
+        row['prediction'] = prediction
+    files.write_table(path, list(rows[0]), rows)
+
+
+def assert_no_verdict(done, reason):
+    """That the rounds' summary has no interval, for that reason, as printed and in d.csv."""
+    assert done.returncode == 0, done.stderr
+    assert f'no interval of SRCC and PLCC: {reason}' in done.stdout
+    last_line = done.stdout.splitlines()[-1]
+    assert last_line == '  no verdict on a and b: their difference has no interval'
+    for row in read_table(Path('d.csv')):
+        if row['round'] in ('mean', 'median'):
+            assert row['low'] == row['high'] == row['p'] == ''
+
+
+@pytest.mark.parametrize('settings', [{}, SAME])
+def test_two_rounds_are_too_few_for_an_interval_over_rounds(in_process, tmp_path, settings):
+    runs = [
+        make_run(tmp_path / name, noise, 2, **settings) for name, noise in (('a', 0.2), ('b', 2))
+    ]
+    done = in_process(compare.main, *runs, '--csv', 'd.csv')
+    assert_no_verdict(done, '2 rounds are too few (at least 3)')
+    # Each round has an interval over its own images.
+    rounds = [row for row in read_table(tmp_path / 'd.csv') if row['round'].isdigit()]
+    assert len(rounds) == 4 and all(float(row['low']) < float(row['high']) for row in rounds)
+    last = [row for row in read_table(tmp_path / 'd.csv') if row['round'] == 'last epoch']
+    assert [row['low'] + row['high'] + row['p'] for row in last] == ['', '']
+
+
+@pytest.mark.parametrize('settings', [{}, SAME])
+@pytest.mark.parametrize('contents', [20, IMAGES])
+def test_a_round_whose_correlation_is_undefined_leaves_no_verdict(
+    in_process, tmp_path, settings, contents
+):
+    runs = [
+        make_run(tmp_path / name, noise, contents=contents, **settings)
+        for name, noise in (('a', 0.2), ('b', 2))
+    ]
+    predict(runs[1], 3, [2.5] * IMAGES)
+    done = in_process(compare.main, *runs, '--csv', 'd.csv', '--plot', 'p.png')
+    summary = 'median' if settings else 'mean'
+    assert_no_verdict(done, f'a correlation is undefined (round 3, {summary}')
+    assert 'SRCC nan, PLCC nan (no interval: a correlation is undefined)' in done.stdout
+    assert f'  {summary:11}{"undefined":40}undefined\n' in done.stdout
+
+
+@pytest.mark.parametrize('rounds', [1, 3])
+def test_the_difference_to_a_perfect_correlation_has_no_interval(in_process, tmp_path, rounds):
+    runs = [
+        make_run(tmp_path / name, noise, rounds, contents=IMAGES, **SAME)
+        for name, noise in (('a', 0), ('b', 2))
+    ]
+    assert_no_verdict(in_process(compare.main, *runs, '--csv', 'd.csv'), 'a correlation is perfect')
+
+
+def test_two_contents_are_too_few_for_the_median_too(in_process, tmp_path):
+    runs = [
+        make_run(tmp_path / name, noise, contents=2, **SAME) for name, noise in (('a', 1), ('b', 2))
+    ]
+    done = in_process(compare.main, *runs, '--csv', 'd.csv')
+    assert_no_verdict(done, '2 contents are too few (at least 3) (median)')
+
+
+def test_equal_differences_in_all_rounds_have_no_t():
+    with pytest.raises(metrics.NoIntervalError, match='the difference is the same in all rounds'):
+        metrics.corrected_t([0.5, 0.3 + 0.2, 0.4 + 0.1], 0.25)
+    assert metrics.corrected_t([0, 0, 0], 0.25) == ([0, 0], 1)
 
 
 def test_equal_methods_are_rarely_called_different():
@@ -260,13 +336,35 @@ def test_a_folder_that_cannot_be_compared_is_told_in_one_line(in_process, tmp_pa
     (broken / 'round_01' / 'predictions.csv').write_text('image,score\na,1\n')
     for other, reason in (
         (run, 'a run is given twice'),
-        (tmp_path / 'empty', 'config.json'),
+        (tmp_path / 'empty', 'has no config.json, so it is no run'),
+        (tmp_path / 'missing', 'config.json'),
         (unfinished, 'has no finished round with test images; --resume'),
         (broken, "predictions.csv cannot be read as a table: 'content'"),
     ):
         done = in_process(compare.main, run, other)
         assert done.returncode == 2 and reason in done.stderr and done.stderr.count('\n') == 1
     assert in_process(compare.main, run).returncode == 2
+
+
+def test_what_has_no_finished_test_is_named_and_the_others_are_compared(in_process, tmp_path):
+    runs = [make_run(tmp_path / name, noise) for name, noise in (('a', 0.2), ('b', 1.5))]
+    unfinished = make_run(tmp_path / 'unfinished', rounds=1)
+    (unfinished / 'round_01' / 'result.json').unlink()
+    on_all = make_run(tmp_path / 'on_all', options={'train_on_all': True})
+    (tmp_path / 'notes.txt').touch()
+    others = {
+        unfinished: f'has no finished round with test images; --resume {unfinished} finishes it',
+        on_all: 'was trained on all images, so it has no test',
+        tmp_path / 'notes.txt': 'has no config.json, so it is no run',
+    }
+    alone = in_process(compare.main, *runs)
+    done = in_process(compare.main, *runs, *others)
+    assert (done.returncode, done.stdout) == (0, alone.stdout)
+    assert done.stderr.splitlines() == [f'left out: {path} {why}' for path, why in others.items()]
+    # One is not enough.
+    done = in_process(compare.main, runs[0], *others)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1
+    assert all(f'{path} {why}' in done.stderr for path, why in others.items())
 
 
 def test_only_rounds_that_both_have_finished_are_compared(in_process, tmp_path):
@@ -301,6 +399,32 @@ def test_several_runs_are_one_table_the_best_first(in_process, tmp_path):
         for line in lines[:3]
     )
     assert 'chosen on these test images' in lines[3]
+
+
+def test_the_options_of_a_run_can_be_typed_again(in_process, tmp_path):
+    words = (
+        "--csv 'my labels.csv' --columns image=0 'score=mean opinion' content= --higher_is_better "
+        '--amp --resize 512 384 --weight_decay 0 --lr 0.0001 --train_test_num 3 '
+        "--split train=a.txt 'test=b c.txt' --test_on koniq=data/koniq csv=other/mine.csv"
+    )
+    recorded = vars(parse_options(shlex.split(words)))
+    runs = [
+        make_run(tmp_path / 'a', options=recorded),
+        make_run(tmp_path / 'b', options={**recorded, 'csv': 'other labels.csv'}),
+    ]
+    header, *lines = in_process(compare.main, *runs).stdout.splitlines()
+    for line, table in zip(lines, ('my labels.csv', 'other labels.csv')):
+        typed = shlex.split(line[header.index('options') :])
+        expected = {**recorded, 'csv': table, 'data_root': table}
+        assert vars(parse_options(typed)) == expected
+
+
+def test_one_epoch_was_not_chosen(in_process, tmp_path):
+    runs = [make_run(tmp_path / name) for name in 'ab']
+    assert 'chosen' in in_process(compare.main, *runs).stdout
+    for path in tmp_path.glob('*/round_*/history.csv'):
+        files.write_table(path, ['epoch', 'test_srcc', 'test_plcc'], read_table(path)[:1])
+    assert 'chosen' not in in_process(compare.main, *runs).stdout
 
 
 def test_runs_of_the_same_name_are_told_apart_by_their_paths(tmp_path):

@@ -225,6 +225,7 @@ def test_training_on_all_keeps_the_last_epoch(program, make_database, tmp_path):
         'Trained on all 4 images; the last epoch, 2, is kept' in done.stdout
         and 'nan' not in done.stdout
     )
+    assert 'demo.py' in done.stderr and 'compare.py' not in done.stderr
     folder = tmp_path / 'run' / 'round_01'
     best, last = (torch.load(folder / name, weights_only=True) for name in ('best.pth', 'last.pth'))
     assert all(torch.equal(value, last['model'][name]) for name, value in best.items())

@@ -8,7 +8,7 @@ import pytest
 from helpers import link_run, read_table
 from scipy import stats
 
-from experiment.report import with_intervals
+from experiment.report import print_medians, print_round, with_intervals
 from experiment.results import gather_results, read_predictions, write_predictions
 from util import metrics
 from util.metrics import TestedImages, all_metrics, intervals, plcc, srcc
@@ -130,26 +130,34 @@ def test_the_interval_of_grouped_contents_is_the_jackknife_of_fishers_z(per_cont
 @pytest.mark.parametrize(
     'predicted, subjective, contents, reason',
     [
-        ([], [], None, 'fewer than 3 test images'),
-        ([1], [1], None, 'fewer than 3 test images'),
-        ([1, 2], [1, 2], None, 'fewer than 3 test images'),
+        ([], [], None, '0 test images are too few (at least 3)'),
+        ([1], [1], None, '1 test image is too few (at least 3)'),
+        ([1, 2], [1, 2], None, '2 test images are too few (at least 3)'),
+        ([1, 2, 3, 4], [1, 2, 3, 4], None, 'a correlation is perfect'),
+        ([4, 3, 2, 1], [1, 2, 3, 9], None, 'a correlation is perfect'),
         ([1, 1, 1, 1], [1, 2, 3, 4], None, 'a correlation is undefined'),
         ([1, 2, 3, math.nan], [1, 2, 3, 4], None, 'a correlation is undefined'),
         ([1, 2, 3, 4], [1, 2, 3, 5], ['a', 'a', 'b', 'b'], '2 contents are too few (at least 5)'),
         ([1, 2, 3, 4], [1, 2, 3, 5], ['a', 'a', 'a', 'a'], '1 content is too few (at least 5)'),
-        (range(10), range(10), list('aabbccddee'), 'a correlation is undefined or perfect'),
-        ([1] * 10, range(10), list('aabbccddee'), 'a correlation is undefined or perfect'),
+        (range(10), range(10), list('aabbccddee'), 'a correlation is perfect'),
+        ([1] * 10, range(10), list('aabbccddee'), 'a correlation is undefined'),
+        (
+            [0] * 8 + [1, 2],
+            range(10),
+            list('aabbccddee'),
+            'without one of the contents a correlation is undefined or perfect',
+        ),
     ],
 )
 def test_where_there_is_no_interval_the_reason_is_given(predicted, subjective, contents, reason):
     values = intervals([round_of(predicted, subjective, contents)])
-    assert [*values] == ['no_interval'] and reason in values['no_interval']
+    assert values == {'no_interval': reason}
     shown = with_intervals({'SRCC': 0.5, **values})
     assert shown == f'SRCC 0.5000 (no interval: {values["no_interval"]})'
 
 
 def test_a_resample_of_one_image_alone_is_left_out():
-    values = intervals([round_of([0.1, 0.7, 0.3], [1.1, 2.3, 1.9])])
+    values = intervals([round_of([0.1, 0.3, 0.7], [1.1, 2.3, 1.9])])
     assert all(
         -1 <= end <= 1 for name in ('SRCC_interval', 'PLCC_interval') for end in values[name]
     )
@@ -163,6 +171,28 @@ def test_a_resample_without_any_image_of_a_round_is_left_out():
     ]
     values = metrics.resampled(rounds)
     assert np.isnan(values[0, 0]).any() and np.isfinite(intervals(rounds)['SRCC_interval']).all()
+
+
+@pytest.mark.parametrize(
+    'change, reason',
+    [
+        ({'predicted': np.full(40, 0.5)}, 'a correlation is undefined'),
+        ({'contents': ['a', 'b'] * 20}, '2 contents are too few (at least 3)'),
+    ],
+)
+def test_a_median_has_no_interval_if_one_of_its_rounds_has_no_correlation(change, reason):
+    """Without a check, the resamples that draw only the other rounds would make one."""
+    rounds = [round_of(*normal(np.random.RandomState(k), 40, 0.7)) for k in range(3)]
+    assert 'SRCC_interval' in intervals(rounds)
+    rounds[2] = rounds[2]._replace(**change)
+    assert intervals(rounds) == {'no_interval': reason}
+
+
+def test_a_perfect_median_has_no_interval():
+    perfect = round_of(range(10), range(10))
+    other = round_of(*normal(np.random.RandomState(0), 10, 0.7))
+    assert intervals([perfect, other, perfect]) == {'no_interval': 'a correlation is perfect'}
+    assert 'SRCC_interval' in intervals([other, perfect, other])
 
 
 def test_a_run_reports_its_intervals(finished_run):
@@ -181,16 +211,50 @@ def test_a_run_reports_its_intervals(finished_run):
             'last_epoch': of_history,
             'chosen_on': 'test',
         }
-        assert 'fewer than 3' in result['no_interval'] and 'SRCC_interval' not in result
-    assert (
-        'fewer than 3' in results['median']['no_interval'] and 'no_interval' not in results['mean']
-    )
+        assert '2 test images are too' in result['no_interval'] and 'SRCC_interval' not in result
+    assert '2 test images are too few' in results['median']['no_interval']
+    assert 'no_interval' not in results['mean']
     assert 'nan' not in (finished_run / 'stdout.txt').read_text().splitlines()[-1]
     values = {'SRCC': 0.87971, 'SRCC_interval': [0.83061, 0.9158], 'PLCC': 0.9, 'MAE': 3.21987}
     assert (
         with_intervals(values, 'median ')
         == 'SRCC 0.8797 [0.831, 0.916], median PLCC 0.9000, median MAE 3.22'
     )
+
+
+@pytest.mark.parametrize(
+    'written',
+    [
+        {'no_interval': 'there are fewer than 3 test images, or a correlation is undefined'},
+        {
+            'SRCC_interval': [1.0, 1.0],
+            'PLCC_interval': [0.8, 1.0],
+            'interval_method': 'bootstrap',
+        },
+    ],
+)
+def test_a_reason_or_a_perfect_interval_of_an_earlier_version_is_replaced(
+    finished_run, tmp_path, written
+):
+    run = link_run(finished_run / 'run', tmp_path / 'run')
+    for path in run.glob('round_*/result.json'):
+        result = json.loads(path.read_text())
+        del result['no_interval']
+        path.write_text(json.dumps({**result, **written}))
+    for found in gather_results(run)['rounds'].values():
+        assert found['no_interval'] == '2 test images are too few (at least 3)'
+        assert 'SRCC_interval' not in found and 'interval_method' not in found
+
+
+def test_one_epoch_is_not_called_chosen(capsys):
+    """Of several rounds it is called so if one of them had a choice."""
+    result = {'epoch': 1, 'epochs': 1, 'chosen_on': 'test', 'SRCC': 0.5, 'PLCC': 0.5}
+    result['last_epoch'] = {'SRCC': 0.5, 'PLCC': 0.5}
+    for epochs, is_chosen in ((1, False), (2, True)):
+        longer = {**result, 'epochs': epochs}
+        print_round(longer, {'train': [], 'test': []})
+        print_medians({'rounds': {'1': result, '2': longer}, 'median': result})
+        assert capsys.readouterr().out.count('chosen on these images') == 2 * is_chosen
 
 
 def test_the_intervals_of_an_earlier_version_are_computed_anew(finished_run, tmp_path):

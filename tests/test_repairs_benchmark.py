@@ -203,7 +203,10 @@ def test_an_arm_with_fewer_rounds_is_compared_without_the_adjusted_p(tmp_path, c
     for arm in ('repaired', 'original', 'without_1'):
         shutil.copytree(PROJECT / 'benchmarks' / 'results' / 'demo' / arm, tmp_path / arm)
     repairs.main(['--report', str(tmp_path)])
-    assert 'adjusted by Holm for 2 comparisons' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'adjusted by Holm for 2 comparisons' in printed
+    # Each pair has one verdict, the adjusted one.
+    assert 'better' not in printed and printed.count(' significant') == 2
     for number in (2, 3):
         shutil.rmtree(tmp_path / 'without_1' / f'round_0{number}')
     repairs.main(['--report', str(tmp_path)])

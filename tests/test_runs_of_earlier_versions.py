@@ -15,6 +15,7 @@ from PIL import Image
 
 import folders
 import models
+from experiment import run_folder
 from experiment.command_line import parse_options
 from experiment.round_folder import RoundFolder
 from experiment.splits import asked_splits, split_record
@@ -63,7 +64,9 @@ def test_digests_splits_and_owners_stay(form, make_database, tmp_path):
     for part, names in pinned['split'].items():  # long lists are pinned by their hash
         assert names in (parts[part], hashlib.sha256(json.dumps(parts[part]).encode()).hexdigest())
     assert parts.keys() == pinned['split'].keys()
-    folder = RoundFolder(config, 1, parts)
+    meaning = database.meaning(config.normalize_scores)
+    run_folder.open_run(config, meaning._asdict(), [], {})
+    folder = RoundFolder(config, meaning, 1, parts)
     folder.close()
     assert folder.owner == {name: pinned['owner'][name] for name in ('round', 'split')}
     assert folder.title == f'{database.entry.title}, seed 3, round 2'

@@ -1,5 +1,6 @@
 """`Scorer.map` and `demo.py --map`: where in an image the scores are high and low."""
 
+import io
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 import demo
 import models
 from scoring.scorer import Scorer
+from util import plots
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def picture():
 def test_a_map_has_the_score_of_each_patch_at_its_place(finished_run, picture):
     scorer = Scorer(finished_run / 'run' / 'round_01' / 'best.pth', 'cpu', patches=1)
     scores, y, x, photo = scorer.map(picture)
-    top, left = [0, 112, 224, 276], [0, 112, 176]  # the last ones end with the image
+    top, left = [0, 92, 184, 276], [0, 88, 176]  # evenly spread, the last ones end with the image
     assert y.tolist() == [start + 112 for start in top] and x.tolist() == [
         start + 112 for start in left
     ]
@@ -43,8 +45,8 @@ def test_coordinates_are_pixels_of_the_photo_also_where_the_frame_is_resized(tmp
     databases.picture(tmp_path / 'a.png', size=(768, 1024))
     scores, y, x, photo = Scorer(tmp_path / 'authors.pth', 'cpu').map(tmp_path / 'a.png')
     assert photo.size == (1024, 768) and scores.shape == (4, 3)
-    assert y.tolist() == [k * 768 / 512 for k in (112, 224, 336, 400)] and x.tolist() == [
-        k * 1024 / 384 for k in (112, 224, 272)
+    assert y.tolist() == [k * 768 / 512 for k in (112, 208, 304, 400)] and x.tolist() == [
+        k * 1024 / 384 for k in (112, 192, 272)
     ]
 
 
@@ -56,6 +58,22 @@ def test_an_image_of_one_patch_has_a_map_of_one_score(finished_run):
     assert scores[0, 0] == pytest.approx(scorer(image), rel=1e-5) and scorer.drawn_map(
         image, 'a'
     ).startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('colour', ['black', 'tan', 'white'])
+def test_the_colour_bar_has_the_colours_of_the_map(colour):
+    photo = Image.new('RGB', (600, 600), colour)
+    cells = np.array([[1, 2], [3, 4]])
+    centres = np.array([150, 450])
+    png = plots.score_map(cells, centres, centres, photo, 'a', unit='score')
+    drawn = np.asarray(Image.open(io.BytesIO(png)).convert('RGB')).astype(int)
+    height, width = drawn.shape[:2]
+    bar = drawn[:, round(0.85 * width) :]
+    of_lowest = drawn[round(0.3 * height), round(0.3 * width)]
+    of_highest = drawn[round(0.7 * height), round(0.6 * width)]
+    assert abs(of_lowest - of_highest).max() > 50
+    for found in (of_lowest, of_highest):
+        assert (abs(bar - found).max(2) < 3).sum() > 5
 
 
 def test_who_scores_imports_no_matplotlib_and_keeps_its_environment():

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torchvision.models import ResNet50_Weights
 
-from util.errors import InputError
+from util.errors import InputError, machine_fault
 from util.files import reading
 
 # Keys under which training code stores a state_dict.
@@ -285,6 +285,9 @@ def load(file: BinaryIO) -> Any:
     except OSError:
         raise
     except Exception as error:
+        # The file may be intact where memory runs out.
+        if machine_fault(error):
+            raise
         found = re.search(r'GLOBAL (\S+)', str(error))
         if found:
             raise ValueError(

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout  # PyTorch brings it; it works where there is no fcntl
 
-from util.errors import InputError, first_line, log, log_once, visible
+from util.errors import InputError, first_line, log, log_once, machine_fault, visible
 
 REMEDIES = {  # by the kind of a file that cannot be read
     'an image': 'replace the file',
@@ -53,7 +53,8 @@ def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
 
     Raises:
         InputError: the file is missing, may not be read, or is not of this kind.
-        OSError, MemoryError: the system refuses, as when too many files are open.
+        OSError, MemoryError, RuntimeError: the system refuses, as when memory runs out or too many
+            files are open.
     """
     try:
         yield
@@ -61,9 +62,11 @@ def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
         raise InputError(f'there is no file {visible(name)}')
     except PermissionError as error:
         raise InputError(f'{name} cannot be read: {error.strerror}')
-    except (InputError, MemoryError):
+    except InputError:
         raise
     except Exception as error:  # a damaged file makes its reader raise anything
+        if machine_fault(error):
+            raise
         # An error without a number is the reader's own, and EINVAL comes of a damaged archive that
         # makes its reader seek to nowhere. Any other number is the system's.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +10,10 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
 RESAMPLES = 2000  # each end of a 95 % interval then has 50 of them outside
-FEWEST = 5  # contents of a jackknife: from fewer, the standard error itself is a guess
-UNDEFINED = 'there are fewer than 3 test images, or a correlation is undefined'
+FEWEST = 3  # contents of a bootstrap: two are perfectly correlated, whatever their scores
+FEWEST_LEFT_OUT = 5  # contents of a jackknife: from fewer, the standard error itself is a guess
+FEWEST_ROUNDS = 3  # two differences barely tell how much they vary
+SAME = 1e-9  # correlations that are closer than this differ by rounding
 RESAMPLED_AT_ONCE = 2_000_000  # images; limits the memory to about 100 MB
 
 
@@ -178,16 +180,14 @@ def intervals(rounds: Sequence[TestedImages]) -> dict[str, Any]:
         `no_interval`, the reason why there is none.
     """
     try:
-        # A round by content may test only a handful of contents. Percentiles of resamples of so few
-        # are too narrow; the jackknife's t distribution is wider the fewer they are.
-        if len(rounds) == 1 and has_groups(rounds[0]):
+        refuse_few_contents(rounds)
+        refuse_degenerate(medians(rounds).values())
+        if uses_jackknife(rounds):
             method = 'jackknife of the contents'
             ends = [fisher_interval(rounds[0], metric) for metric in CORRELATIONS.values()]
         else:
             method = 'bootstrap'
             ends = [median_interval(resamples) for resamples in resampled(rounds)]
-            if np.isnan(ends).any():
-                raise NoIntervalError(UNDEFINED)
     except NoIntervalError as reason:
         return {'no_interval': str(reason)}
     srcc_interval, plcc_interval = ends
@@ -198,9 +198,53 @@ def intervals(rounds: Sequence[TestedImages]) -> dict[str, Any]:
     }
 
 
+def medians(rounds: Sequence[TestedImages]) -> dict[str, float]:
+    """The median SRCC and PLCC over rounds; nan if that of a round is undefined."""
+    found = {}
+    for metric, function in CORRELATIONS.items():
+        values = [function(tested.predicted, tested.subjective) for tested in rounds]
+        found[metric] = float(np.median(values))
+    return found
+
+
+def uses_jackknife(rounds: Sequence[TestedImages]) -> bool:
+    """Whether the interval is a jackknife: for one round with several images of a content.
+
+    A round by content may test only a handful of contents. Percentiles of resamples of so few are
+    too narrow; the jackknife's t distribution is wider the fewer they are.
+    """
+    return len(rounds) == 1 and has_groups(rounds[0])
+
+
 def has_groups(tested: TestedImages) -> bool:
     """Whether several images have the same content."""
     return len(set(tested.contents)) < len(tested.images)
+
+
+def refuse_few_contents(rounds: Sequence[TestedImages]) -> None:
+    """Raise NoIntervalError if a round has too few contents for the interval over `rounds`."""
+    least = FEWEST_LEFT_OUT if uses_jackknife(rounds) else FEWEST
+    for tested in rounds:
+        noun = 'content' if has_groups(tested) else 'test image'
+        refuse_few(len(set(tested.contents)), noun, least)
+
+
+def refuse_few(count: int, noun: str, least: int) -> None:
+    if count < least:
+        are = ' is' if count == 1 else 's are'
+        raise NoIntervalError(f'{count} {noun}{are} too few (at least {least})')
+
+
+def refuse_degenerate(correlations: Iterable[float]) -> None:
+    """Raise NoIntervalError if a correlation is undefined or perfect.
+
+    Every resample of a perfect correlation is perfect too, and tells nothing about other images.
+    """
+    for value in correlations:
+        if math.isnan(value):
+            raise NoIntervalError('a correlation is undefined')
+        if 1 - abs(value) < SAME:
+            raise NoIntervalError('a correlation is perfect')
 
 
 def of_kept(
@@ -233,20 +277,17 @@ def jackknife(
         value: is given a mask of the images that are kept, (N,) bool.
 
     Raises:
-        NoIntervalError: there are fewer than FEWEST contents, or a value is undefined or infinite
-            once transformed.
+        NoIntervalError: without one of the contents the value is undefined, or infinite once
+            transformed.
     """
     names, of_images = np.unique(contents, return_inverse=True)
     count = len(names)
-    if count < FEWEST:
-        are = 's are' if count > 1 else ' is'
-        raise NoIntervalError(f'{count} content{are} too few (at least {FEWEST})')
     whole = value(np.full(len(of_images), True))
     parts = [value(of_images != k) for k in range(count)]
     with np.errstate(divide='ignore'):  # z of a perfect correlation is infinite
         values = transform(np.array([whole, *parts]))
     if not np.isfinite(values).all():
-        raise NoIntervalError('a correlation is undefined or perfect')
+        raise NoIntervalError('without one of the contents a correlation is undefined or perfect')
     centre = values[0]
     # The parts share all contents but one each, so they differ much less than independent values
     # would. The factor count - 1 makes up for that.
@@ -267,17 +308,25 @@ def corrected_t(differences: Sequence[float], ratio: float) -> tuple[list[float]
 
     Returns:
         its 95 % interval and its two-sided p.
+
+    Raises:
+        NoIntervalError: there are fewer than FEWEST_ROUNDS, or one has no difference, or all have
+            the same one.
     """
     count = len(differences)
+    refuse_few(count, 'round', FEWEST_ROUNDS)
     mean = float(np.mean(differences))
+    if math.isnan(mean):
+        raise NoIntervalError('a correlation is undefined')
     # The rounds train on many of the same images, so they are not independent, and 1 / count would
     # make the error of the mean too small. The ratio is Nadeau and Bengio's correction.
     error = float(np.std(differences, ddof=1)) * math.sqrt(1 / count + ratio)
+    if np.ptp(differences) < SAME:
+        if abs(mean) > SAME:
+            raise NoIntervalError('the difference is the same in all rounds')
+        return [0.0, 0.0], 1.0  # the two predict alike
     half = float(stats.t.ppf(0.975, count - 1)) * error
-    if error == 0:
-        p = 1.0 if mean == 0 else 0.0  # all differences are equal, so t is 0 or infinite
-    else:
-        p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
+    p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
     return [mean - half, mean + half], p
 
 
@@ -287,18 +336,18 @@ def median_interval(values: np.ndarray) -> list[float]:
     Each resample draws as many rounds as there are, with replacement. Resamples in which the metric
     is undefined are left out.
 
-    Returns:
-        [low, high]; nan if the metric is undefined in all resamples.
+    Raises:
+        NoIntervalError: the metric is undefined in all resamples.
     """
     # A seed other than that of `drawn_counts`, so that rounds and contents are drawn independently.
     rng = np.random.RandomState(1)
     rounds = rng.randint(len(values), size=(RESAMPLES, len(values)))
     of_drawn = values[rounds, np.arange(RESAMPLES)[:, None]]  # (RESAMPLES, rounds)
-    medians = np.median(of_drawn, axis=1)
-    medians = medians[np.isfinite(medians)]
-    if len(medians) == 0:
-        return [math.nan, math.nan]
-    return np.percentile(medians, (2.5, 97.5)).tolist()
+    found = np.median(of_drawn, axis=1)
+    found = found[np.isfinite(found)]
+    if len(found) == 0:
+        raise NoIntervalError('a correlation is undefined in every resample')
+    return np.percentile(found, (2.5, 97.5)).tolist()
 
 
 def resampled(rounds: Sequence[TestedImages]) -> np.ndarray:
@@ -345,8 +394,7 @@ def weighted_correlations(tested: TestedImages, counts: np.ndarray) -> list[np.n
         counts: (B, N), how often each resample holds each image.
     """
     predicted, subjective = tested.predicted, tested.subjective
-    # Two independent images are perfectly correlated, whatever their scores.
-    if len(set(tested.contents)) < 3 or math.isnan(srcc(predicted, subjective)):
+    if math.isnan(srcc(predicted, subjective)):
         undefined = np.full(len(counts), math.nan)
         return [undefined, undefined]
     of_ranks = weighted_pearson(

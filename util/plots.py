@@ -212,8 +212,10 @@ def draw_differences(axis: Axes, differences: Sequence[Mapping[str, Any]]) -> No
         if row is differences[-1]:
             style = {'color': ORANGE, 'linewidth': 2.5, 'label': row['round']}
         elif k == 0:  # in the legend once
-            style['label'] = 'rounds with 95 % interval'
-        ends = [row['low'], row['difference'], row['high']]
+            has_intervals = any('low' in of_round for of_round in differences[:-1])
+            style['label'] = 'rounds with 95 % interval' if has_intervals else 'rounds'
+        # Without an interval there is only the dot.
+        ends = [row.get('low', math.nan), row['difference'], row.get('high', math.nan)]
         # Only the difference has a dot.
         axis.plot(ends, [k, k, k], marker='o', markersize=4, markevery=[1], **style)
     axis.axvline(0, color=GREY, linewidth=1)
@@ -239,7 +241,10 @@ def score_map(
     x_edges = edges_between(x, photo.width)
     y_edges = edges_between(y, photo.height)
     mesh = axis.pcolormesh(x_edges, y_edges, scores, alpha=0.45)
-    figure.colorbar(mesh, label=unit)
+    bar = figure.colorbar(mesh, label=unit)
+    # The photo shows through the map. The bar has its mean colour behind it, so that it has the
+    # colours of the map and not paler ones.
+    bar.ax.set_facecolor(np.asarray(small).mean((0, 1)) / 255)
     axis.set_title(shortened(title, 80))
     axis.set_axis_off()
     figure.supxlabel(
