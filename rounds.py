@@ -122,7 +122,11 @@ def write_run_files(config: Any, job: Job, device: str, digest: str | None) -> N
     Args:
         digest: of the initial weights; None if no round starts from them.
     """
-    made_with = {**surroundings(device), 'initial_weights': digest}
+    made_with = {
+        **surroundings(device),
+        'initial_weights': digest,
+        'labels': job.database.digest_in_any_order,
+    }
     records = [split_record(split, job.database) for split in job.splits]
     open_run(config, job.meaning._asdict(), records, made_with)
     if job.database.left_out:
