@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         options = parse_options(argv)
         # Before the work, so that it is not lost for an output that cannot be written.
         if options.csv:
-            check_output(options.csv, ['.csv'], ','.join(COLUMNS) + '\n')
+            check_output(options.csv, ['.csv'], ','.join(COLUMNS))
         if options.plot:
             check_output(options.plot, ['.png'])
         runs = read_runs(options.runs)

@@ -50,7 +50,7 @@ from experiment.run_folder import round_path
 from HyerIQASolver import HyperIQASolver
 from util import plots
 from util.errors import InputError, boundary, log
-from util.files import write_whole
+from util.files import check_output, refuse_other_content, write_whole
 
 # The numbers of the repairs that each arm undoes.
 ARMS = {
@@ -117,6 +117,8 @@ def main(argv: list[str]) -> None:
             report(own.report)
             return
         config = parse_options(options)
+        # Before hours of training, and not only at its end.
+        refuse_other_content(Path(config.output) / 'arms.png')
     output = Path(config.output)
     for number in config.rounds or range(1, config.train_test_num + 1):
         for arm in own.arms:
@@ -185,6 +187,7 @@ def report(output: Path) -> None:
     The arms are also compared image by image if their run folders are there.
     """
     arms = histories_of(output)
+    check_output(output / 'arms.png', ['.png'])
     print(arms_table(arms))
     curves = {}
     for arm, histories in arms.items():

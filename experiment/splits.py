@@ -492,6 +492,11 @@ def listed_in(
 
 def read_npy_list(file: str, part: str, round_number: int) -> Listed:
     """The row numbers in an integer .npy file of shape (n,) or (rounds, n)."""
+    if not part:
+        raise InputError(
+            f'{file} lists the images of one part only; give train={file} test=FILE, '
+            'or a folder with a file for each part'
+        )
     with reading(file, 'a NumPy array of numbers') as opened:
         array = np.lib.format.read_array(opened, allow_pickle=False)
         if array.dtype.kind not in 'iu' or array.ndim not in (1, 2):

@@ -329,7 +329,7 @@ def test_labels_that_were_edited_since_are_refused(workplace, finished_run, copi
     done = resume('--resume')
     assert (
         done.returncode == 2
-        and 'the scores, contents or sets of the labels have changed'
+        and 'the scores, contents, sets or order of the labels have changed'
         in done.stderr.splitlines()[-1]
     )
     assert fingerprint(copied_run) == before
