@@ -19,7 +19,7 @@ from scoring.trained import trained
 from util import checkpoints, frames
 from util.cores import cores
 from util.distributed import amp_type, memory_format, pick_device, warn_of_slow_amp
-from util.errors import InputError, log, log_once
+from util.errors import InputError, log_once
 from util.files import named
 
 BATCH_SIZE = 100
