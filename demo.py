@@ -301,7 +301,7 @@ def make_parser() -> Parser:
         help='skip the images that --csv FILE holds, and append to it',
     )
     parser.add_argument(
-        '--amp', action='store_true', help='bfloat16: faster, scores differ slightly'
+        '--amp', action='store_true', help='bfloat16 or float16: faster, scores differ slightly'
     )
     parser.add_argument(
         '--device',

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from util.demo_database import DEFAULTS, IMAGES, generate
-from util.errors import InputError, log, nearest
+from util.errors import InputError, log, nearest, visible
 from util.files import path_from
 from util.frames import (
     CachedFrames,
@@ -438,14 +438,15 @@ def remedy_of(key: str, path: Path | str, settings: Settings) -> str:
     """The advice to a user who lacks files of the database `key` in `path`."""
     if key == 'csv':
         start = settings.images or f'{Path(path).parent}{os.sep}'
-        return (
-            f'Each line names an image and its score; a relative name starts at {start}, '
-            'or for the table of --csv or --evaluate at --data_root DIR.'
-        )
+        remedy = f'Each line names an image and its score; a relative name starts at {start}'
+        # A table of --test_on is itself named by that option.
+        if settings.place == AS_DOCUMENTED.place:
+            remedy += f' or at {settings.place}'
+        return f'{remedy}.'
     entry = DATABASES[key]
     return (
         f'Get it from {entry.source} and unpack it so that the folder holds {entry.layout}; '
-        '--data_root DIR names another place; --dataset demo needs no data.'
+        f'{settings.place} names another place; --dataset demo needs no data.'
     )
 
 
@@ -486,7 +487,7 @@ def add_types(samples: list[Sample], pattern: str) -> None:
 def refuse_missing(labels: Labels) -> None:
     missing = [sample for sample in labels.samples if sample.file is None]
     if missing:
-        first = ', '.join(f'{sample.path} ({sample.where})' for sample in missing[:5])
+        first = ', '.join(f'{visible(sample.path)} ({sample.where})' for sample in missing[:5])
         raise InputError(
             f'{labels.title}: {len(missing)} of the {len(labels.samples)} images that '
             f'{labels.file} lists are missing, the first of them {first}. {labels.remedy} '
@@ -619,6 +620,8 @@ class OpenDatabase:
             resize=self.resize,
             exif_rotation=self.entry.exif_rotation,
             srgb=self.srgb,
+            folder=self.folder,
+            column=self.settings.columns.get('image', ''),
         )
         self.frames = open_frames(direct, self.path, self.key, cache)
         return self
@@ -640,16 +643,29 @@ class OpenDatabase:
 
     def name_of(self, path: str) -> str:
         """The path of an image below the database's folder."""
-        folder = self.settings.images or folder_of(self.path)
-        return Path(path_from(folder, path)).as_posix()
+        return Path(path_from(self.folder, path)).as_posix()
+
+    @property
+    def folder(self) -> Path | str:
+        """The folder at which the images' names start."""
+        return self.settings.images or folder_of(self.path)
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the samples' names, scores, contents and official sets."""
+        """A hash of the samples' names, scores, contents and official sets, in their order."""
+        return digest_of(self.rows())
+
+    @cached_property
+    def digest_in_any_order(self) -> str:
+        """As `digest`, the same if only the order of the samples differs."""
+        return digest_of(sorted(self.rows()))
+
+    def rows(self) -> list[list[Any]]:
+        """The name, score, content and official set of each sample."""
         rows = []
         for name, sample in zip(self.all_names, self.samples):
             rows.append([name, sample.score, self.plain_content(sample), sample.official_set])
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return rows
 
     def plain_content(self, sample: Sample) -> str:
         """The content of a sample, the same on every machine even if it is the image's path."""
@@ -707,6 +723,10 @@ class OpenDatabase:
                 f'warning: {self.entry.title} has {self.entry.images} images; {listed} are listed '
                 'in the labels of this copy'
             )
+
+
+def digest_of(rows: list[list[Any]]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:

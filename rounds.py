@@ -15,6 +15,7 @@ from PIL import Image
 import models
 from data_loader import DataLoader
 from experiment.evaluation import make_evaluation_folder, write_evaluation
+from experiment.record import read_record, record_path
 from experiment.report import print_medians, print_on_others, print_round, with_intervals
 from experiment.results import ON_OTHERS, gather_results, write_predictions
 from experiment.round_folder import RoundFolder, surroundings
@@ -77,11 +78,8 @@ def join_ranks(config: Any) -> str:
         f'{distributed.processes_on(device)}; initial weights: {config.weights}; '
         f'seed: {config.seed}'
     )
-    if config.amp and not distributed.has_bfloat16(device):
-        log(
-            'warning: bfloat16 has no instructions on this device, so --amp makes training many '
-            'times slower; leave --amp out'
-        )
+    if config.amp:
+        distributed.warn_of_slow_amp(device)
     return device
 
 
@@ -122,7 +120,13 @@ def write_run_files(config: Any, job: Job, device: str, digest: str | None) -> N
     Args:
         digest: of the initial weights; None if no round starts from them.
     """
-    made_with = {**surroundings(device), 'initial_weights': digest}
+    made_with = {
+        **surroundings(device),
+        'initial_weights': digest,
+        'labels': job.database.digest_in_any_order,
+    }
+    if config.amp:
+        made_with['amp_type'] = str(distributed.amp_type(device)).removeprefix('torch.')
     records = [split_record(split, job.database) for split in job.splits]
     open_run(config, job.meaning._asdict(), records, made_with)
     if job.database.left_out:
@@ -162,6 +166,7 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
                 split['test'],
                 val_idx=split['val'],
                 round_index=round_index,
+                amp_type=amp_type_of_run(config.output),
             )
             # The state of the last finished epoch, if there is one.
             folder.restore(solver.load_state_dict)
@@ -179,6 +184,11 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
     results = gather_results(config.output)
     print_round(results['rounds'].get(str(round_index + 1)), record)
     return results
+
+
+def amp_type_of_run(run: Path | str) -> torch.dtype:
+    """The type in which --amp of a run computes, on whatever device the run is continued."""
+    return getattr(torch, read_record(record_path(run))['amp_type'])
 
 
 def finish_round(

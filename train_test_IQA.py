@@ -129,8 +129,8 @@ def prepare_run(config: Namespace) -> Job:
     others = open_others(config, srgb, tables_as_documented)
     warn_of_training_images(others, meaning, config.csv, database.samples)
     splits = draw_splits(config, database)
-
-    check_run(config, meaning._asdict(), [split_record(split, database) for split in splits])
+    records = [split_record(split, database) for split in splits]
+    check_run(config, meaning._asdict(), records, database.digest_in_any_order)
     text = f'Run folder: {config.output}'
     if record is None:
         text += f' (--resume {shlex.quote(config.output)} continues it)'
@@ -178,8 +178,13 @@ def prepare_test(config: Namespace) -> Job:
                 f'{checkpoint} was trained without a test part; '
                 '--test_on NAME=DIR tests it on a database'
             )
-        remedy = 'test on other labels with --test_on NAME=DIR'
-        refuse_other_images(split_path, split_record(split, database), remedy)
+        refuse_other_images(
+            split_path,
+            split_record(split, database),
+            'test on other labels with --test_on NAME=DIR',
+            has_same_rows=record.get('labels') == database.digest_in_any_order,
+            is_finished=True,
+        )
         return Job(database, {}, [split], meaning, round_index)
 
     others = open_others(config, meaning.srgb_of_all)
@@ -217,6 +222,7 @@ def open_others(
             settings = settings._replace(
                 columns=columns_in(path, config.columns), lower_is_better=config.lower_is_better
             )
+        settings = settings._replace(place=f'--test_on {name}=DIR')
         others[name] = OpenDatabase(key, path, resize=None, settings=settings, srgb=srgb)
     return others
 

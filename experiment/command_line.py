@@ -34,8 +34,11 @@ def parse_options(argv: list[str] | None) -> Namespace:
     given = parser.parse_args(argv)
     # Later defaults replace earlier ones, and the last pass over `argv` replaces them all.
     set_defaults_of_database(parser, given, argv)
-    parser.set_defaults(**recorded_options(given))
+    recorded = recorded_options(given)
+    parser.set_defaults(**recorded)
     config = parser.parse_args(argv)
+    if not given.csv:
+        refuse_lost_table(recorded.get('csv'), given)
 
     config.columns = dict(config.columns or {})
     # From the command line --split is a list, since it may be train=FILE test=FILE.
@@ -76,6 +79,19 @@ def recorded_options(given: Namespace) -> dict[str, Any]:
         for name in OF_DATABASE:
             options.pop(name, None)
     return options
+
+
+def refuse_lost_table(table: str | None, given: Namespace) -> None:
+    """Refuse a table that the record of a run names and that is not there.
+
+    Its name may start at the folder in which the run was begun.
+    """
+    if table and not os.path.exists(table):
+        source = record_path(given.resume) if given.resume else record_of(given.evaluate)
+        raise InputError(
+            f'there is no file {table}, which {source} names as the table of the run; '
+            '--csv FILE names it anew'
+        )
 
 
 def set_data_paths(config: Namespace) -> None:

@@ -237,8 +237,9 @@ def add_test_flags(parser: Parser) -> None:
     )
     add(
         '--split',
-        'random; official; another RUN; a split.json; a table with a set column; '
-        'a folder of lists; train=FILE test=FILE; {round} in a path stands for the round '
+        'random; folds: each image is tested in one round; official; another RUN; a split.json; '
+        'a table with a set column; a folder of lists; train=FILE test=FILE; {round} in a path '
+        'stands for the round '
         '(default: random, or the sets that a table of your own names)',
         nargs='+',
         metavar='SPLIT',
@@ -290,7 +291,8 @@ def add_speed_flags(parser: Parser) -> None:
     add('--device', 'cpu, cuda, cuda:1, mps ... (default: cuda or mps if there is one, else cpu)')
     add(
         '--amp',
-        'bfloat16 autocast: faster on a GPU, the numbers differ slightly',
+        'bfloat16 autocast, or float16 on a GPU without bfloat16: faster, the numbers differ '
+        'slightly',
         action=argparse.BooleanOptionalAction,
     )
     add(

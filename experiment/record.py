@@ -117,9 +117,10 @@ def upgrade(record: Record) -> Record:
     # A run that is older than an option was made with what is now the option's default.
     for name, default in vars(with_defaults(SimpleNamespace())).items():
         options.setdefault(name, default)
-    # Earlier versions did not record how they read the pictures.
-    frames = record.get('frames', 3)
-    return {**record, 'frames': frames, 'options': options, 'model': model}
+    # Earlier versions did not record how they read the pictures. On every device, their --amp was
+    # bfloat16.
+    record = {'frames': 3, 'amp_type': 'bfloat16', **record}
+    return {**record, 'options': options, 'model': model}
 
 
 def options_of_run(path: Path, without: set[str]) -> dict[str, Any]:
@@ -191,7 +192,10 @@ def refuse_other_pixels(record: Record, databases: Iterable[folders.OpenDatabase
 def changed_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The options that forbid a resume, each as '--lr was 2e-05, is 0.001'."""
     changes = []
-    for name in sorted(old.keys() - FREE_OPTIONS - LENGTHS):
+    may_change = FREE_OPTIONS | LENGTHS
+    if old['split'] == 'folds':
+        may_change -= {'train_test_num'}  # the folds of another number are of other images
+    for name in sorted(old.keys() - may_change):
         before = old[name]
         now = new.get(name)
         if name == 'test_on':

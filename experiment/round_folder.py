@@ -125,7 +125,9 @@ class RoundFolder:
         # With the lock, nobody else is writing here.
         remove_abandoned(self.path, owned=is_locked)
         path = self.path / 'split.json'
-        refuse_other_images(path, split)
+        # The order of the labels may have changed since a round was finished.
+        if not self.finished:
+            refuse_other_images(path, split)
         if not path.exists():
             write_json(path, split)
 

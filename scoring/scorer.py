@@ -18,8 +18,8 @@ from models import PATCH_SIZE, HyperNet, predict_scores
 from scoring.trained import trained
 from util import checkpoints, frames
 from util.cores import cores
-from util.distributed import has_bfloat16, memory_format, pick_device
-from util.errors import InputError, log, log_once
+from util.distributed import amp_type, memory_format, pick_device, warn_of_slow_amp
+from util.errors import InputError, log_once
 from util.files import named
 
 BATCH_SIZE = 100
@@ -41,7 +41,7 @@ class Scorer:
             .safetensors file that export.py wrote.
         device: as in the scripts; None is CUDA or MPS if there is one, else the CPU.
         patches: random patches per image.
-        amp: compute in bfloat16: faster, scores differ slightly.
+        amp: compute in bfloat16, or in float16 on a GPU without it: faster, scores differ slightly.
 
     Raises:
         InputError: the checkpoint or the device cannot be used.
@@ -55,11 +55,8 @@ class Scorer:
         amp: bool = False,
     ) -> None:
         self.device = pick_device(device)
-        if amp and not has_bfloat16(self.device):
-            log(
-                'warning: bfloat16 has no instructions on this device, so --amp makes scoring many '
-                'times slower; leave it out'
-            )
+        if amp:
+            warn_of_slow_amp(self.device)
         self.patches = patches
         self.amp = amp
         self.checkpoint = checkpoint
@@ -208,7 +205,8 @@ class Scorer:
         """
         patches = torch.from_numpy(crops)
         parts = []
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.amp):
+        device_type = torch.device(self.device).type
+        with torch.autocast(device_type, amp_type(self.device), enabled=self.amp):
             for part in patches.split(BATCH_SIZE):
                 parts.append(self.network(part.to(self.device)).cpu())
         scores = torch.cat(parts).double()

@@ -310,7 +310,7 @@ def test_evaluate_refuses_other_labels_and_takes_a_link(program, finished_run, t
     done = program('--evaluate', 'run/round_01/best.pth')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     assert (
-        'the scores, contents or sets of the labels have changed since' in done.stderr
+        'the scores, contents, sets or order of the labels have changed since' in done.stderr
         and '--test_on' in done.stderr
     )
     summary = program('--summarize', 'run')

@@ -326,12 +326,11 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
 @pytest.mark.parametrize(
     'text, where',
     [
-        ('', 'line 1: no column is the image'),
+        ('', ' has no rows'),
         (
             'a.png,3,4\nb.png,4,5\n',
-            "line 1: no column is the score in 'a.png,3,4'; "
-            'name it score or mos or dmos or quality_mos, '
-            'or give --columns score=NAME or score=NUMBER',
+            " has no header, and no column is known as the score: line 1 is 'a.png,3,4'; "
+            'columns are numbered from 1 to 3, so give --columns score=NUMBER, or add a header',
         ),
         (
             'image,quality\na.png,3\n',

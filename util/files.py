@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout  # PyTorch brings it; it works where there is no fcntl
 
-from util.errors import InputError, first_line, log, log_once, machine_fault
+from util.errors import InputError, first_line, log, log_once, machine_fault, visible
 
 REMEDIES = {  # by the kind of a file that cannot be read
     'an image': 'replace the file',
@@ -95,7 +95,7 @@ def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f'there is no file {name}')
+        raise InputError(f'there is no file {visible(name)}')
     except PermissionError as error:
         raise InputError(f'{name} cannot be read: {error.strerror}')
     except InputError:
