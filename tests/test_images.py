@@ -95,6 +95,13 @@ def tiff_with_small_copy():
     return tiff(RGB.tobytes(), copy)
 
 
+def big_tiff_with(photometric):
+    """A BigTIFF that Pillow wrote, with a directory inside that holds pixels of that meaning."""
+    length = len(saved(RGB, 'TIFF', big_tiff=True, tiffinfo={330: 10**6}))
+    inner = struct.pack('<QHHQQQ', 1, 262, 3, 1, photometric, 0)
+    return saved(RGB, 'TIFF', big_tiff=True, tiffinfo={330: length}) + inner
+
+
 def planes(kind, **tags):
     """A TIFF of one plane for each colour, with numbers of the type `kind`."""
     array = RGB.astype(kind) * (257 if np.dtype(kind).itemsize == 2 else 1)
@@ -139,6 +146,7 @@ FORMS = {
     'alpha, TGA': (lambda: saved(with_alpha(ALPHA), 'TGA'), ON_WHITE, 0),
     'planes of 8 bits': (lambda: planes(np.uint8), RGB, 0),
     'a small copy inside': (tiff_with_small_copy, RGB, 0),
+    'a copy inside a BigTIFF': (lambda: big_tiff_with(2), RGB, 0),
     'palette': (lambda: saved(palette(), 'PNG'), np.asarray(palette().convert('RGB')), 0),
     'CMYK': (lambda: saved(Image.fromarray(RGB).convert('CMYK'), 'TIFF'), RGB, 1),
     'animated': (
@@ -195,6 +203,7 @@ def test_what_cannot_be_a_picture_is_refused_in_one_line(tmp_path, monkeypatch):
         'reduced_of_old.tif': (tiff(RGB.tobytes(), t255=2), 'its first page is a reduced copy'),
         'dng.tif': (tiff(RGB.tobytes(), t50706=b'\1\4\0\0'), "it is a camera's raw file"),
         'mosaic.tif': (tiff_with_mosaic(), "it is a camera's raw file"),
+        'big.tif': (big_tiff_with(32803), "it is a camera's raw file"),
         'planes.tif': (planes('<u2'), 'Pillow misreads planes of more than 8 bits'),
         'photo.NRW': (saved(RGB, 'TIFF'), "is a camera's raw file; convert it to JPEG"),
     }
@@ -322,7 +331,8 @@ def test_a_wide_gamut_is_converted_for_photos_and_own_tables_alone(tmp_path, pro
     database = folders.OpenDatabase('csv', tmp_path / 't.csv')
     database.open_frames(224)
     assert np.array_equal(database.frames[0], converted)
-    database.srgb = False  # as for a run of an earlier version, in a cache of its own
+    # as for a run of an earlier version, in a cache of its own
+    database = folders.OpenDatabase('csv', tmp_path / 't.csv', srgb=False)
     database.open_frames(224)
     assert np.array_equal(database.frames[0], pixels)
     assert len(list((tmp_path / '.hyperiqa_cache').glob('*.frames'))) == 2
