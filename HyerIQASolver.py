@@ -403,6 +403,13 @@ class HyperIQASolver:
             'cuda_rng': torch.cuda.get_rng_state_all() if on_gpu else [],
         }
 
+    @property
+    def state_size(self) -> int:
+        """The bytes of the tensors of a `state_dict`, of which Adam has none before a step."""
+        weights = self.model_hyper.state_dict().values()
+        size = sum(value.numel() * value.element_size() for value in weights)
+        return 3 * size  # a first and a second moment for each weight
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`."""
         self.model_hyper.load_state_dict(state['model'])

@@ -10,8 +10,8 @@ Prints `path<TAB>score`. From Python:
     score = Scorer('runs/koniq-seed0/round_01/best.pth')('photo.jpg')
 
 An image's score is the mean over random patches. Their places depend only on its height and width,
-so the score is the same at every call. Photos are shown as a viewer shows them: upright, and in
-sRGB.
+so the score is the same at every call, up to the last digits if other images share its batch.
+Photos are shown as a viewer shows them: upright, and in sRGB.
 
 --map FOLDER draws each photo under the scores of a grid of patches. Content moves them as much as
 quality does, so a map shows which half of a photo is blurred, but not which object.
@@ -23,6 +23,7 @@ at most the last batch, and the same call with --resume skips the images that th
 import argparse
 import csv
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from util.tables import (
 )
 
 COLUMNS = ('image', 'score', 'spread')  # of --csv; the last one only with --spread
+ENDINGS_SHOWN = 5  # of the files in a folder that are not scored
 # The first columns of such a table, whose names start at the current folder.
 SCORED = ['image', 'prediction']
 
@@ -60,7 +62,7 @@ def __getattr__(name: str) -> Any:
 def main(argv: list[str] | None = None) -> None:
     with boundary() as remedies:
         options = parse_options(argv)
-        paths = list_images(options.images)
+        paths, has_unreadable = list_images(options.images)
         if options.list:
             paths += read_list(options.list)
         columns = COLUMNS if options.spread else COLUMNS[:2]
@@ -92,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
             failed = score_all(scorer, paths, columns, table, options.map)
         if failed:
             log(f'{failed} of {len(paths)} images could not be read')
-    sys.exit(2 if failed else 0)
+    sys.exit(2 if failed or has_unreadable else 0)
 
 
 def check_files(options: argparse.Namespace, columns: tuple[str, ...]) -> None:
@@ -118,9 +120,7 @@ def score_all(
         the number of images that cannot be read.
     """
     failed = 0
-    # The maps lie below `folder` as the images lie below the folder that holds them all.
-    parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
-    common = os.path.commonpath(parents) if parents else '/'
+    common = common_folder(paths)
     results = progress(scorer.results(paths), 'score', total=len(paths), unit='images')
     for result, path in zip(results, paths):
         with tqdm.external_write_mode():  # a progress bar on the same terminal gives way
@@ -131,13 +131,34 @@ def score_all(
             values = result[: len(columns) - 1]
             # Before the table has the image: --resume skips what the table has.
             if folder:
-                picture = Path(folder, f'{os.path.relpath(path, common)}.png')
+                picture = Path(folder, f'{name_below(common, path)}.png')
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 title = f'{path.name}: score {values[0]:.4f}'
                 write_whole(picture, scorer.drawn_map(path, title))
             table.writerow([path, *values])
             print(one_line(path), *(f'{value:.4f}' for value in values), sep='\t', flush=True)
     return failed
+
+
+def common_folder(paths: list[Path]) -> str:
+    """The folder that holds all of `paths`, or '' if they are on several drives of Windows."""
+    parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    try:
+        return os.path.commonpath(parents)
+    except ValueError:
+        return ''
+
+
+def name_below(common: str, path: Path) -> str:
+    """The path of an image below the folder `common`; if that is '', its path with its drive.
+
+    The maps are below their folder as the images are below the one that holds them all.
+    """
+    if common:
+        return os.path.relpath(path, common)
+    drive, rest = os.path.splitdrive(os.path.abspath(path))
+    # The name of a drive is that of a folder without its : or, on a network, its separators.
+    return os.path.join(re.sub(r'[:\\/]', '', drive), rest.lstrip(os.path.sep))
 
 
 def without_scored(paths: list[Path], table: str) -> list[Path]:
@@ -202,29 +223,52 @@ def names_in_table(source: str, rows: list[Row]) -> list[str]:
     return [str(row.cells[table.columns['image']]) for row in table.rows]
 
 
-def list_images(arguments: list[str]) -> list[Path]:
+def list_images(arguments: list[str]) -> tuple[list[Path], bool]:
     """The files among `arguments`, and all photos below the folders among them, by name.
+
+    Returns:
+        their paths, and whether there are folders that cannot be listed, which are logged.
 
     Raises:
         InputError: a folder has no photos.
     """
     found = []
+    unreadable: list[OSError] = []
     for argument in arguments:
-        path = Path(argument)
-        if not path.is_dir():
-            found.append(path)
+        # Not by Path.is_dir, which fails on a path that the system cannot follow.
+        if not os.path.isdir(argument):
+            found.append(Path(argument))
             continue
-        photos = photos_below(path)
-        if not photos:
+        failed_before = len(unreadable)
+        photos = photos_below(argument, unreadable)
+        if not photos and len(unreadable) == failed_before:
             raise InputError(f'there are no images in the folder {argument}')
         found += photos
-    return found
+    for error in unreadable:
+        log(f'skipped: the folder {error.filename} cannot be read: {error.strerror}')
+    return found, bool(unreadable)
 
 
-def photos_below(folder: Path) -> list[Path]:
-    """The photos in a folder and below that are not hidden, whether or not Pillow reads them."""
-    paths = [Path(name) for name in walk(folder) if is_picture(name)]
-    return [path for path in paths if path.is_file()]
+def photos_below(folder: str, unreadable: list[OSError]) -> list[Path]:
+    """The photos in a folder and below that are not hidden, whether or not Pillow reads them.
+
+    Files of other endings are logged.
+
+    Args:
+        unreadable: gets the error of each folder that cannot be listed.
+    """
+    photos = []
+    others = []
+    for name in walk(folder, unreadable):
+        if is_picture(name):
+            photos.append(Path(name))
+        else:
+            others.append(Path(name).suffix.lower() or 'none')
+    if photos and others:
+        kinds = sorted(set(others))
+        shown = ', '.join(kinds[:ENDINGS_SHOWN]) + (' ...' if len(kinds) > ENDINGS_SHOWN else '')
+        log(f'{folder}: files of other endings, which are not scored: {len(others)} ({shown})')
+    return photos
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -234,8 +278,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     if options.resume and not options.csv:
         raise InputError('--resume goes with --csv FILE, which it continues')
     if options.map:
-        target = Path(options.map).resolve()
-        if any(target.is_relative_to(Path(path).resolve()) for path in options.images):
+        target = Path(os.path.realpath(options.map))
+        if any(target.is_relative_to(os.path.realpath(path)) for path in options.images):
             raise InputError(
                 f'--map {options.map} is inside a folder that is scored, so the maps would be '
                 'scored too; name another'

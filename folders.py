@@ -19,6 +19,7 @@ from PIL import Image
 
 from util.demo_database import DEFAULTS, IMAGES, generate
 from util.errors import InputError, log, nearest
+from util.files import path_from
 from util.frames import (
     CachedFrames,
     DirectFrames,
@@ -625,7 +626,8 @@ class OpenDatabase:
 
     def name_of(self, path: str) -> str:
         """The path of an image below the database's folder."""
-        return Path(os.path.relpath(path, self.settings.images or folder_of(self.path))).as_posix()
+        folder = self.settings.images or folder_of(self.path)
+        return Path(path_from(folder, path)).as_posix()
 
     @cached_property
     def digest(self) -> str:

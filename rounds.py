@@ -45,6 +45,7 @@ def run(config: Any, job: Job) -> None:
         write_run_files(config, job, device, digest)
     # The other ranks read the files of the run once they are all there.
     distributed.wait()
+    distributed.refuse_separate_folders(Path(config.output))
 
     rounds = rounds_of(config)
     results: dict[str, Any] = {}
@@ -70,7 +71,7 @@ def join_ranks(config: Any) -> str:
     if config.deterministic:
         distributed.make_deterministic()
     device = distributed.pick_device(config.device)
-    distributed.start(device)
+    distributed.start(device, config.compile)
     log(
         f'{distributed.processes_on(device)}; initial weights: {config.weights}; '
         f'seed: {config.seed}'
@@ -169,6 +170,7 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
             folder.restore(solver.load_state_dict)
             digest = checkpoints.digest(solver.model_hyper.state_dict())
             distributed.refuse_differences(f'{len(solver.history)} epochs, weights {digest[:8]}')
+            folder.reserve(solver.state_size)
             solver.train(folder.save, epochs_after)
             # There is no best epoch, and so no result, if the first one diverged or the SRCC that
             # selects it is nan in all.

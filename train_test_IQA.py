@@ -15,7 +15,7 @@ from pathlib import Path
 import folders
 from experiment.check_database import check_images
 from experiment.command_line import parse_options
-from experiment.record import read_record, record_of
+from experiment.record import read_record, record_of, refuse_other_pixels
 from experiment.report import print_medians
 from experiment.results import PREDICTION_COLUMNS, gather_results
 from experiment.run_folder import (
@@ -26,18 +26,20 @@ from experiment.run_folder import (
 )
 from experiment.splits import Job, Split, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
-from util.errors import NO_RESULT, InputError, boundary, log, rank
+from util.errors import NO_RESULT, InputError, boundary, log, rank, read_ranks, told_once
 from util.files import check_input, check_output
 from util.labels import Sample, Settings
 from util.meaning import Meaning
 
 
 def main(argv: list[str] | None = None) -> None:
-    # Only the first rank prints. Files are guarded where they are written.
-    if rank() > 0:
-        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115, until the process ends
     with boundary() as remedies:
-        config = parse_options(argv)
+        read_ranks()
+        # Only the first rank prints. Files are guarded where they are written.
+        if rank() > 0:
+            sys.stdout = open(os.devnull, 'w', errors='backslashreplace')  # noqa: SIM115
+        with told_once():
+            config = parse_options(argv)
         if config.list_datasets:
             list_datasets(config.list_datasets)
         elif config.summarize:
@@ -45,14 +47,16 @@ def main(argv: list[str] | None = None) -> None:
         elif config.check:
             check(config)
         elif config.evaluate:
-            job = prepare_test(config)
+            with told_once():
+                job = prepare_test(config)
             # Here and not at the top, since torch takes seconds to import: --help, a typo and a
             # missing file answer at once.
             import rounds
 
             rounds.evaluate(config, job)
         else:
-            job = prepare_run(config)
+            with told_once():
+                job = prepare_run(config)
             import rounds
 
             remedies.append(
@@ -113,8 +117,14 @@ def prepare_run(config: Namespace) -> Job:
         meaning = meaning._replace(srgb=False)
         for opened in (database, *others.values()):
             opened.srgb = False
+    if old_record is not None:
+        refuse_other_pixels(old_record, [database, *others.values()])
     if config.weights != 'imagenet' and starts_from_weights(config):
-        check_input(config.weights, 'a checkpoint')
+        try:
+            check_input(config.weights, 'a checkpoint')
+        except InputError as error:
+            # Named, since a run that is continued took the file's name from its record.
+            raise InputError(f'--weights: {error}')
     return Job(database, others, splits, meaning)
 
 
@@ -146,6 +156,8 @@ def prepare_test(config: Namespace) -> Job:
     database = open_database(config)
     # The images are converted as they were for the training.
     database.srgb = meaning.srgb
+    if record is not None:
+        refuse_other_pixels(read_record(record), [database])
     split = read_tested_split(checkpoint, database)
     return Job(database, {}, [split], meaning, round_index)
 

@@ -308,7 +308,12 @@ def add_speed_flags(parser: Parser) -> None:
         default=2,
         type=count,
     )
-    add('--test_batch_size', 'patches per batch when testing', default=96, type=positive)
+    add(
+        '--test_batch_size',
+        'patches per batch when testing; the last digits depend on it',
+        default=96,
+        type=positive,
+    )
     add(
         '--deterministic',
         'a command gives the same bytes each time on CUDA too, where it is slower',

@@ -3,6 +3,7 @@
 import json
 import os
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,12 @@ import folders
 from experiment.options import with_defaults
 from util.errors import InputError, log
 from util.files import read_json, write_json
+from util.frames import FORMAT, is_shown_anew
 
 Record = dict[str, Any]  # the content of a config.json
 VERSION = 2  # of the form of config.json; earlier versions wrote no number
-# Options that a resumed run may change: where things are and how fast they go, but nothing that
-# the results depend on.
+# Options that a resumed run may change: where things are and how fast they go. The results depend
+# on them by rounding at most.
 FREE_OPTIONS = {
     'data_root',
     'image_root',
@@ -96,7 +98,9 @@ def upgrade(record: Record) -> Record:
     # A run that is older than an option was made with what is now the option's default.
     for name, default in vars(with_defaults(SimpleNamespace())).items():
         options.setdefault(name, default)
-    return {**record, 'options': options, 'model': model}
+    # Earlier versions did not record how they read the pictures.
+    frames = record.get('frames', 3)
+    return {**record, 'frames': frames, 'options': options, 'model': model}
 
 
 def options_of_run(path: Path, without: set[str]) -> dict[str, Any]:
@@ -143,6 +147,28 @@ def refuse_other_options(path: Path, record: Record) -> None:
         )
 
 
+def refuse_other_pixels(record: Record, databases: Iterable[folders.OpenDatabase]) -> None:
+    """Refuse to use the images of a run again if this version reads one of them in another way.
+
+    Args:
+        record: of the run.
+        databases: the images.
+
+    Raises:
+        InputError: there is such an image, and an earlier version began the run.
+    """
+    if record['frames'] == FORMAT:
+        return
+    for database in databases:
+        for sample in database.samples:
+            if is_shown_anew(sample.path, database.srgb):
+                raise InputError(
+                    f'{sample.path} has other pixels than for the version that began this run '
+                    f'(see CHANGES.md); use that version, commit {record.get("commit")}, or start '
+                    'a new run with --output DIR'
+                )
+
+
 def changed_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The options that forbid a resume, each as '--lr was 2e-05, is 0.001'."""
     changes = []
@@ -183,7 +209,13 @@ def refuse_other_weights(record: Record, config: Namespace, surroundings: Record
 
 def write_record(config: Namespace, model: dict[str, Any], surroundings: Record) -> None:
     """Write the config.json of a new run in `config.output`."""
-    record = {'version': VERSION, 'options': vars(config), 'model': model, **surroundings}
+    record = {
+        'version': VERSION,
+        'frames': FORMAT,
+        'options': vars(config),
+        'model': model,
+        **surroundings,
+    }
     write_json(record_path(config.output), record)
 
 

@@ -40,7 +40,7 @@ from experiment.run_folder import (
 from experiment.splits import SplitRecord
 from util import checkpoints, distributed, plots
 from util.errors import InputError, first_line, machine_fault, rank
-from util.files import locked, remove_abandoned, write_json, write_table, write_whole
+from util.files import allocate, locked, remove_abandoned, write_json, write_table, write_whole
 from util.meaning import Meaning
 from util.metrics import TestedImages, all_metrics, by_type, intervals
 
@@ -105,6 +105,7 @@ class RoundFolder:
             'split': hashlib.sha256(json.dumps(split).encode()).hexdigest(),
         }
         self.lock = ExitStack()
+        self.reserved: Path | None = None
         if rank() == 0:
             with run_lock(config.output):
                 # Another process may have begun the run anew since `open_run`.
@@ -128,7 +129,35 @@ class RoundFolder:
 
     def close(self) -> None:
         """Let another process, or this one again, run the round."""
+        self.release()
         self.lock.close()
+
+    def reserve(self, size: int) -> None:
+        """Take `size` bytes of the disk until the first `save`, whose last.pth takes as many.
+
+        So a disk that is full, a quota and a limit of files show before an epoch and not after it.
+
+        Raises:
+            InputError: there is no room.
+        """
+        if rank() > 0:
+            return
+        # Named as a temporary file, so that it is removed if this process is killed.
+        self.reserved = self.path / '.reserved.tmp'
+        try:
+            allocate(self.reserved, size)
+        except OSError as error:
+            self.release()
+            raise InputError(
+                f'{self.path}/last.pth has no room for its {size / 1e6:.0f} MB: {error.strerror}; '
+                'free some, or name another place with --output'
+            )
+
+    def release(self) -> None:
+        """Give back the room that `reserve` took, if it did."""
+        if self.reserved:
+            self.reserved.unlink(missing_ok=True)
+            self.reserved = None
 
     @property
     def finished(self) -> bool:
@@ -140,8 +169,8 @@ class RoundFolder:
         """Call `load_state_dict` with the state after the last finished epoch, if there is one.
 
         Raises:
-            InputError: last.pth is gone, damaged, belongs to something else, or has more epochs than
-                this run. Nothing in the folder has been changed then.
+            InputError: last.pth is gone, damaged, belongs to something else, or has more epochs
+                than this run. Nothing in the folder has been changed then.
         """
         path = self.path / 'last.pth'
         if not path.exists():
@@ -187,6 +216,7 @@ class RoundFolder:
             # last.pth comes first: the other files follow from it, so that a kill in between
             # loses none of them.
             content = checkpoints.serialised({**state, 'owner': self.owner})
+            self.release()
             write_whole(self.path / 'last.pth', content)
             self.write_derived(state)
         distributed.wait()

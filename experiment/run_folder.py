@@ -24,7 +24,7 @@ from experiment.record import (
     write_record,
 )
 from experiment.splits import SplitRecord
-from util.errors import InputError
+from util.errors import InputError, restarted
 from util.files import is_locked, locked, read_json
 
 # A round that has one of these files has finished an epoch.
@@ -69,10 +69,13 @@ def check_locked_run(
     begun = [number for number in config.rounds or [] if round_path(folder, number).exists()]
     adds_rounds = config.rounds and not begun
     if not config.resume and not adds_rounds:
-        raise InputError(
-            f'the run folder {folder} exists already; --resume continues it, '
-            '--output DIR names another one'
-        )
+        found = f'the run folder {folder} exists already'
+        if restarted():
+            raise InputError(
+                f'{found}: torchrun has restarted the processes after a failure, which is reported '
+                'further up; with --resume a restart continues the run'
+            )
+        raise InputError(f'{found}; --resume continues it, --output DIR names another one')
     path = record_path(folder)
     refuse_other_options(path, {'options': vars(config), 'model': model})
     refuse_fewer(config)

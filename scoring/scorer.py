@@ -18,6 +18,7 @@ from experiment.options import facts_of_koniq
 from experiment.record import read_record, record_of
 from models import PATCH_SIZE, HyperNet, hyperiqa, predict_scores
 from util import checkpoints, frames
+from util.cores import cores
 from util.distributed import has_bfloat16, memory_format, pick_device
 from util.errors import InputError, log, log_once
 from util.files import named
@@ -78,7 +79,8 @@ class Scorer:
         Args:
             images: a path, a `PIL.Image`, or an (H, W, 3) uint8 RGB array, or a list of these.
                 Files and opened pictures are shown as a viewer shows them: upright, and with the
-                colours of their profile in sRGB.
+                colours of their profile in sRGB. A picture that is no longer an opened file is
+                not turned.
             spread: also give the standard deviation over the patches.
 
         Returns:
@@ -105,9 +107,9 @@ class Scorer:
             strict: raise the `InputError` of an image.
         """
         count = max(1, BATCH_SIZE // self.patches)
-        cores = frames.cores()
-        # Ahead by a whole batch, and by an image for every core while the network computes.
-        jobs = frames.ahead(self.crops, images, cores, count + cores)
+        threads = cores()
+        # Ahead by a whole batch, and by an image for every thread while the network computes.
+        jobs = frames.ahead(self.crops, images, threads, count + threads)
         while batch := list(itertools.islice(jobs, count)):
             yield from self.results_of(batch, strict)
 

@@ -66,7 +66,8 @@ def make_run(
             for epoch, value in enumerate(srccs, start=1)
         ]
         files.write_table(path / 'history.csv', list(curve[0]), curve)
-        files.write_json(path / 'result.json', {'epoch': 1})
+        result = {'epoch': 1, 'epochs': 10, **metrics.all_metrics(predicted, subjective)}
+        files.write_json(path / 'result.json', result)
         split = {'train': [f'train{i}.jpg' for i in range(TRAINED)]}
         if val:
             split['val'] = [f'val{i}.jpg' for i in range(val)]
@@ -195,7 +196,7 @@ def predict(run, number, predictions):
 
 
 def assert_no_verdict(done, reason):
-    """That the rounds' summary has no interval, for that reason, in what is printed and in d.csv."""
+    """That the rounds' summary has no interval, for that reason, as printed and in d.csv."""
     assert done.returncode == 0, done.stderr
     assert f'no interval of SRCC and PLCC: {reason}' in done.stdout
     last_line = done.stdout.splitlines()[-1]
@@ -335,7 +336,7 @@ def test_a_folder_that_cannot_be_compared_is_told_in_one_line(in_process, tmp_pa
     for other, reason in (
         (run, 'a run is given twice'),
         (tmp_path / 'empty', 'has no config.json, so it is no run'),
-        (tmp_path / 'missing', 'config.json'),
+        (tmp_path / 'missing', 'has no config.json, so it is no run'),
         (unfinished, 'has no finished round with test images; --resume'),
         (broken, "predictions.csv cannot be read as a table: 'content'"),
     ):
@@ -350,17 +351,23 @@ def test_what_has_no_finished_test_is_named_and_the_others_are_compared(in_proce
     (unfinished / 'round_01' / 'result.json').unlink()
     on_all = make_run(tmp_path / 'on_all', options={'train_on_all': True})
     (tmp_path / 'notes.txt').touch()
+    network = tmp_path / 'network'
+    network.mkdir()
+    files.write_json(network / 'config.json', {'model_type': 'resnet'})  # of another tool
     others = {
         unfinished: f'has no finished round with test images; --resume {unfinished} finishes it',
         on_all: 'was trained on all images, so it has no test',
         tmp_path / 'notes.txt': 'has no config.json, so it is no run',
+        network / 'config.json': 'does not hold the options of a run; put the file back as the run '
+        'wrote it',
     }
     alone = in_process(compare.main, *runs)
-    done = in_process(compare.main, *runs, *others)
+    folders = [unfinished, on_all, tmp_path / 'notes.txt', network]
+    done = in_process(compare.main, *runs, *folders)
     assert (done.returncode, done.stdout) == (0, alone.stdout)
     assert done.stderr.splitlines() == [f'left out: {path} {why}' for path, why in others.items()]
     # One is not enough.
-    done = in_process(compare.main, runs[0], *others)
+    done = in_process(compare.main, runs[0], *folders)
     assert done.returncode == 2 and done.stderr.count('\n') == 1
     assert all(f'{path} {why}' in done.stderr for path, why in others.items())
 
@@ -420,8 +427,8 @@ def test_the_options_of_a_run_can_be_typed_again(in_process, tmp_path):
 def test_one_epoch_was_not_chosen(in_process, tmp_path):
     runs = [make_run(tmp_path / name) for name in 'ab']
     assert 'chosen' in in_process(compare.main, *runs).stdout
-    for path in tmp_path.glob('*/round_*/history.csv'):
-        files.write_table(path, ['epoch', 'test_srcc', 'test_plcc'], read_table(path)[:1])
+    for path in tmp_path.glob('*/round_*/result.json'):
+        files.write_json(path, {**files.read_json(path), 'epochs': 1})
     assert 'chosen' not in in_process(compare.main, *runs).stdout
 
 

@@ -1,7 +1,9 @@
 """demo.py scores files and folders, the same at every call."""
 
+import contextlib
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,6 +246,60 @@ def test_folders_give_their_pictures_and_name_the_photos_that_cannot_be_read(
     with open(tmp_path / 'scores.csv', newline='', errors='surrogateescape') as file:
         found = [row['image'] for row in csv.DictReader(file)]
     assert found == ['folder/a.png', f'folder/{odd}', 'folder/new\nline\t.png', 'folder/a.png']
+
+
+def test_folders_of_drives_raw_files_and_other_endings(tmp_path, in_process, checkpoint):
+    folder = tmp_path / 'folder'
+    databases.pictures(folder, ['a.png', '@eaDir/a.png/small.png', 'deep/lost+found/b.png'])
+    for name in ('c.nrw', 'd.3fr', 'e.jpg_large', 'Makefile', '.hidden'):
+        (folder / name).write_bytes(b'nothing that is read')
+    done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, 'folder')
+    assert done.returncode == 2 and [name for name, _ in scores(done)] == ['folder/a.png']
+    told = 'folder: files of other endings, which are not scored: 4 (.3fr, .jpg_large, .nrw, none)'
+    lines = done.stderr.splitlines()
+    assert lines[0] == told
+    skipped = [line for line in lines if line.startswith('skipped: ')]
+    assert [line.split()[1] for line in skipped] == ['folder/c.nrw', 'folder/d.3fr']
+
+
+def test_a_path_that_the_system_cannot_follow_is_skipped(tmp_path, in_process, checkpoint):
+    databases.picture(tmp_path / 'a.png')
+    (tmp_path / 'loop.png').symlink_to('loop.png')
+    (tmp_path / 'gone.png').symlink_to('nowhere.png')
+    (tmp_path / 'disk.png').symlink_to('/proc/self/mem')  # whose first page gives EIO
+    paths = ('a.png/x.png', 'loop.png', 'n' * 300, 'disk.png')
+    done = in_process(
+        demo.main, '--checkpoint', checkpoint, '--patches', 1, *paths, 'a.png', '--map', 'maps'
+    )
+    assert done.returncode == 2 and [name for name, _ in scores(done)] == ['a.png']
+    reasons = ('Not a directory', 'symbolic links', 'name too long', 'output error')
+    skipped = [line for line in done.stderr.splitlines() if line.startswith('skipped: ')]
+    assert len(skipped) == 4
+    for line, reason in zip(skipped, reasons):
+        assert reason in line
+    done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, '.')
+    assert done.returncode == 2 and next(name for name, _ in scores(done)) == 'a.png'
+    assert 'skipped: there is no file gone.png' in done.stderr
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_the_rest_is_scored(as_nobody, checkpoint):
+    folder, run = as_nobody
+    databases.pictures(folder, ['photos/a.png', 'photos/closed/b.png'], size=(230, 240))
+    shutil.copy(checkpoint, folder / 'best.pth')
+    (folder / 'photos' / 'closed').chmod(0o700)
+    options = ['--checkpoint', 'best.pth', '--patches', '1', '--device', 'cpu']
+    # What a user may not import is imported before.
+    demo.Scorer(checkpoint, 'cpu', patches=1)(folder / 'photos' / 'a.png')
+
+    def act():
+        with contextlib.redirect_stdout(sys.stderr), pytest.raises(SystemExit) as ended:
+            demo.main([*options, 'photos'])
+        print('exit code', ended.value.code, file=sys.stderr)
+
+    lines = run(act).splitlines()
+    assert 'skipped: the folder photos/closed cannot be read: Permission denied' in lines
+    assert any(line.startswith('photos/a.png\t') for line in lines)
+    assert lines[-1] == 'exit code 2'
 
 
 def demo_in_pairs(argv):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -152,6 +153,10 @@ def test_reading_names_the_file_once_and_lets_through_what_the_system_refuses(tm
         with pytest.raises(type(error)) as caught, files.named(path, 'JSON'):
             raise error
         assert caught.value is error
+    for number in (errno.ENOTDIR, errno.EIO, errno.ESTALE):  # the file's own
+        with pytest.raises(InputError) as caught, files.named(path, 'JSON'):
+            raise OSError(number, 'reason')
+        assert str(caught.value) == f'{path} cannot be read: reason'
     path.unlink()
     for make, reason in (
         (lambda: None, f'there is no file {path}'),
@@ -261,4 +266,46 @@ def test_linked_folders_are_walked_once(tmp_path):
     databases.copies(tmp_path / 'all', ['b/1.png'])
     (tmp_path / 'all' / 'a').symlink_to(tmp_path / 'all' / 'b')
     (tmp_path / 'all' / 'c').symlink_to(tmp_path / 'all')
-    assert [path.removeprefix(str(tmp_path)) for path in walk(tmp_path / 'all')] == ['/all/a/1.png']
+    unreadable = []
+    found = [path.removeprefix(str(tmp_path)) for path in walk(tmp_path / 'all', unreadable)]
+    assert found == ['/all/a/1.png'] and unreadable == []
+
+
+def test_folders_that_no_person_filled_are_not_entered(tmp_path):
+    names = (
+        '@eaDir/b.png',
+        '#recycle/b.png',
+        '@Recycle/b.png',
+        '.@__thumb/b.png',
+        '__MACOSX/b.png',
+    )
+    names += ('$Recycle.Bin/S-1/b.png', 'System Volume Information/b.png', 'deep/lost+found/b.png')
+    databases.copies(tmp_path, [*names, 'a.png', 'recycled photos/b.png'])
+    found = [os.path.relpath(path, tmp_path) for path in walk(tmp_path, [])]
+    assert found == ['a.png', 'recycled photos/b.png']
+    assert list(walk(tmp_path / '@eaDir', [])) == [str(tmp_path / '@eaDir/b.png')]
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_the_others_are_walked(as_nobody):
+    folder, run = as_nobody
+    databases.copies(folder, ['a.png', 'closed/b.png', 'open/c.png'])
+    (folder / 'closed').chmod(0o700)
+
+    def act():
+        unreadable = []
+        names = list(walk('.', unreadable))
+        print(*names, *map(str, unreadable), sep='\n', file=sys.stderr)
+
+    told = "[Errno 13] Permission denied: './closed'"
+    assert run(act).splitlines() == ['./a.png', './open/c.png', told]
+
+
+def test_a_walk_ends_where_the_system_refuses(tmp_path):
+    """With too many open files every folder would look unreadable."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match='Too many open files'):
+            list(walk(tmp_path, []))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

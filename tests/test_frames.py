@@ -311,6 +311,29 @@ def test_a_cache_folder_of_ones_own(make_database, tmp_path):
         open_database('livec', root, tmp_path / 'file')
 
 
+def test_a_cache_that_cannot_be_read_is_named(as_nobody, monkeypatch):
+    """One of another user's; the user's own cache folder then serves."""
+    folder, run = as_nobody
+    databases.livec(folder / 'livec')
+    (folder / 'home').mkdir()
+    (folder / 'home').chmod(0o777)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(folder / 'home'))
+    database = open_database('livec', folder / 'livec')
+    (file,) = cache_files(folder / 'livec' / '.hyperiqa_cache')
+    file.chmod(0o600)
+    first, second = run(lambda: database.open_frames(224)).splitlines()
+    told = f'the frame cache {file} cannot be read: Permission denied; its owner can let others'
+    assert first.startswith(told)
+    assert second.startswith(f'decoding 6 images once into {folder}/home/hyperiqa/livec-')
+
+    database.open_frames(224, folder / 'given')
+    (file,) = cache_files(folder / 'given')
+    file.chmod(0o600)
+    printed = run(lambda: database.open_frames(224, folder / 'given'))
+    told = f'the frame cache {file} cannot be read: Permission denied; --cache DIR names another'
+    assert told in printed.splitlines()[-1]
+
+
 def test_an_unreadable_image_is_named_and_leaves_no_cache(make_database):
     root = make_database('koniq')
     path = root / '1024x768' / '10004473378.jpg'

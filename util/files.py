@@ -40,6 +40,31 @@ IN_PLACE = {
 }
 # The first bytes, as regexes, of outputs that may be overwritten.
 STARTS = {'.png': rb'\x89PNG', '.pt2': rb'PK', '.onnx': rb'\x08', '.safetensors': rb'.{8}\{'}
+# Errors that say nothing about the file at hand: too many files are open, memory runs out, or there
+# is no room for what is written.
+OF_THE_SYSTEM = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+}
+# Folders without a person's files, in lower case: thumbnails, deleted files and old copies, as
+# network drives, Windows, Mac and Linux keep them.
+NOT_ENTERED = {
+    '@eadir',
+    '#recycle',
+    '#snapshot',
+    '@recycle',
+    '@recently-snapshot',
+    '$recycle.bin',
+    'recycler',
+    'system volume information',
+    'lost+found',
+    '__macosx',
+}
 ABANDONED = 24 * 3600  # seconds after which nobody writes a temporary file any more
 
 
@@ -52,7 +77,7 @@ def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
         kind: one of those in `REMEDIES`.
 
     Raises:
-        InputError: the file is missing, may not be read, or is not of this kind.
+        InputError: the file is missing, cannot be read, or is not of this kind.
         OSError, MemoryError, RuntimeError: the system refuses, as when memory runs out or too many
             files are open.
     """
@@ -68,8 +93,10 @@ def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
         if machine_fault(error):
             raise
         # An error without a number is the reader's own, and EINVAL comes of a damaged archive that
-        # makes its reader seek to nowhere. Any other number is the system's.
+        # makes its reader seek to nowhere.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            if error.errno not in OF_THE_SYSTEM:
+                raise InputError(f'{name} cannot be read: {error.strerror}')
             error.filename = error.filename or str(name)
             raise
         # Some readers name the file, or the object through which they read it.
@@ -105,18 +132,23 @@ def check_input(path: Path | str, kind: str) -> None:
         pass
 
 
-def walk(folder: Path | str) -> Iterator[str]:
+def walk(folder: Path | str, unreadable: list[OSError]) -> Iterator[str]:
     """The files in `folder` and below it, sorted by name within each folder.
 
-    Hidden files are left out, and so are those that a Mac adds to a zip file. Links to folders are
-    followed, and each folder is entered once.
+    Hidden files are left out, and so are folders without a person's files (NOT_ENTERED). Links to
+    folders are followed, and each folder is entered once.
+
+    Args:
+        unreadable: gets the error of each folder that cannot be listed.
 
     Raises:
-        OSError: a folder cannot be listed.
+        OSError: the system refuses, as when too many files are open.
     """
 
     def fail(error: OSError) -> None:
-        raise error
+        if error.errno in OF_THE_SYSTEM:
+            raise error
+        unreadable.append(error)
 
     seen: set[Any] = set()
     for place, inner, names in os.walk(folder, onerror=fail, followlinks=True):
@@ -141,7 +173,15 @@ def identity_of(path: str, status: os.stat_result) -> Any:
 
 def is_entered(name: str) -> bool:
     """Whether files are looked for in a folder of this name."""
-    return not name.startswith('.') and name != '__MACOSX'
+    return not name.startswith('.') and name.lower() not in NOT_ENTERED
+
+
+def path_from(folder: Path | str, path: Path | str) -> str:
+    """The relative path from `folder` to `path`, or the whole path on another drive of Windows."""
+    try:
+        return os.path.relpath(path, folder)
+    except ValueError:
+        return os.path.abspath(path)
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
@@ -178,6 +218,21 @@ def writing(path: Path | str) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def allocate(path: Path, size: int) -> None:
+    """Make a file `path` that has `size` bytes on the disk, and not only in its length.
+
+    Raises:
+        OSError: the disk is full, or a quota or a limit of this process is below that.
+    """
+    with open(path, 'wb') as file:
+        if hasattr(os, 'posix_fallocate'):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        megabyte = bytes(1 << 20)
+        for _ in range(-(-size // len(megabyte))):
+            file.write(megabyte)
 
 
 def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> None:

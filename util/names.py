@@ -48,7 +48,16 @@ FORMATS = {
 }
 # Photos whether or not Pillow can read them: one that it cannot read is reported, not passed over.
 NEW_ENDINGS = {'.avif', '.heic', '.heif', '.hif', '.jxl'}
-RAW_ENDINGS = {'.arw', '.cr2', '.cr3', '.dng', '.nef', '.orf', '.pef', '.raf', '.rw2', '.srw'}
+# Raw files of cameras. Pillow reads the small picture that many of them begin with.
+# fmt: off
+RAW_ENDINGS = {
+    '.3fr', '.ari', '.arw', '.bay', '.bmq', '.cap', '.cine', '.cr2', '.cr3', '.crw', '.cs1', '.dc2',
+    '.dcr', '.dcs', '.dng', '.drf', '.eip', '.erf', '.fff', '.gpr', '.iiq', '.k25', '.kc2', '.kdc',
+    '.mdc', '.mef', '.mfw', '.mos', '.mrw', '.nef', '.nrw', '.orf', '.ori', '.pef', '.ptx', '.pxn',
+    '.qtk', '.raf', '.raw', '.rdc', '.rw1', '.rw2', '.rwl', '.rwz', '.sr2', '.srf', '.srw', '.sti',
+    '.x3f',
+}
+# fmt: on
 
 
 class Names:
