@@ -47,6 +47,7 @@ COLUMNS = (
     'p',
 )
 LAST = 'last epoch'
+FOLDS = 'all folds'
 
 
 class Run(NamedTuple):
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         options = parse_options(argv)
         # Before the work, so that it is not lost for an output that cannot be written.
         if options.csv:
-            check_output(options.csv, ['.csv'], ','.join(COLUMNS) + '\n')
+            check_output(options.csv, ['.csv'], ','.join(COLUMNS))
         if options.plot:
             check_output(options.plot, ['.png'])
         runs = read_runs(options.runs)
@@ -169,8 +170,8 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
 
     Returns:
         rows with COLUMNS, those of SRCC and then those of PLCC: one for each round, one for their
-        'mean' or 'median' if there are several, and one for the last epochs. Without an interval
-        a row has no `low`, `high` and `p`, and `reason` may say why.
+        'mean', 'median' or 'all folds' if there are several, and one for the last epochs. Without
+        an interval a row has no `low`, `high` and `p`, and `reason` may say why.
 
     Raises:
         InputError: they share no round, or the test images or labels of a round differ.
@@ -194,6 +195,13 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
         at_last = rows_at_last(metric, numbers, first, second)
         if len(numbers) == 1:
             summary = at_last
+        elif all(is_all_folds(run) for run in (first, second)):
+            # Every image is tested once, so all folds together are one test.
+            pair = (
+                metrics.pooled([one for one, _ in pairs]),
+                metrics.pooled([two for _, two in pairs]),
+            )
+            summary = [row_of_folds(metric, pair), row_of_mean(LAST, at_last, ratio)]
         elif is_redrawn:
             # Each round is a new draw of training and test images, which the t-test is made for.
             mean = row_of_mean('mean', of_rounds, ratio)
@@ -266,7 +274,7 @@ def row_of(name: str, one: float, other: float) -> dict[str, Any]:
 
 
 def row_of_round(
-    metric: str, number: int, pair: tuple[TestedImages, TestedImages], resamples: np.ndarray
+    metric: str, name: object, pair: tuple[TestedImages, TestedImages], resamples: np.ndarray
 ) -> dict[str, Any]:
     """The difference in a round, with an interval over its test images.
 
@@ -278,7 +286,7 @@ def row_of_round(
     function = metrics.CORRELATIONS[metric]
     one, other = pair
     row = row_of(
-        str(number),
+        str(name),
         function(one.predicted, one.subjective),
         function(other.predicted, other.subjective),
     )
@@ -295,6 +303,19 @@ def row_of_round(
     except metrics.NoIntervalError as reason:
         return {**row, 'reason': str(reason)}
     return {**row, 'low': low, 'high': high}
+
+
+def is_all_folds(run: Run) -> bool:
+    """Whether a run has finished all of its --split folds."""
+    options = run.record['options']
+    return options['split'] == 'folds' and len(run.rounds) == options['train_test_num']
+
+
+def row_of_folds(metric: str, pair: tuple[TestedImages, TestedImages]) -> dict[str, Any]:
+    """The difference on the images of all folds, with an interval over them."""
+    resamples = metrics.resampled(pair)
+    of_metric = dict(zip(metrics.CORRELATIONS, resamples[:, 0] - resamples[:, 1]))
+    return row_of_round(metric, FOLDS, pair, of_metric[metric])
 
 
 def row_of_mean(name: str, rows: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
@@ -469,6 +490,8 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     # How far the claim goes: only rounds with other images and trainings speak of the methods.
     if is_round(row):
         return f'{found} on these test images; one training each says nothing about the methods'
+    if row['round'] == FOLDS:
+        return f'{found} on the images of all folds'
     if row['round'] == 'median':
         return f'{found} on these test images, by the median of the rounds'
     return f'{found}, by the mean of the rounds (p {row["p"]:.2g})'

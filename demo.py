@@ -21,18 +21,19 @@ at most the last batch, and the same call with --resume skips the images that th
 """
 
 import argparse
-import csv
 import os
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from experiment.options import Parser, positive
+from scoring.score_table import ScoreTable
 from util.errors import InputError, boundary, log, one_line
-from util.files import check_input, check_output, named, walk, write_whole
+from util.files import check_input, named, refuse_in_run, refuse_other_content, walk, write_whole
 from util.names import FilesIn, is_picture, names_on_lines
 from util.progress import progress
 from util.tables import (
@@ -44,7 +45,6 @@ from util.tables import (
     rows_of,
 )
 
-COLUMNS = ('image', 'score', 'spread')  # of --csv; the last one only with --spread
 ENDINGS_SHOWN = 5  # of the files in a folder that are not scored
 # The first columns of such a table, whose names start at the current folder.
 SCORED = ['image', 'prediction']
@@ -65,62 +65,36 @@ def main(argv: list[str] | None = None) -> None:
         paths, has_unreadable = list_images(options.images)
         if options.list:
             paths += read_list(options.list)
-        columns = COLUMNS if options.spread else COLUMNS[:2]
+        check_input(options.checkpoint, 'a checkpoint')
         if options.csv:
+            table = ScoreTable(options.csv, options.spread, options.patches, options.resume)
             remedies.append('the scores so far are kept; --resume continues after them')
-        check_files(options, columns)
-        if options.resume:
-            paths = without_scored(paths, options.csv)
-        # After the checks and not at the top, since torch takes seconds to import: --help, a typo
-        # and a missing file are answered at once.
-        from scoring.scorer import Scorer, scale_line
-
-        scorer = Scorer(options.checkpoint, options.device, options.patches, options.amp)
-        log(scale_line(scorer.facts))
-        # Written line by line, so that a kill loses no more than that. A name that is not UTF-8
-        # keeps its bytes.
-        with open(
-            options.csv or os.devnull,
-            'a' if options.resume else 'w',
-            buffering=1,
-            encoding='utf-8',
-            errors='surrogateescape',
-            newline='',
-        ) as file:
-            table = csv.writer(file, lineterminator='\n')
-            is_new = os.fstat(file.fileno()).st_size == 0
-            if is_new:
-                table.writerow(columns)
-            failed = score_all(scorer, paths, columns, table, options.map)
-        if failed:
-            log(f'{failed} of {len(paths)} images could not be read')
+            with closing(table):
+                failed = score_all(options, paths, table)
+        else:
+            failed = score_all(options, paths)
     sys.exit(2 if failed or has_unreadable else 0)
 
 
-def check_files(options: argparse.Namespace, columns: tuple[str, ...]) -> None:
-    """Refuse outputs that cannot be written and a checkpoint that cannot be read."""
-    if options.csv:
-        check_output(options.csv, ['.csv'], ','.join(columns) + '\n')
-    if options.map:
-        Path(options.map).mkdir(parents=True, exist_ok=True)
-        check_output(f'{options.map}/map.png', ['.png'])
-    check_input(options.checkpoint, 'a checkpoint')
-
-
 def score_all(
-    scorer: Any, paths: list[Path], columns: tuple[str, ...], table: Any, folder: str | None
+    options: argparse.Namespace, paths: list[Path], table: ScoreTable | None = None
 ) -> int:
-    """Print the score of every image that can be read, and append it to `table`.
-
-    Args:
-        columns: of the table.
-        folder: for the images' maps, in the same subfolders as the images; None for no maps.
+    """Score the images that are not in `table` yet.
 
     Returns:
         the number of images that cannot be read.
     """
+    maps = map_paths(paths, options.map) if options.map else {}
+    # After the checks and not at the top, since torch takes seconds to import: --help, a typo and a
+    # missing file are answered at once.
+    from scoring.scorer import Scorer
+
+    scorer = Scorer(options.checkpoint, options.device, options.patches, options.amp)
+    if table:
+        table.start(scorer.digest())
+        paths = without_scored(paths, table)
+    log(scorer.meaning.scale_line)
     failed = 0
-    common = common_folder(paths)
     results = progress(scorer.results(paths), 'score', total=len(paths), unit='images')
     for result, path in zip(results, paths):
         with tqdm.external_write_mode():  # a progress bar on the same terminal gives way
@@ -128,15 +102,17 @@ def score_all(
                 log(f'skipped: {result}')
                 failed += 1
                 continue
-            values = result[: len(columns) - 1]
+            values = result if options.spread else result[:1]
             # Before the table has the image: --resume skips what the table has.
-            if folder:
-                picture = Path(folder, f'{name_below(common, path)}.png')
-                picture.parent.mkdir(parents=True, exist_ok=True)
+            if options.map:
                 title = f'{path.name}: score {values[0]:.4f}'
-                write_whole(picture, scorer.drawn_map(path, title))
-            table.writerow([path, *values])
+                maps[path].parent.mkdir(parents=True, exist_ok=True)
+                write_whole(maps[path], scorer.drawn_map(path, title))
+            if table:
+                table.append(path, values)
             print(one_line(path), *(f'{value:.4f}' for value in values), sep='\t', flush=True)
+    if failed:
+        log(f'{failed} of {len(paths)} images could not be read')
     return failed
 
 
@@ -161,28 +137,32 @@ def name_below(common: str, path: Path) -> str:
     return os.path.join(re.sub(r'[:\\/]', '', drive), rest.lstrip(os.path.sep))
 
 
-def without_scored(paths: list[Path], table: str) -> list[Path]:
-    """The images that are not in the table of an earlier call."""
-    scored = scored_images(table)
-    left = [path for path in paths if str(path) not in scored]
-    log(
-        f'{table} holds the scores of {len(paths) - len(left)} of {len(paths)} images, '
-        'which are skipped'
-    )
-    return left
+def map_paths(paths: list[Path], folder: str) -> dict[Path, Path]:
+    """The place of each image's map below `folder`, as the image lies below the common folder.
 
-
-def scored_images(table: str) -> set[str]:
-    """The images in the table of an earlier call; none if there is no table.
-
-    A last line that a kill left unfinished is cut off, so that the table can be continued.
+    Raises:
+        InputError: a place is in a run folder, or holds a file of the user's.
     """
-    with named(table, 'a table'), open(table, 'a+b') as file:
-        file.seek(0)
-        lines = [line for line in file if line.endswith(b'\n')]
-        file.truncate(sum(map(len, lines)))
-        texts = [line.decode(errors='surrogateescape') for line in lines]
-        return {row['image'] for row in csv.DictReader(texts, strict=True)}
+    refuse_in_run(folder)
+    common = common_folder(paths)
+    places = {}
+    for path in paths:
+        places[path] = Path(folder, f'{name_below(common, path)}.png')
+        refuse_other_content(places[path])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return places
+
+
+def without_scored(paths: list[Path], table: ScoreTable) -> list[Path]:
+    """The images that are not in the table of an earlier call."""
+    scored = {row['image'] for row in table.rows}
+    left = [path for path in paths if str(path) not in scored]
+    if scored:
+        log(
+            f'{table.path} holds the scores of {len(paths) - len(left)} of {len(paths)} images, '
+            'which are skipped'
+        )
+    return left
 
 
 def read_list(source: str) -> list[Path]:
@@ -321,7 +301,7 @@ def make_parser() -> Parser:
         help='skip the images that --csv FILE holds, and append to it',
     )
     parser.add_argument(
-        '--amp', action='store_true', help='bfloat16: faster, scores differ slightly'
+        '--amp', action='store_true', help='bfloat16 or float16: faster, scores differ slightly'
     )
     parser.add_argument(
         '--device',

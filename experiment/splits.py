@@ -95,6 +95,8 @@ def asked_splits(config: Any, database: OpenDatabase) -> tuple[str, list[Split]]
     kind = default_kind(database) if config.split is None else config.split
     if kind == 'random':
         return '--split random', [random_split(config, database, k) for k in rounds]
+    if kind == 'folds':
+        return '--split folds', [fold(config, database, k) for k in rounds]
     if kind == 'official':
         source = f'--split official (the sets in {database.path})'
         split = official_split(database)
@@ -244,6 +246,34 @@ def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Spl
     if not split['train'] or not split['test'] or bool(split['val']) != bool(val_ratio):
         raise InputError(f'{units} images or contents are too few to split')
     return split
+
+
+def fold(config: Any, database: OpenDatabase, round_index: int) -> Split:
+    """The images of each part in a round of cross-validation, the same on every machine.
+
+    The contents or images are drawn into as many folds as there are rounds, and each round tests
+    on one of them, so that all rounds together test every image once.
+    """
+    count = config.train_test_num
+    units = len(database.units)
+    if not 2 <= count <= units:
+        raise InputError(
+            f'--split folds: --train_test_num {count} is the number of folds, of {units} images or '
+            f'contents; give 2 to {units}'
+        )
+    order = np.random.RandomState((config.seed, 0)).permutation(units)
+    folds = np.array_split(order, count)
+    # The fold after the tested one comes first, so that the rounds choose on different images.
+    others = np.concatenate(folds[round_index + 1 :] + folds[:round_index]).tolist()
+    held_out = round(config.val_ratio * len(others))
+    parts = {
+        'train': others[held_out:],
+        'val': others[:held_out],
+        'test': folds[round_index].tolist(),
+    }
+    if not parts['train'] or bool(parts['val']) != bool(config.val_ratio):
+        raise InputError(f'--val_ratio: {len(others)} images or contents are too few to split')
+    return {part: database.images(parts[part]) for part in PARTS}
 
 
 def official_split(database: OpenDatabase) -> Split:
@@ -462,6 +492,11 @@ def listed_in(
 
 def read_npy_list(file: str, part: str, round_number: int) -> Listed:
     """The row numbers in an integer .npy file of shape (n,) or (rounds, n)."""
+    if not part:
+        raise InputError(
+            f'{file} lists the images of one part only; give train={file} test=FILE, '
+            'or a folder with a file for each part'
+        )
     with reading(file, 'a NumPy array of numbers') as opened:
         array = np.lib.format.read_array(opened, allow_pickle=False)
         if array.dtype.kind not in 'iu' or array.ndim not in (1, 2):

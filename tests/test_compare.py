@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import databases
 import numpy as np
 import pytest
 from helpers import PROJECT, read_table
@@ -388,6 +389,28 @@ def test_only_rounds_that_both_have_finished_are_compared(in_process, tmp_path):
     with Image.open(tmp_path / 'picture.png') as picture:
         assert picture.width > 1000
     assert in_process(compare.main, *runs, '--csv', 'other.csv').returncode == 2
+
+
+def test_a_table_and_a_picture_replace_only_their_own_kind_outside_of_runs(in_process, tmp_path):
+    runs = [make_run(tmp_path / name, noise) for name, noise in (('a', 0.3), ('b', 0.4))]
+    mine = databases.picture(tmp_path / 'mine.png')
+    (tmp_path / 'labels.csv').write_text('image,score\na.png,1\n')
+    before = mine.read_bytes()
+    for output, reason in (
+        (('--plot', 'mine.png'), 'mine.png exists and is no such output of this project'),
+        (('--csv', 'labels.csv'), 'labels.csv exists and is no such output of this project'),
+        (('--csv', 'a/x.csv'), 'a/x.csv is in the run folder'),
+        (('--plot', 'b/round_01/x.png'), 'b/round_01/x.png is in the run folder'),
+    ):
+        done = in_process(compare.main, *runs, *output)
+        assert done.returncode == 2 and done.stderr.startswith(f'error: {reason}')
+        assert done.stderr.count('\n') == 1 and not done.stdout
+    assert mine.read_bytes() == before
+    assert (tmp_path / 'labels.csv').read_text() == 'image,score\na.png,1\n'
+    assert not list(tmp_path.glob('[ab]/**/x.*'))
+    for _ in range(2):
+        done = in_process(compare.main, *runs, '--csv', 'own.csv', '--plot', 'own.png')
+        assert done.returncode == 0
 
 
 def test_several_runs_are_one_table_the_best_first(in_process, tmp_path):

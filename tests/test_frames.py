@@ -75,7 +75,7 @@ def test_changed_and_replaced_images_are_noticed(make_database, capsys):
     os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
     assert image.stat().st_size == status.st_size
     assert_cached_equals_direct('livec', root)
-    assert 'images changed since the frame cache was made: decoding 6' in capsys.readouterr().err
+    assert 'in place of the cache of an earlier state of the database' in capsys.readouterr().err
 
     status = image.stat()
     databases.picture(image, seed=78, size=(250, 260))  # of the same time, but larger

@@ -78,7 +78,7 @@ def test_references_in_two_letter_cases_are_one_content(table):
 def test_columns_by_number_keep_the_first_row(table):
     table(header='', row=lambda k, n: f'{n},{k / 10},{k + 1}')
     with pytest.raises(
-        InputError, match=r"no column is the score in 'a/1.png,0.0,1'; .* score=NUMBER"
+        InputError, match=r"has no header, .* line 1 is 'a/1.png,0.0,1'; .* score=NUMBER"
     ):
         database_of('t.csv')
     _, database = database_of('t.csv', '--columns', 'image=1', 'score=3')

@@ -338,7 +338,7 @@ def open_frames(
     """The frames `direct` from their cache, which is built if it does not exist.
 
     Args:
-        root: the database's folder or label file.
+        root: the database's folder or label file, next to which the cache is by default.
         name: the start of the cache file's name.
         cache: the cache's folder. None is `.hyperiqa_cache` next to the images, or the user's cache
             folder if that cannot be written or has no room. 'none' stands for no cache: image files
@@ -390,6 +390,8 @@ class DirectFrames:
         resize: (height, width) that every image is resized to, or None.
         exif_rotation: turn images by their EXIF orientation.
         srgb: convert images with a wide-gamut profile to sRGB.
+        folder: at which the images' names start. With their contents it may move.
+        column: the column of a table that names the images, if the user chose it.
     """
 
     def __init__(
@@ -399,12 +401,16 @@ class DirectFrames:
         resize: Sequence[int] | None,
         exif_rotation: bool,
         srgb: bool,
+        folder: Path | str,
+        column: str,
     ) -> None:
         self.paths = paths
         self.smallest = smallest
         self.resize = resize
         self.exif_rotation = exif_rotation
         self.srgb = srgb
+        self.folder = folder
+        self.column = column
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -460,7 +466,7 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
         InputError: an image cannot be read or is too small.
     """
     place = path_from(os.path.realpath(folder), os.path.realpath(root))
-    stamps = stamps_of(direct.paths, root)
+    stamps = stamps_of(direct.paths, direct.folder)
     path = folder / cache_name(name, place, direct, stamps)
     try:
         frames = read_cache(path, len(stamps))
@@ -478,7 +484,7 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
             remove_abandoned(folder)
             remove_abandoned(folder, path.name, owned=is_held)
             build(path, sizes, direct)
-            remove_if_changed(path, direct.paths, stamps, stamps_of(direct.paths, root))
+            remove_if_changed(path, direct.paths, stamps, stamps_of(direct.paths, direct.folder))
     frames = read_cache(path, len(stamps))
     if frames is None:
         raise OSError(errno.EIO, 'it does not read as it was written')
@@ -488,27 +494,31 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
 def cache_name(name: str, place: str, direct: DirectFrames, stamps: Sequence[Any]) -> str:
     """The file name of a cache: `name`, a hash for database and preparation, one for the files.
 
+    A new cache replaces the others with the same first hash (`remove_older`).
+
     Args:
         place: the path from the cache to the database, which stays when both are moved.
         stamps: those of `stamps_of`.
     """
     made = [FORMAT, place, direct.resize and tuple(direct.resize), direct.exif_rotation]
-    # Left out where it is off, so that caches from before the option keep their names.
+    # Left out where they are off, so that caches from before these options keep their names.
     if direct.srgb:
         made.append('sRGB')
+    if direct.column:
+        made.append(f'column {direct.column}')
     of_place = hashlib.sha256(repr(tuple(made)).encode()).hexdigest()
     of_files = hashlib.sha256(repr(stamps).encode()).hexdigest()
     return f'{name}-{of_place[:8]}-{of_files[:16]}.frames'
 
 
-def stamps_of(paths: Sequence[str], root: Path | str) -> list[tuple[Any, ...]]:
+def stamps_of(paths: Sequence[str], folder: Path | str) -> list[tuple[Any, ...]]:
     """A value for each image file that changes when the file does.
 
-    It has the path below `root`, the size and the modification time, and for some of the images the
-    first and last kilobyte too: two databases that a container shows under one path, one after the
-    other, can have equal names, sizes and times.
+    It has the path below `folder`, the size and the modification time, and for some of the images
+    the first and last kilobyte too: two databases that a container shows under one path, one after
+    the other, can have equal names, sizes and times.
     """
-    start = os.path.join(folder_of(root), '')
+    start = os.path.join(folder, '')
     stamps: list[tuple[Any, ...]] = []
     for path in paths:
         status = os.stat(path)
@@ -562,10 +572,14 @@ def build(path: Path, sizes: np.ndarray, direct: DirectFrames) -> None:
 
     Older caches of the same database and preparation are deleted.
     """
-    change = 'images changed since the frame cache was made: ' if remove_older(path) else ''
+    is_replaced = remove_older(path)
     starts = starts_of(sizes)
     gigabytes = f'{starts[-1] / 1e9:.2f} GB'
-    log(f'{change}decoding {len(sizes)} images once into {path} ({gigabytes})')
+    text = f'decoding {len(sizes)} images once into {path} ({gigabytes})'
+    # Perhaps an image has changed, or the table names other images or other rows first.
+    if is_replaced:
+        text += ', in place of the cache of an earlier state of the database'
+    log(text)
     # A full disk shows before the work and not after it.
     if starts[-1] > shutil.disk_usage(path.parent).free:
         raise OSError(errno.ENOSPC, f'{gigabytes} are needed')

@@ -31,6 +31,8 @@ SETS = {  # the part that each word of a label file or of a list's name means
     'test': 'test',
     'testing': 'test',
 }
+# A Python float: a comparison with numpy's would turn the other number into 32 bits first.
+LARGEST = float(np.finfo(np.float32).max)
 HEADER_ROWS = 10  # the header is one of the first rows: an Excel sheet may have a title above it
 
 
@@ -69,6 +71,7 @@ class Settings(NamedTuple):
         split_by: 'image' or 'content'.
         skip_missing: leave out listed images that are missing or unreadable.
         average_votes: give an image the mean score of all its rows.
+        place: the option that names the place of the database, for messages.
     """
 
     columns: Mapping[str, str] = {}
@@ -77,13 +80,14 @@ class Settings(NamedTuple):
     split_by: str | None = None
     skip_missing: bool = False
     average_votes: bool = False
+    place: str = '--data_root DIR'
 
     @classmethod
     def of(cls, config: Any) -> 'Settings':
         """The settings in the script's options."""
         columns = dict(config.columns or {})
         # With a published split, the set is a column of the split's table and not of the labels.
-        if config.split not in (None, 'random', 'official'):
+        if config.split not in (None, 'random', 'folds', 'official'):
             columns.pop('set', None)
         return cls(
             columns=columns,
@@ -268,7 +272,7 @@ class Labels:
         with suppress(TypeError, ValueError):
             value = float(text)
             # Python reads 1_000 as a number, which no label file means.
-            if abs(value) <= np.finfo(np.float32).max and '_' not in str(text):
+            if abs(value) <= LARGEST and '_' not in str(text):
                 return value
         raise InputError(
             f'{self.file}, {where}: the {role} {text!r} is not a number that 32 bits hold; '

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from util import excel
 from util.errors import InputError
 from util.tables import (
     BLANK,
-    EXCEL,
     KNOWN,
     cells_of,
     guessed_columns,
@@ -232,7 +232,7 @@ def names_on_lines(
         columns: normalized names that make the first line a header, besides the known ones.
         errors: what to do with bytes that are not UTF-8.
     """
-    if content.startswith(EXCEL):
+    if content.startswith(excel.STARTS):
         return None
     text = content.decode('utf-8-sig', errors)
     lines = [line for line in lines_of(text) if line.strip(BLANK)]

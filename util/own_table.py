@@ -4,9 +4,11 @@ What is taken from it is logged, and warnings tell what looks like a mistake in 
 """
 
 import os
+import re
 import shlex
 from typing import Any
 
+from util import excel
 from util.errors import InputError, log
 from util.labels import Labels, known_set
 from util.names import is_picture
@@ -14,6 +16,8 @@ from util.tables import BLANK, Row, Table, find_columns, is_number, normalized_n
 
 # Columns of these names look like a reference, but are used only if --columns names them.
 REFERENCES = {'ref', 'ref_image', 'reference_image', 'refnames_all', 'source', 'prompt'}
+# A number in which commas may separate thousands: 1,012 or 1,012,000.5, but not 0,512 or 1,5.
+THOUSANDS = re.compile(r'[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?')
 # A content column may be an attribute, such as a camera, if it has so few values or so many images
 # for each.
 FEW_CONTENTS = 10
@@ -29,6 +33,7 @@ def read_csv(labels: Labels) -> None:
         needed=('image', 'score'),
         optional=('content', 'set', 'type'),
     )
+    refuse_thousands(labels, table)
     folder = labels.settings.images or os.path.dirname(labels.file)
     labels.has_contents = 'content' in table.columns
     for row in table.rows:
@@ -65,14 +70,43 @@ def read_csv(labels: Labels) -> None:
         warn_of_references(labels, table)
 
 
+def refuse_thousands(labels: Labels, table: Table) -> None:
+    """Refuse scores in which a comma separates thousands, as in 987 and 1,012.
+
+    1,012 and 1,234 alone are decimals, as before.
+    """
+    with_comma: list[tuple[str, str]] = []
+    without: list[tuple[str, str]] = []
+    for row in table.rows:
+        cell = str(row.cells[table.columns['score']]).strip()
+        group = with_comma if ',' in cell else without
+        group.append((row.where, cell))
+    if not with_comma or not all(THOUSANDS.fullmatch(cell) for _, cell in with_comma):
+        return
+    for where, cell in without:
+        # A point is a decimal mark, so that a comma is none.
+        if is_number(cell) and ('.' in cell or abs(float(cell)) >= 100):
+            other, thousands = with_comma[0]
+            raise InputError(
+                f'{labels.file}, {other}: the comma in the score {thousands!r} seems to separate '
+                f'thousands, since {where} has {cell!r}; write numbers without such commas, and '
+                'decimals with a point'
+            )
+
+
 def cells_by_role(labels: Labels, table: Table, row: Row) -> dict[str, str]:
     """The cells of a row by role; its score has a decimal point.
 
     Raises:
-        InputError: a cell other than the set is empty.
+        InputError: a cell other than the set is empty, or one has not been computed.
     """
     cells = {role: str(row.cells[k]).strip(BLANK) for role, k in table.columns.items()}
     for role, cell in cells.items():
+        if cell == excel.NO_VALUE:
+            raise InputError(
+                f'{labels.file}, {row.where}: the {role} is {cell}; open the file in Excel or '
+                'LibreOffice and save it, so that it is computed'
+            )
         if not cell and role != 'set':
             raise InputError(
                 f'{labels.file}, {row.where}: the {role} is empty; fill it in or remove that row'
