@@ -184,7 +184,7 @@ def read_list(source: str) -> list[Path]:
             if rows and rows[0].cells[:2] == SCORED:
                 files = FilesIn('')
     if not names:
-        raise InputError(f'{source} lists no image')
+        raise InputError(f'--list {source}: it names no image')
     return [Path(files.path(name)) for name in names]
 
 
