@@ -22,6 +22,7 @@ import models
 from data_loader import SCALE_STREAM, Batch, DataLoader
 from experiment.options import with_defaults
 from folders import OpenDatabase
+from scoring.trained import meaning_of
 from util import checkpoints, distributed
 from util.errors import InputError, log
 from util.labels import Settings
@@ -59,6 +60,15 @@ def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float
     return hypernet, backbone
 
 
+def patch_losses(predicted: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return the loss (B,) of each patch: the absolute error, as in the paper.
+
+    Args:
+        predicted, scores: (B,), both in the unit of the network's output or both in the labels'.
+    """
+    return F.l1_loss(predicted, scores, reduction='none')
+
+
 class HyperIQASolver:
     """One round: a network, its optimizer, and the training and test part of a database.
 
@@ -75,6 +85,8 @@ class HyperIQASolver:
         score_range: (low, high): the network's output y means the score low + (high - low) * y. The
             default is the range of the labels with `config.normalize_scores`, else (0, 1), with
             which the output is the score.
+        amp_type: the type in which `config.amp` computes; the default is that of the device
+            (`distributed.amp_type`).
 
     Attributes:
         model_hyper: the `models.HyperNet`.
@@ -96,6 +108,7 @@ class HyperIQASolver:
         val_idx: Sequence[int] = (),
         round_index: int = 0,
         score_range: Sequence[float] | None = None,
+        amp_type: torch.dtype | None = None,
     ) -> None:
         config = with_defaults(config)
         self.config = config
@@ -106,6 +119,7 @@ class HyperIQASolver:
         if config.deterministic:
             distributed.make_deterministic()
         self.device = torch.device(distributed.pick_device(config.device))
+        self.amp_type = amp_type or distributed.amp_type(str(self.device))
 
         if isinstance(path, OpenDatabase):
             database = path
@@ -173,6 +187,11 @@ class HyperIQASolver:
             weight_decay=self.weight_decay,
             fused=True,  # one pass over all 196 tensors, several times faster than a loop over them
         )
+        # Small gradients are zero in float16, so the loss is scaled up before the backward pass and
+        # the gradients down before the step. A step whose gradients overflow is skipped, and the
+        # scale is halved. PyTorch's first scale of 65536 would skip the first four steps.
+        needs_scale = self.config.amp and self.amp_type == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=1024, enabled=needs_scale)
 
     def loader(
         self,
@@ -289,13 +308,16 @@ class HyperIQASolver:
         Raises:
             InputError: with `config.fit_scale`, all scores are equal or one is not finite.
         """
+        weights = self.config.weights
+        meaning = meaning_of(weights, checkpoints.read_trained(weights))
+        log(f'{weights}: {meaning.scale_line}')
         images = self.train_data.images[:SCALE_IMAGES]
         # A stream of their own: these patches are neither those of the training nor of the test.
         data = self.loader(self.database, images, istrain=False, patch_num=1, stream=SCALE_STREAM)
         scores = self.predict(data)
         labels = data.scores
         summary = (
-            f'{self.config.weights}: on {len(labels)} training images its scores are '
+            f'{weights}: on {len(labels)} training images its scores are '
             f'{scores.min():.4g} to {scores.max():.4g}, the labels {labels.min():.4g} to '
             f'{labels.max():.4g}, SRCC {srcc(scores, labels):.3f}'
         )
@@ -397,6 +419,7 @@ class HyperIQASolver:
         return {
             'model': self.model_hyper.state_dict(),
             'optimizer': self.solver.state_dict(),
+            'scaler': self.scaler.state_dict(),  # empty without float16
             'history': self.history,
             'best': self.best,
             'rng': torch.get_rng_state(),
@@ -414,6 +437,7 @@ class HyperIQASolver:
         """Restore a `state_dict`."""
         self.model_hyper.load_state_dict(state['model'])
         self.solver.load_state_dict(state['optimizer'])
+        self.scaler.load_state_dict(state.get('scaler', {}))  # earlier versions had none
         self.history = state['history']
         self.best = state['best']
         torch.set_rng_state(state['rng'])
@@ -436,7 +460,7 @@ class HyperIQASolver:
         seen = torch.zeros(len(labels), dtype=torch.bool)  # for the progress line only
 
         def loss_so_far() -> str:
-            loss = F.l1_loss(predicted.cpu()[seen], labels[seen])
+            loss = patch_losses(predicted.cpu()[seen], labels[seen]).mean()
             return f', loss so far {loss:.4g}'
 
         for batch in with_progress(self.train_data, f'epoch {epoch + 1}', note=loss_so_far):
@@ -444,7 +468,7 @@ class HyperIQASolver:
             seen[batch.rows] = True
         # Each rank has filled in its own patches; the others are 0.
         predicted = distributed.sum_over_ranks(predicted).cpu()
-        return F.l1_loss(predicted, labels).item(), srcc(predicted, labels)
+        return patch_losses(predicted, labels).mean().item(), srcc(predicted, labels)
 
     def train_step(self, patches: torch.Tensor, scores: torch.Tensor, count: int) -> torch.Tensor:
         """Do one step of the optimizer.
@@ -462,13 +486,15 @@ class HyperIQASolver:
         output = self.forward(self.train_model, patches, is_full)
         # A copy has no score, so it is cut off here and adds nothing to the gradient.
         output = output[: len(scores)]
-        total = F.l1_loss(output, self.to_output(scores), reduction='sum')
+        total = patch_losses(output, self.to_output(scores)).sum()
         # The wrapped network divides the gradients by the number of ranks. Undo that, and divide by
         # the size of the whole batch.
         loss = total * distributed.world_size() / count
         self.solver.zero_grad()
-        loss.backward()
-        self.solver.step()
+        # Without float16, the scaler passes the loss and the step on as they are.
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.solver)
+        self.scaler.update()
         return self.to_score(output.detach())
 
     def to_score(self, output: Any) -> Any:
@@ -518,7 +544,7 @@ class HyperIQASolver:
         # only full batches are compiled: one graph for training and one for testing.
         is_eager = self.config.compile and not is_full
         stance = torch.compiler.set_stance('force_eager') if is_eager else nullcontext()
-        with stance, torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+        with stance, torch.autocast(self.device.type, self.amp_type, enabled=self.config.amp):
             return models.predict_scores(model, patches)
 
     def set_learning_rates(self, hypernet_lr: float, backbone_lr: float) -> None:

@@ -26,8 +26,8 @@ import numpy as np
 import folders
 from experiment.options import Parser, with_defaults
 from experiment.record import FREE_OPTIONS, read_record, record_path
-from experiment.report import with_intervals
-from experiment.results import read_history, read_predictions, read_result, unequal_epochs
+from experiment.report import is_chosen_on_test, with_intervals
+from experiment.results import Result, read_history, read_predictions, read_round, unequal_epochs
 from experiment.run_folder import round_path, rounds_in
 from util import metrics, plots
 from util.errors import InputError, boundary, log
@@ -47,10 +47,7 @@ COLUMNS = (
     'p',
 )
 LAST = 'last epoch'
-
-
-class NoTestError(InputError):
-    """A folder holds no finished round with test images."""
+FOLDS = 'all folds'
 
 
 class Run(NamedTuple):
@@ -59,6 +56,7 @@ class Run(NamedTuple):
     name: str
     record: dict[str, Any]  # the content of config.json
     rounds: dict[int, TestedImages]  # as predicted in the best epoch
+    results: dict[int, Result]
     histories: dict[int, dict[str, list[float]]]  # the columns of history.csv
     splits: dict[int, dict[str, Any]]  # the content of split.json
 
@@ -68,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         options = parse_options(argv)
         # Before the work, so that it is not lost for an output that cannot be written.
         if options.csv:
-            check_output(options.csv, ['.csv'], ','.join(COLUMNS) + '\n')
+            check_output(options.csv, ['.csv'], ','.join(COLUMNS))
         if options.plot:
             check_output(options.plot, ['.png'])
         runs = read_runs(options.runs)
@@ -114,10 +112,10 @@ def draw(runs: list[Run], rows: list[dict[str, Any]]) -> bytes:
 def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     """The runs in the folders `paths`, named by their folders, or by their paths if two are alike.
 
-    What has no finished test is left out, with a line for each.
+    Folders that cannot be compared are left out, with a line for each.
 
     Raises:
-        InputError: a folder is missing or is given twice, or fewer than two runs are left.
+        InputError: a folder is given twice, or fewer than two are left.
     """
     run_folders = [Path(path).resolve() for path in paths]
     if len(set(run_folders)) < len(run_folders):
@@ -130,7 +128,7 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     for folder, name in zip(run_folders, names):
         try:
             runs.append(read_run(folder, name))
-        except NoTestError as reason:
+        except InputError as reason:
             left_out.append(str(reason))
     if len(runs) < 2:
         raise InputError('; '.join(left_out))
@@ -143,27 +141,25 @@ def read_run(folder: Path, name: str) -> Run:
     """The run in `folder`.
 
     Raises:
-        NoTestError: it is no run, or has no finished round with test images, or rounds that were
-            not trained with the same --epochs.
-        InputError: the folder is missing, or a file in it is damaged.
+        InputError: it is no run, a file in it is damaged, it has no finished round with test
+            images, or its rounds were not trained with the same --epochs.
     """
     path = record_path(folder)
-    if folder.exists() and not path.exists():
-        raise NoTestError(f'{folder} has no config.json, so it is no run')
-    run = Run(name, read_record(path), rounds={}, histories={}, splits={})
+    if not path.exists():
+        raise InputError(f'{folder} has no config.json, so it is no run')
+    run = Run(name, read_record(path), rounds={}, results={}, histories={}, splits={})
     if run.record['options']['train_on_all']:
-        raise NoTestError(f'{folder} was trained on all images, so it has no test')
-    results = {}
+        raise InputError(f'{folder} was trained on all images, so it has no test')
     for number in rounds_in(folder):
         path = round_path(folder, number)
         run.rounds[number] = read_predictions(path / 'predictions.csv')
+        run.results[number] = read_round(path)
         run.histories[number] = read_history(path)
         run.splits[number] = read_json(path / 'split.json')
-        results[number] = read_result(path / 'result.json')
-    if unequal_epochs(results):
-        raise NoTestError(f'{folder}: {unequal_epochs(results)}')
+    if unequal_epochs(run.results):
+        raise InputError(f'{folder}: {unequal_epochs(run.results)}')
     if not run.rounds:
-        raise NoTestError(
+        raise InputError(
             f'{folder} has no finished round with test images; --resume {folder} finishes it'
         )
     return run
@@ -174,8 +170,8 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
 
     Returns:
         rows with COLUMNS, those of SRCC and then those of PLCC: one for each round, one for their
-        'mean' or 'median' if there are several, and one for the last epochs. Without an interval
-        a row has no `low`, `high` and `p`, and `reason` may say why.
+        'mean', 'median' or 'all folds' if there are several, and one for the last epochs. Without
+        an interval a row has no `low`, `high` and `p`, and `reason` may say why.
 
     Raises:
         InputError: they share no round, or the test images or labels of a round differ.
@@ -199,6 +195,13 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
         at_last = rows_at_last(metric, numbers, first, second)
         if len(numbers) == 1:
             summary = at_last
+        elif all(is_all_folds(run) for run in (first, second)):
+            # Every image is tested once, so all folds together are one test.
+            pair = (
+                metrics.pooled([one for one, _ in pairs]),
+                metrics.pooled([two for _, two in pairs]),
+            )
+            summary = [row_of_folds(metric, pair), row_of_mean(LAST, at_last, ratio)]
         elif is_redrawn:
             # Each round is a new draw of training and test images, which the t-test is made for.
             mean = row_of_mean('mean', of_rounds, ratio)
@@ -216,11 +219,10 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
 
 def rows_at_last(metric: str, numbers: list[int], first: Run, second: Run) -> list[dict[str, Any]]:
     """The difference of each round's last epochs, which were not chosen on the test images."""
-    column = f'test_{metric.lower()}'
     rows = []
     for number in numbers:
-        one = first.histories[number][column][-1]
-        other = second.histories[number][column][-1]
+        one = first.results[number]['last_epoch'][metric]
+        other = second.results[number]['last_epoch'][metric]
         rows.append(row_of(LAST, one, other))
     return rows
 
@@ -272,7 +274,7 @@ def row_of(name: str, one: float, other: float) -> dict[str, Any]:
 
 
 def row_of_round(
-    metric: str, number: int, pair: tuple[TestedImages, TestedImages], resamples: np.ndarray
+    metric: str, name: object, pair: tuple[TestedImages, TestedImages], resamples: np.ndarray
 ) -> dict[str, Any]:
     """The difference in a round, with an interval over its test images.
 
@@ -284,7 +286,7 @@ def row_of_round(
     function = metrics.CORRELATIONS[metric]
     one, other = pair
     row = row_of(
-        str(number),
+        str(name),
         function(one.predicted, one.subjective),
         function(other.predicted, other.subjective),
     )
@@ -301,6 +303,19 @@ def row_of_round(
     except metrics.NoIntervalError as reason:
         return {**row, 'reason': str(reason)}
     return {**row, 'low': low, 'high': high}
+
+
+def is_all_folds(run: Run) -> bool:
+    """Whether a run has finished all of its --split folds."""
+    options = run.record['options']
+    return options['split'] == 'folds' and len(run.rounds) == options['train_test_num']
+
+
+def row_of_folds(metric: str, pair: tuple[TestedImages, TestedImages]) -> dict[str, Any]:
+    """The difference on the images of all folds, with an interval over them."""
+    resamples = metrics.resampled(pair)
+    of_metric = dict(zip(metrics.CORRELATIONS, resamples[:, 0] - resamples[:, 1]))
+    return row_of_round(metric, FOLDS, pair, of_metric[metric])
 
 
 def row_of_mean(name: str, rows: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
@@ -359,7 +374,10 @@ def print_runs(runs: list[Run]) -> None:
     for cells in table:
         padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
         print('  '.join(padded).rstrip())
-    if any(is_chosen_on_test(run) for run in runs):
+    results: list[Result] = []
+    for run in runs:
+        results += run.results.values()
+    if any(is_chosen_on_test(result) for result in results):
         print(
             'Best epochs were chosen on these test images, which is optimistic; '
             'the last epoch was not chosen.'
@@ -372,20 +390,11 @@ def rank_of(run: Run) -> float:
     return math.inf if math.isnan(median) else -median
 
 
-def is_chosen_on_test(run: Run) -> bool:
-    """Whether a round's best epoch was chosen on its test images, from several epochs."""
-    for number, split in run.splits.items():
-        epochs = len(run.histories[number]['test_srcc'])
-        if epochs > 1 and 'val' not in split:
-            return True
-    return False
-
-
 def cells_of(run: Run) -> list[str]:
     """The line of a run in the table of `print_runs`."""
     rounds = list(run.rounds.values())
     at_best = with_intervals({**metrics.medians(rounds), **metrics.intervals(rounds)})
-    at_last = np.median([history['test_srcc'][-1] for history in run.histories.values()])
+    at_last = np.median([result['last_epoch']['SRCC'] for result in run.results.values()])
     commit = run.record.get('commit') or ''
     options = changed_options(run.record['options'])
     return [run.name, str(len(rounds)), at_best, f'{at_last:.4f}', commit[:7], options]
@@ -411,8 +420,6 @@ def words_of(name: str, value: Any) -> list[str]:
     """The words that set an option on a command line to a value in a config.json."""
     if name == 'lower_is_better' and value is False:
         return ['--higher_is_better']
-    if value is False:
-        return [f'--no-{name}']
     if value is True:
         return [f'--{name}']
     if name == 'columns':
@@ -483,6 +490,8 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     # How far the claim goes: only rounds with other images and trainings speak of the methods.
     if is_round(row):
         return f'{found} on these test images; one training each says nothing about the methods'
+    if row['round'] == FOLDS:
+        return f'{found} on the images of all folds'
     if row['round'] == 'median':
         return f'{found} on these test images, by the median of the rounds'
     return f'{found}, by the mean of the rounds (p {row["p"]:.2g})'

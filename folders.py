@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from util.demo_database import DEFAULTS, IMAGES, generate
-from util.errors import InputError, log, nearest
+from util.errors import InputError, log, nearest, visible
 from util.files import path_from
 from util.frames import (
     CachedFrames,
@@ -93,8 +93,7 @@ def read_csiq_sheet(labels: Labels, folder: Path) -> None:
     columns = ('image', 'dst_type', 'dst_lev', 'dmos')
     keys = []
     for where, (scene, kind, level, score) in labels.rows(*columns, sheet='all_by_image'):
-        # Excel stores the scene 1600 as a number.
-        scene = f'{scene:g}' if isinstance(scene, float) else str(scene).strip()
+        scene = str(scene).strip()  # 1600 is a number in Excel
         kind = CSIQ_TYPES.get(normalized_name(kind), str(kind).strip())
         level = labels.number(level, where, 'distortion level')
         name = f'{scene}.{kind}.{level:g}.png'
@@ -264,6 +263,19 @@ class Database(NamedTuple):
         return scale_of(self.score_range, self.higher_is_better)
 
     @property
+    def meaning(self) -> Meaning:
+        """What an image and a score mean to a network that is trained on it by default."""
+        return Meaning(
+            title=self.title,
+            label_range=self.score_range,
+            higher_is_better=self.higher_is_better,
+            score_range=None,
+            resize=self.resize,
+            exif_rotation=self.exif_rotation,
+            srgb=self.srgb,
+        )
+
+    @property
     def split(self) -> str:
         text = 'by content' if self.by_content else 'by image'
         if self.official:
@@ -426,14 +438,15 @@ def remedy_of(key: str, path: Path | str, settings: Settings) -> str:
     """The advice to a user who lacks files of the database `key` in `path`."""
     if key == 'csv':
         start = settings.images or f'{Path(path).parent}{os.sep}'
-        return (
-            'Each line names an image and its score; a relative name starts at '
-            f'{start} or at --data_root DIR.'
-        )
+        remedy = f'Each line names an image and its score; a relative name starts at {start}'
+        # A table of --test_on is itself named by that option.
+        if settings.place == AS_DOCUMENTED.place:
+            remedy += f' or at {settings.place}'
+        return f'{remedy}.'
     entry = DATABASES[key]
     return (
         f'Get it from {entry.source} and unpack it so that the folder holds {entry.layout}; '
-        '--data_root DIR names another place; --dataset demo needs no data.'
+        f'{settings.place} names another place; --dataset demo needs no data.'
     )
 
 
@@ -474,7 +487,7 @@ def add_types(samples: list[Sample], pattern: str) -> None:
 def refuse_missing(labels: Labels) -> None:
     missing = [sample for sample in labels.samples if sample.file is None]
     if missing:
-        first = ', '.join(f'{sample.path} ({sample.where})' for sample in missing[:5])
+        first = ', '.join(f'{visible(sample.path)} ({sample.where})' for sample in missing[:5])
         raise InputError(
             f'{labels.title}: {len(missing)} of the {len(labels.samples)} images that '
             f'{labels.file} lists are missing, the first of them {first}. {labels.remedy} '
@@ -489,13 +502,13 @@ class OpenDatabase:
         dataset, path: as in `read_labels`.
         resize: (height, width) that every image is resized to, instead of the database's own.
         settings: how the labels are read.
+        srgb: whether its images are converted to sRGB, instead of the database's own way.
 
     Attributes:
         key: its name in `DATABASES`.
         entry: its row there.
         samples: its `Sample`s, in the order of the label file.
         known: paths of its images that are not scored.
-        srgb: whether its images are converted to sRGB; it may be set until they are open.
         higher_is_better: the direction of its scores.
         by_content: whether a split keeps the images of one content together.
         left_out: with `settings.skip_missing`, the name, row and reason of each listed image that
@@ -516,12 +529,13 @@ class OpenDatabase:
         path: Path | str,
         resize: Sequence[int] | None = None,
         settings: Settings = AS_DOCUMENTED,
+        srgb: bool | None = None,
     ) -> None:
         self.key = database_key(dataset)
         self.entry = DATABASES[self.key]
         self.path = path
         self.resize = resize or self.entry.resize
-        self.srgb = self.entry.srgb
+        self.srgb = self.entry.srgb if srgb is None else srgb
         self.settings = settings
         labels = read_labels(self.key, path, settings)
         self.label_file = labels.file
@@ -606,6 +620,8 @@ class OpenDatabase:
             resize=self.resize,
             exif_rotation=self.entry.exif_rotation,
             srgb=self.srgb,
+            folder=self.folder,
+            column=self.settings.columns.get('image', ''),
         )
         self.frames = open_frames(direct, self.path, self.key, cache)
         return self
@@ -627,16 +643,29 @@ class OpenDatabase:
 
     def name_of(self, path: str) -> str:
         """The path of an image below the database's folder."""
-        folder = self.settings.images or folder_of(self.path)
-        return Path(path_from(folder, path)).as_posix()
+        return Path(path_from(self.folder, path)).as_posix()
+
+    @property
+    def folder(self) -> Path | str:
+        """The folder at which the images' names start."""
+        return self.settings.images or folder_of(self.path)
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the samples' names, scores, contents and official sets."""
+        """A hash of the samples' names, scores, contents and official sets, in their order."""
+        return digest_of(self.rows())
+
+    @cached_property
+    def digest_in_any_order(self) -> str:
+        """As `digest`, the same if only the order of the samples differs."""
+        return digest_of(sorted(self.rows()))
+
+    def rows(self) -> list[list[Any]]:
+        """The name, score, content and official set of each sample."""
         rows = []
         for name, sample in zip(self.all_names, self.samples):
             rows.append([name, sample.score, self.plain_content(sample), sample.official_set])
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return rows
 
     def plain_content(self, sample: Sample) -> str:
         """The content of a sample, the same on every machine even if it is the image's path."""
@@ -677,17 +706,16 @@ class OpenDatabase:
         Args:
             normalized: whether the network's 0..1 stands for the range of the labels.
         """
-        return Meaning(
-            title=self.entry.title,
+        # The user's options and the labels can say otherwise than the table of databases.
+        return self.entry.meaning._replace(
             label_range=self.score_range,
             higher_is_better=self.higher_is_better,
             score_range=self.score_range if normalized else None,
             resize=self.resize,
-            exif_rotation=self.entry.exif_rotation,
             srgb=self.srgb,
         )
 
-    def warn_of_count(self) -> None:
+    def warn_if_incomplete(self) -> None:
         """Warn if the labels list more or fewer images than the complete database has."""
         listed = len(self.samples) + len(self.left_out)
         if self.entry.images not in (None, listed):
@@ -695,6 +723,10 @@ class OpenDatabase:
                 f'warning: {self.entry.title} has {self.entry.images} images; {listed} are listed '
                 'in the labels of this copy'
             )
+
+
+def digest_of(rows: list[list[Any]]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:
@@ -705,20 +737,6 @@ def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:
         units.setdefault(unit, []).append(k)
     # By name, so that a seed draws the same contents whatever the order of the label file.
     return [units[unit] for unit in sorted(units)]
-
-
-def koniq_meaning() -> Meaning:
-    """What an image and a score mean to the original authors' model for KonIQ-10k."""
-    entry = DATABASES['koniq']
-    return Meaning(
-        title=entry.title,
-        label_range=entry.score_range,
-        higher_is_better=entry.higher_is_better,
-        score_range=None,
-        resize=entry.resize,
-        exif_rotation=entry.exif_rotation,
-        srgb=entry.srgb,
-    )
 
 
 def dataset_table() -> str:

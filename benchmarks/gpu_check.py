@@ -42,7 +42,7 @@ from experiment.options import Parser
 from folders import OpenDatabase
 from HyerIQASolver import HyperIQASolver
 from util import distributed
-from util.distributed import device_name, has_bfloat16, memory_format, pick_device
+from util.distributed import device_name, has_fast_amp, memory_format, pick_device
 from util.errors import NO_RESULT, boundary, read_ranks
 
 PROJECT = Path(__file__).parent.parent
@@ -259,7 +259,7 @@ def read_weights(run: Path) -> dict[str, torch.Tensor]:
 def scores(root: Path, options: Namespace) -> Iterator[Result]:
     """bfloat16 changes the scores little."""
     check = 'scores with --amp against without'
-    if not has_bfloat16(options.device):
+    if not has_fast_amp(options.device):
         yield Result('SKIP', check, 'no instructions for bfloat16')
         return
     solver = make_solver(root, options, images=2, test_patch_num=options.batch_size)
@@ -331,7 +331,7 @@ def compiled_speed(root: Path, options: Namespace) -> Iterator[Result]:
     if options.no_compile:
         yield Result('SKIP', check, 'left out')
         return
-    solver = make_solver(root, options, amp=has_bfloat16(options.device), compile=True)
+    solver = make_solver(root, options, amp=has_fast_amp(options.device), compile=True)
     steps = steps_of(solver, options)
     before = seconds_of(steps, options)
     rate = options.steps * options.batch_size / before
@@ -343,7 +343,7 @@ def compiled_speed(root: Path, options: Namespace) -> Iterator[Result]:
 
 def data(root: Path, options: Namespace) -> Iterator[Result]:
     """An epoch with its data takes hardly longer than the same steps on a resident batch."""
-    variant = Variant({'amp': has_bfloat16(options.device)}, {})
+    variant = Variant({'amp': has_fast_amp(options.device)}, {})
     resident, with_data = epoch_with_data(root, options, variant, options.images - 2)
     seconds = median_seconds({'resident': resident, 'with data': with_data}, options)
     ratio = seconds['resident'] / seconds['with data']
@@ -353,7 +353,7 @@ def data(root: Path, options: Namespace) -> Iterator[Result]:
 
 def determinism(root: Path, options: Namespace) -> Iterator[Result]:
     """The time that --deterministic costs."""
-    amp = has_bfloat16(options.device)
+    amp = has_fast_amp(options.device)
     before = seconds_of(steps_of(make_solver(root, options, amp=amp), options), options)
     solver = make_solver(root, options, amp=amp, deterministic=True)
     after = seconds_of(steps_of(solver, options), options)

@@ -1,12 +1,15 @@
 """Train the repaired loop and loops with repairs undone, and compare them.
 
-    python benchmarks/repairs.py                # the demo database, three rounds, 18 trainings
-    python benchmarks/repairs.py --dataset koniq --data_root DIR --device cuda --amp
-    python benchmarks/repairs.py --report DIR   # only the table and arms.png
+examples:
+  python benchmarks/repairs.py                               the demo database, 18 trainings
+  python benchmarks/repairs.py --dataset koniq --data_root DIR --device cuda --amp
+  python benchmarks/repairs.py --csv FILE --arms repaired original
+  python benchmarks/repairs.py --report DIR                  print the table and draw arms.png again
 
-All options are those of train_test_IQA.py. `--output` holds a run folder for each arm, and the same
-command continues after an interruption. In a round every arm has the same split, patches and
-initial weights. `--report` needs the run folders, or only their history.csv files.
+All other options are those of train_test_IQA.py; without them the demo database is trained on, in
+three rounds, into runs/repairs. `--output` holds a run folder for each arm, and the same command
+continues after an interruption. In a round every arm has the same split, patches and initial
+weights. `--report` needs the run folders, or only their history.csv files.
 
 With a repair undone the loop does what the original does:
 
@@ -20,6 +23,7 @@ without repair 2 changes nothing. Of the eight combinations six are distinct: th
 five others.
 """
 
+import argparse
 import math
 import statistics
 import sys
@@ -40,11 +44,13 @@ import compare
 import rounds
 import train_test_IQA
 from experiment.command_line import parse_options
+from experiment.options import Parser
 from experiment.results import read_history
+from experiment.run_folder import round_path
 from HyerIQASolver import HyperIQASolver
 from util import plots
-from util.errors import InputError, boundary
-from util.files import write_whole
+from util.errors import InputError, boundary, log
+from util.files import check_output, refuse_other_content, write_whole
 
 # The numbers of the repairs that each arm undoes.
 ARMS = {
@@ -64,7 +70,7 @@ NAMES = {
     'without_2_3': '2 and 3 undone',
 }
 LATE = 8  # the first epoch after the first fall of the rates
-DEFAULTS = ('--dataset', 'demo', '--train_test_num', '3', '--output', 'runs/repairs')
+DEFAULTS = ('--train_test_num', '3', '--output', 'runs/repairs')
 
 History = dict[str, list[float]]  # the columns of a history.csv
 
@@ -105,38 +111,89 @@ class UndoneSolver(HyperIQASolver):
 
 def main(argv: list[str]) -> None:
     """Train what is left of every arm, round by round, and report; with --report only report."""
-    if argv[:1] == ['--report'] and len(argv) == 2:
-        with boundary():
-            report(Path(argv[1]))
-        return
-
-    options = [*DEFAULTS, *argv]
     with boundary():
+        own, options = parse_own_options(argv)
+        if own.report:
+            report(own.report)
+            return
         config = parse_options(options)
+        # Before hours of training, and not only at its end.
+        refuse_other_content(Path(config.output) / 'arms.png')
     output = Path(config.output)
     for number in config.rounds or range(1, config.train_test_num + 1):
-        for arm, undone in ARMS.items():
+        for arm in own.arms:
             print(f'\n{NAMES[arm]}', flush=True)
             place = ['--output', str(output / arm), '--resume', '--rounds', str(number)]
-            # `rounds` makes its solvers under this name.
-            solver = partial(UndoneSolver, undone=undone)
-            with patch.object(rounds, 'HyperIQASolver', solver):
-                train_test_IQA.main([*options, *place])
+            train_arm(
+                [*options, *place], ARMS[arm], round_path(output / arm, number) / 'history.csv'
+            )
     with boundary():
         report(output)
 
 
+def parse_own_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """`--arms` and `--report`, and the options for train_test_IQA.py.
+
+    Raises:
+        InputError: an arm is unknown, the repaired loop is missing, or --report has company.
+    """
+    parser = Parser(
+        'Train the repaired loop and loops with repairs undone, and compare them.', __doc__
+    )
+    parser.add_argument(
+        '--arms',
+        nargs='+',
+        choices=ARMS,
+        default=list(ARMS),
+        metavar='ARM',
+        help=f'train only these: repaired and others of {", ".join(ARMS)} (default: all)',
+    )
+    parser.add_argument(
+        '--report',
+        type=Path,
+        metavar='DIR',
+        help='train nothing; print the table of the arms in DIR and draw DIR/arms.png',
+    )
+    own, options = parser.parse_known_args(argv)
+    if own.report and options:
+        raise InputError(f'--report takes no other option, so leave out {options[0]}')
+    if 'repaired' not in own.arms or len(own.arms) < 2:
+        raise InputError('--arms needs repaired, to which the others are compared, and another arm')
+    names_database = any(word.startswith(('--dataset', '--csv')) for word in options)
+    if not names_database:
+        options = ['--dataset', 'demo', *options]
+    return own, [*DEFAULTS, *options]
+
+
+def train_arm(options: list[str], undone: Sequence[int], history: Path) -> None:
+    """Train one round of an arm, and go on if it fails after its first epoch.
+
+    A loop that diverges must not take the others with it. What is wrong with the command or the
+    database shows before the first epoch, and would stop every arm.
+    """
+    # `rounds` makes its solvers under this name.
+    solver = partial(UndoneSolver, undone=undone)
+    with patch.object(rounds, 'HyperIQASolver', solver):
+        try:
+            train_test_IQA.main(options)
+        except SystemExit as end:
+            if end.code != 2 or not history.exists():
+                raise
+
+
 def report(output: Path) -> None:
-    """Print the table of the arms in a folder and draw arms.png.
+    """Print the table of the arms in a folder, draw arms.png and say where it is.
 
     The arms are also compared image by image if their run folders are there.
     """
     arms = histories_of(output)
+    check_output(output / 'arms.png', ['.png'])
     print(arms_table(arms))
     curves = {}
     for arm, histories in arms.items():
         curves[NAMES[arm]] = [history['test_srcc'] for history in histories]
     write_whole(output / 'arms.png', plots.png(draw_arms(curves)))
+    print(f'\nPicture: {output / "arms.png"}')
     folders = [output / arm for arm in arms]
     if all((folder / 'config.json').exists() for folder in folders):
         compare_arms(folders)
@@ -188,17 +245,24 @@ def figures(history: History) -> tuple[float, float, float, float, float]:
 
     Returns:
         the test SRCC of the best and of the last epoch, its mean and standard deviation over the
-        late epochs, and the last epoch's training SRCC minus its test SRCC.
+        late epochs (nan in a shorter run), and the last epoch's training SRCC minus its test SRCC.
     """
     curve = history['test_srcc']
-    late = curve[LATE - 1 :] or curve[-1:]  # a shorter run has only its last epoch
+    late = curve[LATE - 1 :]
+    late_mean = statistics.fmean(late) if late else math.nan
+    late_deviation = statistics.pstdev(late) if late else math.nan
     best = max((value for value in curve if not math.isnan(value)), default=math.nan)
     gap = history['train_srcc'][-1] - curve[-1]
-    return best, curve[-1], statistics.fmean(late), statistics.pstdev(late), gap
+    return best, curve[-1], late_mean, late_deviation, gap
 
 
 def spread(values: Sequence[float]) -> str:
-    """The mean of a figure over rounds; its lowest and highest value if there are several."""
+    """The mean of a figure over rounds; its lowest and highest value if there are several.
+
+    Empty if the figure is undefined in a round.
+    """
+    if any(math.isnan(value) for value in values):
+        return ''
     mean = f'{statistics.fmean(values):.4f}'
     if len(values) == 1:
         return mean
@@ -213,7 +277,15 @@ def compare_arms(folders: Sequence[Path]) -> None:
 
     The p of several comparisons are adjusted for their number, and the verdicts are by these only.
     """
-    repaired, *others = [compare.read_run(folder, NAMES[folder.name]) for folder in folders]
+    runs = []
+    for folder in folders:
+        try:
+            runs.append(compare.read_run(folder, NAMES[folder.name]))
+        except InputError as reason:
+            log(f'left out: {reason}')
+    if len(runs) < 2 or runs[0].name != NAMES['repaired']:
+        return
+    repaired, *others = runs
     comparisons = [compare.compare(repaired, other) for other in others]
     # There is a p only where both runs of a comparison have several rounds.
     main_rows = [compare.main_row(rows) for rows in comparisons]

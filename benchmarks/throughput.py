@@ -34,7 +34,7 @@ from data_loader import BATCHES_AHEAD, IMAGENET_MEAN, IMAGENET_STD, DataLoader
 from experiment.options import Parser
 from folders import OpenDatabase
 from HyerIQASolver import HyperIQASolver
-from util.distributed import device_name, has_bfloat16, memory_format, pick_device
+from util.distributed import device_name, has_fast_amp, memory_format, pick_device
 from util.errors import boundary
 from util.frames import ahead
 
@@ -299,10 +299,11 @@ def variants(device: str) -> dict[str, Variant]:
             'fp32': Variant({}, {'tf32': False}),
             'TF32': Variant({}, {'tf32': True}),
             '--amp': Variant({'amp': True}, {}),
+            '--amp in float16': Variant({'amp': True, 'amp_type': torch.float16}, {}),
             '--amp, cudnn.benchmark': Variant({'amp': True}, {'benchmark': True}),
             '--amp --compile': Variant({'amp': True, 'compile': True}, {}),
         }
-    if has_bfloat16(device):
+    if has_fast_amp(device):
         return {'fp32': Variant({}, {}), '--amp': Variant({'amp': True}, {})}
     print('This device has no instructions for bfloat16, so --amp is left out', flush=True)
     return {'fp32': Variant({}, {})}
@@ -440,7 +441,14 @@ def original_patches(paths: Sequence[str]) -> Iterator[torch.Tensor]:
 # What the contenders work on.
 
 
-def make_solver(root: Path, options: Any, images: int = 4, **settings: Any) -> HyperIQASolver:
+def make_solver(
+    root: Path,
+    options: Any,
+    images: int = 4,
+    *,
+    amp_type: torch.dtype | None = None,
+    **settings: Any,
+) -> HyperIQASolver:
     """A solver that trains on the first `images` images of `make_koniq` and tests on two more."""
     defaults = {
         'dataset': 'koniq',
@@ -449,7 +457,8 @@ def make_solver(root: Path, options: Any, images: int = 4, **settings: Any) -> H
         'batch_size': options.batch_size,
     }
     config = SimpleNamespace(**{**defaults, **settings})
-    return HyperIQASolver(config, root, list(range(images)), [images, images + 1])
+    tested = [images, images + 1]
+    return HyperIQASolver(config, root, list(range(images)), tested, amp_type=amp_type)
 
 
 def resident_batch(

@@ -8,17 +8,30 @@ from typing import Any
 import numpy as np
 
 from experiment.splits import sizes_of
-from util.frames import DEEP, TRANSPARENT, WIDE, Picture, on_all_cores, read_picture
+from util.frames import (
+    BLANK,
+    DEEP,
+    PRINTED,
+    TRANSPARENT,
+    WIDE,
+    Picture,
+    on_all_cores,
+    read_picture,
+)
 from util.labels import Sample
 
 BINS = 10  # of the histogram
 LONGEST_BAR = 40
 NAMED = 5  # entries of a list that are printed
+CONVERTED = (
+    '{}: of a table of your own they are converted to sRGB, a published database is read as it is'
+)
 ODDITIES = {
     DEEP: '{}, scaled to 8 bits',
     TRANSPARENT: '{}, shown on white',
-    WIDE: '{}: of a table of your own they are converted to sRGB, a published database is read as '
-    'it is',
+    BLANK: '{}, one that is 0 everywhere: shown as opaque',
+    WIDE: CONVERTED,
+    PRINTED: CONVERTED,
 }
 
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +12,15 @@ from typing import Any
 import folders
 from experiment.options import with_defaults
 from util.errors import InputError, log
-from util.files import read_json, write_json
+from util.files import is_run, read_json, write_json
+from util.frames import FORMAT, is_shown_anew
 
 Record = dict[str, Any]  # the content of a config.json
+CHECKPOINTS = ('best.pth', 'last.pth')  # of a round
+ROUND_NAME = re.compile('round_([0-9]{2,9})')  # of a round's folder
 VERSION = 2  # of the form of config.json; earlier versions wrote no number
-# Options that a resumed run may change: where things are and how fast they go, but nothing that
-# the results depend on.
+# Options that a resumed run may change: where things are and how fast they go. The results depend
+# on them by rounding at most.
 FREE_OPTIONS = {
     'data_root',
     'image_root',
@@ -34,23 +39,40 @@ FREE_OPTIONS = {
 # learning rates nor a finished round depend on how many epochs or rounds there are.
 LENGTHS = {'epochs', 'train_test_num'}
 # The part of `model` that a resumed run may not change.
-FIXED_MEANING = ('resize', 'exif_rotation', 'score_range', 'higher_is_better')
+FIXED_MEANING = ('resize', 'exif_rotation', 'score_range', 'higher_is_better', 'srgb')
 
 
 def record_path(run: Path | str) -> Path:
     return Path(run) / 'config.json'
 
 
-def record_of(checkpoint: Path | str) -> Path | None:
-    """The config.json of the run that holds a checkpoint, or next to it; None if there is none."""
-    # A link counts as where it is, and otherwise as the file that it points to.
-    for place in (os.path.abspath(checkpoint), os.path.realpath(checkpoint)):
-        # It was copied next to the checkpoint, or is in the folder above the round's.
-        for folder in list(Path(place).parents)[:2]:
-            path = record_path(folder)
-            if path.exists():
-                return path
+def checkpoint_in_run(checkpoint: Path | str) -> Path | None:
+    """The path in a round's folder of the best.pth or last.pth that a checkpoint is, or None.
+
+    A link counts as where it is, and otherwise as the file that it points to.
+    """
+    for path in places_of(checkpoint):
+        is_written_by_run = path.name in CHECKPOINTS and ROUND_NAME.fullmatch(path.parent.name)
+        if is_written_by_run and is_run(path.parents[1]):
+            return path
     return None
+
+
+def record_of(checkpoint: Path | str) -> Path | None:
+    """The config.json of a checkpoint's run, or the copy next to it; None if there is none."""
+    path = checkpoint_in_run(checkpoint)
+    if path:
+        return record_path(path.parents[1])
+    for path in places_of(checkpoint):
+        folder = path.parent
+        # In the folder of a whole run, no file is known to be one of its checkpoints.
+        if is_run(folder) and not any(folder.glob('round_*')):
+            return record_path(folder)
+    return None
+
+
+def places_of(checkpoint: Path | str) -> list[Path]:
+    return [Path(os.path.abspath(checkpoint)), Path(os.path.realpath(checkpoint))]
 
 
 def read_record(path: Path) -> Record:
@@ -72,10 +94,7 @@ def read_record(path: Path) -> Record:
 
 
 def upgrade(record: Record) -> Record:
-    """A config.json's content in the form of this version, whatever version wrote it.
-
-    Only `srgb` may still be missing in `model`: the run converted no image to sRGB then.
-    """
+    """A config.json's content in the form of this version, whatever version wrote it."""
     options = dict(record['options'])
     model = dict(record['model'])
 
@@ -92,10 +111,15 @@ def upgrade(record: Record) -> Record:
     entry = folders.DATABASES.get(options.get('dataset', ''))
     if entry:
         model = {'title': entry.title, 'label_range': entry.score_range, **model}
+    # Runs that did not record it converted no image to sRGB.
+    model.setdefault('srgb', None)
 
     # A run that is older than an option was made with what is now the option's default.
     for name, default in vars(with_defaults(SimpleNamespace())).items():
         options.setdefault(name, default)
+    # Earlier versions did not record how they read the pictures. On every device, their --amp was
+    # bfloat16.
+    record = {'frames': 3, 'amp_type': 'bfloat16', **record}
     return {**record, 'options': options, 'model': model}
 
 
@@ -143,10 +167,35 @@ def refuse_other_options(path: Path, record: Record) -> None:
         )
 
 
+def refuse_other_pixels(record: Record, databases: Iterable[folders.OpenDatabase]) -> None:
+    """Refuse to use the images of a run again if this version reads one of them in another way.
+
+    Args:
+        record: of the run.
+        databases: the images.
+
+    Raises:
+        InputError: there is such an image, and an earlier version began the run.
+    """
+    if record['frames'] == FORMAT:
+        return
+    for database in databases:
+        for sample in database.samples:
+            if is_shown_anew(sample.path, database.srgb):
+                raise InputError(
+                    f'{sample.path} has other pixels than for the version that began this run '
+                    f'(see CHANGES.md); use that version, commit {record.get("commit")}, or start '
+                    'a new run with --output DIR'
+                )
+
+
 def changed_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The options that forbid a resume, each as '--lr was 2e-05, is 0.001'."""
     changes = []
-    for name in sorted(old.keys() - FREE_OPTIONS - LENGTHS):
+    may_change = FREE_OPTIONS | LENGTHS
+    if old['split'] == 'folds':
+        may_change -= {'train_test_num'}  # the folds of another number are of other images
+    for name in sorted(old.keys() - may_change):
         before = old[name]
         now = new.get(name)
         if name == 'test_on':
@@ -183,7 +232,13 @@ def refuse_other_weights(record: Record, config: Namespace, surroundings: Record
 
 def write_record(config: Namespace, model: dict[str, Any], surroundings: Record) -> None:
     """Write the config.json of a new run in `config.output`."""
-    record = {'version': VERSION, 'options': vars(config), 'model': model, **surroundings}
+    record = {
+        'version': VERSION,
+        'frames': FORMAT,
+        'options': vars(config),
+        'model': model,
+        **surroundings,
+    }
     write_json(record_path(config.output), record)
 
 

@@ -62,6 +62,10 @@ def print_medians(results: dict[str, Any]) -> None:
         notes.append(CHOSEN)
     print(f'Testing median {with_intervals(median, "median ", notes)}', flush=True)
     print(f'Last epochs: median {with_intervals(median["last_epoch"], "median ")}', flush=True)
+    if 'pooled' in results:
+        pooled = results['pooled']
+        notes = [f'{pooled["images"]} images, each tested in one round', *notes[1:]]
+        print(f'All folds: {with_intervals(pooled, notes=notes)}', flush=True)
     print_on_others(median.get('test_on', {}), 'median ')
 
 

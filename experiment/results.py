@@ -11,8 +11,8 @@ import numpy as np
 
 from experiment.record import read_record, record_path
 from experiment.run_folder import round_path, rounds_in, run_lock
-from util.files import named, reading, remove_abandoned, write_json, write_table
-from util.metrics import CORRELATIONS, SAME, TestedImages, intervals
+from util.files import named, reading, remove_abandoned, write_json, write_table, write_whole
+from util.metrics import CORRELATIONS, SAME, TestedImages, all_metrics, intervals, pooled
 from util.tables import read_rows
 
 Result = dict[str, Any]  # the content of a round's result.json
@@ -30,7 +30,8 @@ def gather_results(run: Path | str) -> dict[str, Any]:
     Returns:
         `rounds` maps the 1-based round to its metrics. `median`, `mean` and `std` are over the
         rounds, and `median` has intervals (see `metrics.intervals`). Metrics on the other
-        databases are under `test_on`, by the database's name.
+        databases are under `test_on`, by the database's name. When all folds of --split folds are
+        finished, `pooled` has the metrics of all their predictions, which are written too.
 
     Raises:
         InputError: `run` is no run folder.
@@ -46,8 +47,44 @@ def gather_results(run: Path | str) -> dict[str, Any]:
     with run_lock(run):
         results = gathered(run, last)
         remove_abandoned(run)
+        if options['split'] == 'folds':
+            add_pooled(results, run, last)
         write_json(run / 'results.json', without_nan(results))
+        draw_curves(results, run)
     return results
+
+
+def add_pooled(results: dict[str, Any], run: Path, last: int) -> None:
+    """Add the metrics of the predictions of all folds, if all are finished, and write these.
+
+    Args:
+        last: the number of the last fold.
+    """
+    if not results['median'] or len(results['rounds']) < last:
+        return
+    folders = [round_path(run, number) for number in range(1, last + 1)]
+    tested = pooled([read_predictions(folder / 'predictions.csv') for folder in folders])
+    write_predictions(run / 'predictions.csv', tested)
+    metrics: dict[str, Any] = all_metrics(tested.predicted, tested.subjective)
+    results['pooled'] = {'images': len(tested.images), **metrics, **intervals([tested])}
+
+
+def draw_curves(results: dict[str, Any], run: Path) -> None:
+    """Draw the test SRCC of the finished rounds as the curves.png of a run."""
+    curves = []
+    best_epochs = []
+    for number, result in results['rounds'].items():
+        if not math.isnan(result['SRCC']):  # a run that trains on all images has no test part
+            curves.append(read_history(round_path(run, int(number)))['test_srcc'])
+            best_epochs.append(result['epoch'])
+    if not curves:
+        return
+    # Here and not at the top, since matplotlib takes half a second to import: --help need not wait.
+    from util import plots
+
+    title = f'{run.resolve().name}: test SRCC by epoch'
+    picture = plots.run_curves(curves, best_epochs, title)
+    write_whole(run / 'curves.png', picture)
 
 
 def gathered(run: Path, last: int) -> dict[str, Any]:

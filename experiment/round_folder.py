@@ -2,7 +2,8 @@
 
 split.json          names of the images of each part, and a digest of the labels
 last.pth            everything that a resume needs; an epoch counts once this file is in place
-best.pth            the best epoch's plain state_dict
+best.pth            the best epoch's plain state_dict, which carries what an image and a score
+                    mean to the network
 history.csv         one row per epoch
 predictions.csv, curves.png, scatter.png, worst.png
 predictions_<name>.csv    of each other database
@@ -96,6 +97,7 @@ class RoundFolder:
 
     def __init__(self, config: Any, meaning: Meaning, round_index: int, split: SplitRecord) -> None:
         self.path = round_path(config.output, round_index + 1)
+        self.meaning = meaning._asdict()
         self.epochs = config.epochs
         self.title = f'{title_of(config.dataset)}, seed {config.seed}, round {round_index + 1}'
         # Kept in last.pth, so that one that was copied from elsewhere is noticed. The options need
@@ -109,7 +111,7 @@ class RoundFolder:
         if rank() == 0:
             with run_lock(config.output):
                 # Another process may have begun the run anew since `open_run`.
-                record = {'options': vars(config), 'model': meaning._asdict()}
+                record = {'options': vars(config), 'model': self.meaning}
                 refuse_other_options(record_path(config.output), record)
                 self.open(split)
         # The other ranks read the folder once it is there.
@@ -123,7 +125,9 @@ class RoundFolder:
         # With the lock, nobody else is writing here.
         remove_abandoned(self.path, owned=is_locked)
         path = self.path / 'split.json'
-        refuse_other_images(path, split)
+        # The order of the labels may have changed since a round was finished.
+        if not self.finished:
+            refuse_other_images(path, split)
         if not path.exists():
             write_json(path, split)
 
@@ -215,18 +219,21 @@ class RoundFolder:
                 state['best']['weights'] = checkpoints.digest(state['model'])
             # last.pth comes first: the other files follow from it, so that a kill in between
             # loses none of them.
-            content = checkpoints.serialised({**state, 'owner': self.owner})
+            content = {
+                **state,
+                'owner': self.owner,
+                checkpoints.FACTS: json.dumps(self.meaning),
+            }
             self.release()
-            write_whole(self.path / 'last.pth', content)
+            write_whole(self.path / 'last.pth', checkpoints.serialised(content))
             self.write_derived(state)
         distributed.wait()
 
     def write_derived(self, state: dict[str, Any]) -> None:
         """Write the files that follow from last.pth; a kill may have left them an epoch behind."""
         if is_best_last(state):
-            # On the CPU, so that a plain torch.load works where there is no GPU.
-            weights = {name: value.cpu() for name, value in state['model'].items()}
-            write_whole(self.path / 'best.pth', checkpoints.serialised(weights))
+            content = checkpoints.serialised_weights(state['model'], self.meaning)
+            write_whole(self.path / 'best.pth', content)
         # Epochs of an earlier version may lack younger columns, so that each row adds its own.
         history = state['history']
         columns = list(dict.fromkeys(name for row in history for name in row))

@@ -10,12 +10,12 @@ results.json     every round's result, and their median with intervals, mean and
 """
 
 import os
-import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from experiment.record import (
+    ROUND_NAME,
     Record,
     continue_record,
     read_record,
@@ -31,7 +31,9 @@ from util.files import is_locked, locked, read_json
 RESULTS = ('last.pth', 'best.pth', 'history.csv', 'predictions.csv', 'result.json')
 
 
-def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> Record | None:
+def check_run(
+    config: Any, model: dict[str, Any], splits: list[SplitRecord], labels: str
+) -> Record | None:
     """Refuse the run folder `config.output` if this run may neither make nor continue it.
 
     Nothing is written.
@@ -39,6 +41,7 @@ def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> 
     Args:
         model: what an image and a score mean to the networks of this run.
         splits: the record of each round's split.
+        labels: the digest of the labels in any order.
 
     Returns:
         the record of the run that is continued, or None for a new run.
@@ -53,11 +56,11 @@ def check_run(config: Any, model: dict[str, Any], splits: list[SplitRecord]) -> 
         refuse_other_files(folder)
         return None
     with run_lock(folder):
-        return check_locked_run(config, model, splits)
+        return check_locked_run(config, model, splits, labels)
 
 
 def check_locked_run(
-    config: Any, model: dict[str, Any], splits: list[SplitRecord]
+    config: Any, model: dict[str, Any], splits: list[SplitRecord], labels: str
 ) -> Record | None:
     """As `check_run`, of a folder that holds a config.json, with the run's lock held."""
     folder = Path(config.output)
@@ -79,9 +82,32 @@ def check_locked_run(
     path = record_path(folder)
     refuse_other_options(path, {'options': vars(config), 'model': model})
     refuse_fewer(config)
-    for number, split in enumerate(splits, start=1):
-        refuse_other_images(round_path(folder, number) / 'split.json', split)
-    return read_record(path)
+    record = read_record(path)
+    places = [round_path(folder, number) for number in range(1, len(splits) + 1)]
+    is_whole = all(is_finished(place, config.epochs) for place in places)
+    for place, split in zip(places, splits):
+        refuse_other_images(
+            place / 'split.json',
+            split,
+            has_same_rows=record.get('labels') == labels,
+            is_finished=is_whole,
+        )
+    return record
+
+
+def is_finished(folder: Path, epochs: int) -> bool:
+    """Whether the round in `folder` has a result, after at least this number of epochs."""
+    path = folder / 'result.json'
+    return path.exists() and read_json(path).get('epochs', 0) >= epochs
+
+
+def record_to_continue(folder: Path | str) -> Record | None:
+    """The record of the run that a run in `folder` would continue; None for a new run."""
+    path = record_path(folder)
+    if not path.exists():
+        return None
+    with run_lock(folder):
+        return read_record(path) if is_under_way(Path(folder)) else None
 
 
 def run_lock(run: Path | str) -> AbstractContextManager[bool]:
@@ -180,16 +206,18 @@ def open_run(
 
     Args:
         model, splits: as for `check_run`, which is called again.
-        surroundings: what the numbers may depend on besides the options.
+        surroundings: what the numbers may depend on besides the options, and as `labels` the
+            digest of the labels in any order.
 
     Raises:
         InputError: as in `check_run`, or the initial weights are not those that the run began with.
     """
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
+    labels = surroundings['labels']
     with run_lock(folder):
         # Another process may have begun this run since the first check.
-        if record_path(folder).exists() and check_locked_run(config, model, splits):
+        if record_path(folder).exists() and check_locked_run(config, model, splits, labels):
             continue_record(config, surroundings)
             return
         # A run that finished no epoch may have left the splits of other options.
@@ -216,7 +244,7 @@ def rounds_in(run: Path) -> list[int]:
     """The numbers of the finished rounds in `run`. A folder counts only under its exact name."""
     numbers = []
     for path in run.iterdir():
-        name = re.fullmatch(r'round_([0-9]{2,9})', path.name)
+        name = ROUND_NAME.fullmatch(path.name)
         if name:
             number = int(name[1])
             if (round_path(run, number) / 'result.json').exists():
@@ -224,12 +252,21 @@ def rounds_in(run: Path) -> list[int]:
     return sorted(numbers)
 
 
-def refuse_other_images(path: Path, split: SplitRecord, remedy: str = 'give --output DIR') -> None:
+def refuse_other_images(
+    path: Path,
+    split: SplitRecord,
+    remedy: str = 'give --output DIR',
+    *,
+    has_same_rows: bool = False,
+    is_finished: bool = False,
+) -> None:
     """Refuse a round whose split.json differs from `split`.
 
     Args:
         path: the split.json; without one, nothing is refused.
         remedy: what to do instead of putting the old files back.
+        has_same_rows: whether the labels have the rows that they had, in any order.
+        is_finished: whether nothing is trained any more, so that their order does not matter.
 
     Raises:
         InputError: the split.json is of other images or labels.
@@ -239,12 +276,21 @@ def refuse_other_images(path: Path, split: SplitRecord, remedy: str = 'give --ou
     # The first versions wrote no digest of the labels.
     before = {'labels': split['labels'], **read_json(path)}
     changed = [part for part in before | split if before.get(part) != split.get(part)]
+    if 'labels' in changed and has_same_rows:
+        # A random split draws positions of rows, and patches are drawn in the order of the images.
+        if is_finished:
+            return
+        raise InputError(
+            f'the rows of the labels are in another order than when {path} was made; '
+            f'put them back into it, or {remedy}'
+        )
     if changed == ['labels']:
         raise InputError(
-            f'the scores, contents or sets of the labels have changed since {path} was made; '
-            f'restore the label file, or {remedy}'
+            f'the scores, contents, sets or order of the labels have changed since {path} was '
+            f'made; restore the label file, or {remedy}'
         )
     if changed:
         raise InputError(
-            f'{path} names other images than the database has now; restore its files, or {remedy}'
+            f'{path} names other images than the database has now, or in another order; '
+            f'restore its files, or {remedy}'
         )

@@ -63,6 +63,26 @@ def profile_of(primaries):
     return (head + fixed(0.9642, 1, 0.8249)).ljust(128, b'\0') + index + data
 
 
+def print_profile():
+    """A CMYK profile of tables: 2 x 2 x 2 x 2 colours in Lab, between which is interpolated."""
+    inks = np.stack(np.meshgrid(*[[0, 1]] * 4, indexing='ij'), -1).reshape(16, 4)
+    cyan, magenta, yellow, black = inks.T
+    lightness = 240 * (1 - 0.3 * (cyan + magenta) - 0.1 * yellow) * (1 - black) + 10
+    red = 128 + 60 * (magenta - cyan) * (1 - black)
+    yellowness = 128 + 70 * (yellow - cyan / 2) * (1 - black)
+    colours = np.stack([lightness, red, yellowness], 1).clip(0, 255).astype(np.uint8)
+    line = bytes(range(256))
+    one = struct.pack('>9i', *(np.eye(3, dtype=int).ravel() << 16).tolist())
+    table = b'mft1' + bytes(4) + bytes([4, 3, 2, 0]) + one + 4 * line + colours.tobytes() + 3 * line
+    table += bytes(-len(table) % 4)
+    index = struct.pack('>I4sII', 1, b'A2B0', 144, len(table))
+    size = 144 + len(table)
+    head = struct.pack('>I4sI4s4s4s', size, bytes(4), 0x02100000, b'prtr', b'CMYK', b'Lab ')
+    head += bytes(12) + b'acsp' + bytes(28) + struct.pack('>3i', 63190, 65536, 54061)
+    return head.ljust(128, b'\0') + index + table
+
+
+PRINT_PROFILE = print_profile()
 DISPLAY_P3 = profile_of(
     [(0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841)]
 )

@@ -244,7 +244,7 @@ ANSWERS = {
         (('--data_root', 'nowhere'), 2, 'there is no folder nowhere'),
         (('--dataset', 'demo', '--weights', 'absent.pth'), 2, 'there is no file absent.pth'),
         (('--dataset', 'csv', '--csv', 'absent.csv'), 2, 'there is no file absent.csv'),
-        (('--evaluate', 'run/round_01/best.pth'), 2, 'in no run folder'),
+        (('--evaluate', 'run/round_01/best.pth'), 2, 'is not the best.pth or last.pth of a run'),
         (('--summarize', 'absent'), 2, 'there is no file absent/config.json'),
     ),
     'demo.py': (
@@ -308,3 +308,18 @@ def test_a_notebooks_backend_does_not_keep_pictures_from_being_drawn(backend):
         [sys.executable, '-c', code], cwd=PROJECT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0 and int(done.stdout) > 1000, done.stderr
+
+
+def test_lines_of_several_threads_do_not_run_together(small_program):
+    done = small_program(
+        'import threading\n'
+        'sys.setswitchinterval(1e-6)\n'
+        'def many(k):\n'
+        '    for _ in range(2000): log(f"thread {k} says this")\n'
+        'threads = [threading.Thread(target=many, args=[k]) for k in range(4)]\n'
+        'for thread in threads: thread.start()\n'
+        'for thread in threads: thread.join()'
+    )
+    lines = done.stderr.splitlines()
+    assert len(lines) == 8000
+    assert set(lines) == {f'thread {k} says this' for k in range(4)}

@@ -326,12 +326,11 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
 @pytest.mark.parametrize(
     'text, where',
     [
-        ('', 'line 1: no column is the image'),
+        ('', ' has no rows'),
         (
             'a.png,3,4\nb.png,4,5\n',
-            "line 1: no column is the score in 'a.png,3,4'; "
-            'name it score or mos or dmos or quality_mos, '
-            'or give --columns score=NAME or score=NUMBER',
+            " has no header, and no column is known as the score: line 1 is 'a.png,3,4'; "
+            'columns are numbered from 1 to 3, so give --columns score=NUMBER, or add a header',
         ),
         (
             'image,quality\na.png,3\n',
@@ -435,16 +434,16 @@ def test_scores_that_are_all_equal_to_the_network_are_no_labels(make_database, o
 
 def test_a_wrong_count_says_what_was_expected(make_database, capsys):
     database = folders.OpenDatabase('KonIQ-10k', make_database('koniq'))
-    database.warn_of_count()
+    database.warn_if_incomplete()
     assert capsys.readouterr().err == (
         'warning: KonIQ-10k has 10073 images; 5 are listed in the labels of this copy\n'
     )
     database.samples = database.samples[:1] * 10073
-    database.warn_of_count()
+    database.warn_if_incomplete()
     root = make_database('own', text='image,score\na.png,3.5\n')
     database = folders.OpenDatabase('csv', root / 'mine.csv')
     capsys.readouterr()
-    database.warn_of_count()
+    database.warn_if_incomplete()
     assert capsys.readouterr().err == ''
 
 

@@ -75,7 +75,7 @@ def test_changed_and_replaced_images_are_noticed(make_database, capsys):
     os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
     assert image.stat().st_size == status.st_size
     assert_cached_equals_direct('livec', root)
-    assert 'images changed since the frame cache was made: decoding 6' in capsys.readouterr().err
+    assert 'in place of the cache of an earlier state of the database' in capsys.readouterr().err
 
     status = image.stat()
     databases.picture(image, seed=78, size=(250, 260))  # of the same time, but larger
@@ -309,6 +309,29 @@ def test_a_cache_folder_of_ones_own(make_database, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(InputError, match='the frame cache cannot be written in .*file'):
         open_database('livec', root, tmp_path / 'file')
+
+
+def test_a_cache_that_cannot_be_read_is_named(as_nobody, monkeypatch):
+    """One of another user's; the user's own cache folder then serves."""
+    folder, run = as_nobody
+    databases.livec(folder / 'livec')
+    (folder / 'home').mkdir()
+    (folder / 'home').chmod(0o777)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(folder / 'home'))
+    database = open_database('livec', folder / 'livec')
+    (file,) = cache_files(folder / 'livec' / '.hyperiqa_cache')
+    file.chmod(0o600)
+    first, second = run(lambda: database.open_frames(224)).splitlines()
+    told = f'the frame cache {file} cannot be read: Permission denied; its owner can let others'
+    assert first.startswith(told)
+    assert second.startswith(f'decoding 6 images once into {folder}/home/hyperiqa/livec-')
+
+    database.open_frames(224, folder / 'given')
+    (file,) = cache_files(folder / 'given')
+    file.chmod(0o600)
+    printed = run(lambda: database.open_frames(224, folder / 'given'))
+    told = f'the frame cache {file} cannot be read: Permission denied; --cache DIR names another'
+    assert told in printed.splitlines()[-1]
 
 
 def test_an_unreadable_image_is_named_and_leaves_no_cache(make_database):

@@ -9,6 +9,7 @@ import databases
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, features
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 import folders
 from scoring.scorer import rgb_of
@@ -61,6 +62,68 @@ def palette():
     return Image.fromarray(RGB).quantize(64)
 
 
+def tiff(pixels, inner=b'', **tags):
+    """A TIFF without compression by hand.
+
+    Args:
+        pixels: their bytes.
+        inner: the bytes of a directory inside.
+        tags: t254=1 and so on; places of pixels are counted from the first one.
+    """
+    page = ImageFileDirectory_v2()
+    bits = (8, 8, 8)
+    usual = {256: WIDTH, 257: HEIGHT, 258: bits, 259: 1, 262: 2, 273: 0, 277: 3, 278: HEIGHT}
+    page_tags = {**usual, 279: len(pixels), 284: 1}
+    page_tags.update({int(name[1:]): value for name, value in tags.items()})
+    for tag, value in page_tags.items():
+        page[tag] = value
+    if inner:
+        page[330] = 10**6  # as long as the real place, which depends on the length
+        page[330] = 8 + len(page.tobytes(8)) + len(pixels)
+    return b'II*\0' + struct.pack('<I', 8) + page.tobytes(8) + pixels + inner
+
+
+def tiff_with_mosaic():
+    """A camera's small picture, whose raw pixels are in a directory inside."""
+    mosaic = struct.pack('<HHHIII', 1, 262, 3, 1, 32803, 0)
+    return tiff(RGB.tobytes(), mosaic)
+
+
+def tiff_with_small_copy():
+    """A picture that brings a reduced copy of itself, as many programs write it."""
+    copy = struct.pack('<HHHIIHHIII', 2, 254, 4, 1, 1, 262, 3, 1, 2, 0)
+    return tiff(RGB.tobytes(), copy)
+
+
+def big_tiff_with(photometric):
+    """A BigTIFF that Pillow wrote, with a directory inside that holds pixels of that meaning."""
+    length = len(saved(RGB, 'TIFF', big_tiff=True, tiffinfo={330: 10**6}))
+    inner = struct.pack('<QHHQQQ', 1, 262, 3, 1, photometric, 0)
+    return saved(RGB, 'TIFF', big_tiff=True, tiffinfo={330: length}) + inner
+
+
+def planes(kind, **tags):
+    """A TIFF of one plane for each colour, with numbers of the type `kind`."""
+    array = RGB.astype(kind) * (257 if np.dtype(kind).itemsize == 2 else 1)
+    size = array[..., 0].nbytes
+    bits = (8 * array.itemsize,) * 3
+    of_planes = {'t258': bits, 't273': (0, size, 2 * size), 't279': (size,) * 3, 't284': 2}
+    return tiff(array.transpose(2, 0, 1).tobytes(), **{**of_planes, **tags})
+
+
+def bmp32(alpha):
+    """A BMP with a mask for alpha, whose values are `alpha`."""
+    pixels = np.dstack([RGB[..., ::-1], np.broadcast_to(alpha, (HEIGHT, WIDTH))]).astype(np.uint8)
+    body = pixels[::-1].tobytes()
+    head = struct.pack('<IiiHHIIiiII', 108, WIDTH, HEIGHT, 1, 32, 3, len(body), 0, 0, 0, 0)
+    head += struct.pack('<4I', 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b'BGRs' + bytes(48)
+    return b'BM' + struct.pack('<III', 14 + len(head) + len(body), 0, 14 + len(head)) + head + body
+
+
+def with_alpha(alpha):
+    return np.dstack([RGB, np.broadcast_to(alpha, (HEIGHT, WIDTH)).astype(np.uint8)])
+
+
 HIDDEN = np.random.RandomState(0).randint(0, 256, RGB.shape, np.uint8)
 FORMS = {
     'grey of 16 bits, PNG': (lambda: png16(GREY16, 0), GREY, 0),
@@ -76,6 +139,14 @@ FORMS = {
         0,
     ),
     'opaque alpha': (lambda: saved(np.dstack([RGB, np.full_like(ALPHA, 255)]), 'PNG'), RGB, 0),
+    'blank alpha, BMP': (lambda: bmp32(0), RGB, 0),
+    'blank alpha, TGA': (lambda: saved(with_alpha(0), 'TGA'), RGB, 0),
+    'blank alpha, PNG': (lambda: saved(with_alpha(0), 'PNG'), np.full_like(RGB, 255), 0),
+    'alpha, BMP': (lambda: bmp32(ALPHA), ON_WHITE, 0),
+    'alpha, TGA': (lambda: saved(with_alpha(ALPHA), 'TGA'), ON_WHITE, 0),
+    'planes of 8 bits': (lambda: planes(np.uint8), RGB, 0),
+    'a small copy inside': (tiff_with_small_copy, RGB, 0),
+    'a copy inside a BigTIFF': (lambda: big_tiff_with(2), RGB, 0),
     'palette': (lambda: saved(palette(), 'PNG'), np.asarray(palette().convert('RGB')), 0),
     'CMYK': (lambda: saved(Image.fromarray(RGB).convert('CMYK'), 'TIFF'), RGB, 1),
     'animated': (
@@ -128,6 +199,13 @@ def test_what_cannot_be_a_picture_is_refused_in_one_line(tmp_path, monkeypatch):
         ),
         'empty.png': (b'', 'cannot be read as an image'),
         'page.jpg': (b'<!DOCTYPE html>', 'is a web page'),
+        'reduced.tif': (tiff(RGB.tobytes(), t254=1), 'its first page is a reduced copy'),
+        'reduced_of_old.tif': (tiff(RGB.tobytes(), t255=2), 'its first page is a reduced copy'),
+        'dng.tif': (tiff(RGB.tobytes(), t50706=b'\1\4\0\0'), "it is a camera's raw file"),
+        'mosaic.tif': (tiff_with_mosaic(), "it is a camera's raw file"),
+        'big.tif': (big_tiff_with(32803), "it is a camera's raw file"),
+        'planes.tif': (planes('<u2'), 'Pillow misreads planes of more than 8 bits'),
+        'photo.NRW': (saved(RGB, 'TIFF'), "is a camera's raw file; convert it to JPEG"),
     }
     for name, (content, reason) in files.items():
         (tmp_path / name).write_bytes(content)
@@ -136,10 +214,15 @@ def test_what_cannot_be_a_picture_is_refused_in_one_line(tmp_path, monkeypatch):
     assert 'is not a regular file' in refused(tmp_path / 'fifo.png')  # and is not waited for
     (tmp_path / 'folder.png').mkdir()
     assert 'is not a regular file' in refused(tmp_path / 'folder.png')
-    with pytest.raises(
-        OSError, match='File name too long'
-    ):  # which the boundary of the programs makes one line
-        frames.load_image(tmp_path / ('n' * 300))
+    (tmp_path / 'loop.png').symlink_to('loop.png')
+    (tmp_path / 'disk.png').symlink_to('/proc/self/mem')  # whose first page gives EIO
+    for name, reason in (
+        ('n' * 300, 'File name too long'),
+        ('empty.png/x.png', 'Not a directory'),
+        ('loop.png', 'Too many levels of symbolic links'),
+        ('disk.png', 'Input/output error'),
+    ):
+        assert refused(tmp_path / name).endswith(f' cannot be read: {reason}')
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
     (tmp_path / 'giant.png').write_bytes(saved(RGB, 'PNG'))
     assert 'exceeds limit of 2000 pixels' in refused(tmp_path / 'giant.png')
@@ -158,8 +241,10 @@ def test_whatever_a_decoder_raises_is_one_line(tmp_path):
 def test_what_was_changed_to_be_shown_is_listed_by_the_check(tmp_path):
     (tmp_path / 'a.png').write_bytes(FORMS['transparent'][0]())
     (tmp_path / 'deep.png').write_bytes(FORMS['grey of 16 bits, PNG'][0]())
-    found = [read_picture(str(tmp_path / name), True).oddities for name in ('a.png', 'deep.png')]
-    assert found == [['transparent'], ['16-bit grey']]
+    (tmp_path / 'blank.bmp').write_bytes(bmp32(0))
+    names = ('a.png', 'deep.png', 'blank.bmp')
+    found = [read_picture(str(tmp_path / name), True).oddities for name in names]
+    assert found == [['transparent'], ['16-bit grey'], ['with a blank alpha']]
 
 
 def test_mutated_images_are_read_at_their_size_or_refused(tmp_path):
@@ -246,7 +331,95 @@ def test_a_wide_gamut_is_converted_for_photos_and_own_tables_alone(tmp_path, pro
     database = folders.OpenDatabase('csv', tmp_path / 't.csv')
     database.open_frames(224)
     assert np.array_equal(database.frames[0], converted)
-    database.srgb = False  # as for a run of an earlier version, in a cache of its own
+    # as for a run of an earlier version, in a cache of its own
+    database = folders.OpenDatabase('csv', tmp_path / 't.csv', srgb=False)
     database.open_frames(224)
     assert np.array_equal(database.frames[0], pixels)
     assert len(list((tmp_path / '.hyperiqa_cache').glob('*.frames'))) == 2
+
+
+SRGB = ImageCms.createProfile('sRGB')
+
+
+def converted(image, profile):
+    return np.asarray(
+        ImageCms.profileToProfile(
+            image, io.BytesIO(profile), SRGB, renderingIntent=1, outputMode='RGB'
+        )
+    )
+
+
+def test_colours_are_converted_before_transparency_is_shown_on_white(tmp_path):
+    shadow = saved(with_alpha(ALPHA), 'PNG', icc_profile=databases.DISPLAY_P3)
+    (tmp_path / 'shadow.png').write_bytes(shadow)
+    colours = converted(Image.fromarray(RGB), databases.DISPLAY_P3)
+    meant = np.where(ALPHA[..., None] > 0, colours, 255)
+    read = np.asarray(frames.load_image(tmp_path / 'shadow.png', srgb=True))
+    assert np.array_equal(read, meant) and np.abs(meant.astype(int) - ON_WHITE).max() > 10
+    assert np.array_equal(np.asarray(frames.load_image(tmp_path / 'shadow.png')), ON_WHITE)
+    found = read_picture(str(tmp_path / 'shadow.png'), True).oddities
+    assert sorted(found) == ['in a wide-gamut profile', 'transparent']
+
+
+def test_a_profile_for_print_is_used_where_colours_are_converted(tmp_path):
+    inks = Image.fromarray(RGB).convert('CMYK')
+    path = tmp_path / 'print.tif'
+    inks.save(path, icc_profile=databases.PRINT_PROFILE)
+    plain = np.asarray(inks.convert('RGB'))
+    meant = converted(inks, databases.PRINT_PROFILE)
+    assert np.array_equal(np.asarray(frames.load_image(path, srgb=True)), meant)
+    assert np.abs(meant.astype(int) - plain).max() > 20
+    assert np.array_equal(np.asarray(frames.load_image(path)), plain)
+    assert read_picture(str(path), True).oddities == ['in a profile for print']
+    # A profile that is not of the picture's own kind says nothing.
+    Image.fromarray(RGB).save(tmp_path / 'other.png', icc_profile=databases.PRINT_PROFILE)
+    assert np.array_equal(np.asarray(frames.load_image(tmp_path / 'other.png', srgb=True)), RGB)
+
+
+def test_only_an_opened_file_is_turned_by_its_tag(tmp_path):
+    """A picture that its owner has turned keeps the tag, and is not turned a second time."""
+    (tmp_path / 'lying.png').write_bytes(lying('PNG'))
+    for load in (False, True):
+        image = Image.open(tmp_path / 'lying.png')
+        if load:
+            image.load()
+        assert np.array_equal(np.asarray(rgb_of(image)), RGB)
+        upright = image.transpose(Image.Transpose.ROTATE_270)
+        assert upright.getexif()[0x0112] == 6
+        assert np.array_equal(np.asarray(rgb_of(upright)), RGB)
+        assert np.array_equal(np.asarray(rgb_of(ImageOps.exif_transpose(image))), RGB)
+        assert np.array_equal(np.asarray(rgb_of(image.copy())), np.asarray(image))
+
+
+def test_a_raw_file_is_refused_from_python_too(tmp_path):
+    (tmp_path / 'mosaic.tif').write_bytes(tiff_with_mosaic())
+    with pytest.raises(InputError, match="the image cannot be read .* a camera's raw file"):
+        rgb_of(Image.open(tmp_path / 'mosaic.tif'))
+
+
+def test_which_pictures_earlier_versions_showed_in_another_way(tmp_path):
+    files = {  # by whether they differ without and with the conversion to sRGB
+        'blank.bmp': (bmp32(0), (True, True)),
+        'alpha.bmp': (bmp32(ALPHA), (False, False)),
+        'white.png': (saved(with_alpha(0), 'PNG'), (False, False)),
+        'shadow.png': (
+            saved(with_alpha(ALPHA), 'PNG', icc_profile=databases.DISPLAY_P3),
+            (False, True),
+        ),
+        'opaque.png': (
+            saved(with_alpha(255), 'PNG', icc_profile=databases.DISPLAY_P3),
+            (False, False),
+        ),
+        'wide.png': (saved(RGB, 'PNG', icc_profile=databases.DISPLAY_P3), (False, False)),
+        'print.tif': (
+            saved(
+                Image.fromarray(RGB).convert('CMYK'), 'TIFF', icc_profile=databases.PRINT_PROFILE
+            ),
+            (False, True),
+        ),
+        'inks.tif': (FORMS['CMYK'][0](), (False, False)),
+    }
+    for name, (content, differs) in files.items():
+        (tmp_path / name).write_bytes(content)
+        found = tuple(frames.is_shown_anew(tmp_path / name, srgb) for srgb in (False, True))
+        assert found == differs, name

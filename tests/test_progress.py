@@ -1,6 +1,15 @@
 """What a long piece of work reports while it goes on."""
 
+import fcntl
 import itertools
+import os
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+from helpers import PROJECT
 
 from util import progress
 
@@ -23,3 +32,19 @@ def test_a_line_every_few_minutes_replaces_the_bar_where_there_is_no_terminal(mo
 def test_durations():
     shown = [progress.duration(seconds) for seconds in (0.4, 99, 100, 5000, 7500, 36000)]
     assert shown == ['0 s', '99 s', '2 min', '83 min', '2 h 05 min', '10 h 00 min']
+
+
+def test_a_line_does_not_run_into_the_bar_on_a_terminal():
+    program = (
+        'from util.progress import progress\n'
+        'from util.errors import log\n'
+        'for item in progress([1, 1], "round 1", 2, "images"): log(f"warning: {item}")'
+    )
+    reading, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('4H', 24, 80, 0, 0))
+    subprocess.run([sys.executable, '-c', program], cwd=PROJECT, stderr=terminal, check=True)
+    os.close(terminal)
+    shown = os.read(reading, 10_000).decode()
+    os.close(reading)
+    assert 'round 1:' in shown  # there was a bar
+    assert re.split('[\r\n]+', shown).count('warning: 1') == 2

@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import math
 import shutil
 import sys
 
@@ -101,33 +102,19 @@ def test_nothing_undone_is_the_product(root):
 
 
 @pytest.mark.slow
-def test_the_command_trains_the_arms_alike_reports_them_and_continues(
-    root, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(
-        repairs, 'ARMS', {arm: repairs.ARMS[arm] for arm in ('repaired', 'original', 'without_1')}
-    )
-    options = [
-        '--dataset',
-        'livec',
-        '--data_root',
-        root,
-        *QUICK,
-        '--epochs',
-        1,
-        '--output',
-        tmp_path / 'arms',
-    ]
-    options = [str(option) for option in options]
+def test_the_command_trains_the_arms_alike_reports_them_and_continues(root, tmp_path, capsys):
+    arms = ['repaired', 'original', 'without_1']
+    database = ['--dataset', 'livec', '--data_root', root]
+    output = ['--output', tmp_path / 'arms', '--arms', *arms]
+    options = [str(option) for option in [*database, *QUICK, '--epochs', 1, *output]]
     repairs.main(options)
     printed = capsys.readouterr().out
     rows = [line.split(' | ')[0] for line in printed.splitlines() if line.startswith('| ')]
-    assert rows == ['| loop', *(f'| {repairs.NAMES[arm]}' for arm in repairs.ARMS)]
-    assert (
-        printed.count('on the same test images, with') == len(repairs.ARMS) - 1
-        and (tmp_path / 'arms' / 'arms.png').exists()
-    )
-    runs = [tmp_path / 'arms' / arm for arm in repairs.ARMS]
+    assert rows == ['| loop', *(f'| {repairs.NAMES[arm]}' for arm in arms)]
+    assert printed.count('on the same test images, with') == 2
+    picture = tmp_path / 'arms' / 'arms.png'
+    assert f'Picture: {picture}\n' in printed and picture.exists()
+    runs = [tmp_path / 'arms' / arm for arm in arms]
     firsts = [
         history(run)[0] for run in runs
     ]  # nothing is undone before the end of the first epoch
@@ -143,6 +130,17 @@ def test_the_command_trains_the_arms_alike_reports_them_and_continues(
     before = last.stat().st_mtime_ns
     repairs.main(options)
     assert last.stat().st_mtime_ns == before and (runs[-1] / 'round_01' / 'result.json').exists()
+
+    # An arm that cannot be finished is left out, and those after it are finished.
+    for run in runs[1:]:
+        (run / 'round_01' / 'result.json').unlink()
+    (runs[1] / 'round_01' / 'last.pth').write_bytes(b'damaged')
+    capsys.readouterr()
+    repairs.main(options)
+    done = capsys.readouterr()
+    assert (runs[-1] / 'round_01' / 'result.json').exists()
+    assert f'left out: {runs[1]} has no finished round' in done.err
+    assert 'minus backbone rate stays' in done.out and 'minus original' not in done.out
 
 
 @pytest.mark.parametrize('epochs, rounds', [(16, 3), (16, 1), (1, 2)])
@@ -177,8 +175,29 @@ def test_figures_of_a_curve():
         (0.9, 0.6, 0.7, 0.1, 0.35)
     )
     assert repairs.figures({'test_srcc': [0.3, 0.2], 'train_srcc': [0, 0.4]}) == pytest.approx(
-        (0.3, 0.2, 0.2, 0, 0.2)
+        (0.3, 0.2, math.nan, math.nan, 0.2), nan_ok=True
     )
+
+
+def test_a_run_without_late_epochs_has_empty_columns_for_them():
+    short = {'test_srcc': [0.3, 0.2], 'train_srcc': [0, 0.4]}
+    table = repairs.arms_table({'repaired': [short], 'original': [short]})
+    assert '| repaired | 1 | 0.3000 | 0.2000 |  |  | 0.2000 |' in table
+
+
+@pytest.mark.parametrize(
+    'options, error',
+    [
+        (['--report', 'arms', '--amp'], '--report takes no other option, so leave out --amp'),
+        (['--arms', 'original'], '--arms needs repaired'),
+        (['--arms', 'repaired', 'orignal'], "invalid choice: 'orignal'"),
+        # Another table in the place of the demo database.
+        (['--csv', 'nosuch.csv'], 'error: there is no file nosuch.csv'),
+    ],
+)
+def test_a_wrong_option_is_one_line(in_process, options, error):
+    done = in_process(lambda words: repairs.main(words), *options)
+    assert done.returncode == 2 and error in done.stderr and done.stderr.count('error: ') == 1
 
 
 PHOTOS = PROJECT / 'benchmarks' / 'results' / 'livec'
@@ -197,6 +216,19 @@ def test_the_report_needs_history_files_alone(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         repairs.main(['--report', str(tmp_path)])
     assert end.value.code == 2 and 'and another arm' in capsys.readouterr().err
+
+
+def test_the_picture_of_the_arms_replaces_only_an_earlier_one(tmp_path, capsys):
+    for arm in ('repaired', 'original'):
+        shutil.copytree(PROJECT / 'benchmarks' / 'results' / 'livec' / arm, tmp_path / arm)
+    for _ in range(2):
+        repairs.main(['--report', str(tmp_path)])
+    mine = databases.picture(tmp_path / 'arms.png').read_bytes()
+    for options in (['--report', str(tmp_path)], ['--output', str(tmp_path)]):
+        with pytest.raises(SystemExit) as end:
+            repairs.main(options)
+        assert end.value.code == 2 and 'arms.png exists and is no such' in capsys.readouterr().err
+    assert (tmp_path / 'arms.png').read_bytes() == mine
 
 
 def test_an_arm_with_fewer_rounds_is_compared_without_the_adjusted_p(tmp_path, capsys):

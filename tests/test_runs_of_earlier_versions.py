@@ -19,7 +19,7 @@ from experiment import run_folder
 from experiment.command_line import parse_options
 from experiment.round_folder import RoundFolder
 from experiment.splits import asked_splits, split_record
-from util import checkpoints
+from util import checkpoints, frames
 from util.labels import Settings
 
 OLD = Path(__file__).parent / 'runs' / '81d2473'
@@ -137,6 +137,43 @@ def test_an_unfinished_run_of_that_version_is_continued(finished_run, tmp_path, 
     assert (first['epoch'], second['epoch']) == ('1', '2') and (
         run / 'round_01' / 'result.json'
     ).exists()
+
+
+def test_a_run_of_an_earlier_version_is_refused_if_a_picture_has_other_pixels_now(
+    finished_run, tmp_path, program
+):
+    """A TGA whose alpha is 0 everywhere, which was all white."""
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    run = link_run(finished_run / 'run', tmp_path / 'run')
+    record = json.loads((run / 'config.json').read_text())
+    assert record['frames'] == frames.FORMAT
+    new = json.dumps(record)
+    del record['frames']
+    old = json.dumps(record)
+
+    def resume_and_test(content, output):
+        (run / 'config.json').write_text(content)
+        (tmp_path / output).mkdir()
+        return (
+            program(*TINY, '--output', 'run', '--resume'),
+            program('--evaluate', 'run/round_01/best.pth', '--output', output),
+        )
+
+    for done in resume_and_test(old, 'tested_1'):  # all pictures are shown as they were
+        assert done.returncode == 0, done.stderr
+
+    (tmp_path / 'livec').unlink()
+    shutil.copytree(finished_run / 'livec', tmp_path / 'livec')
+    blank = tmp_path / 'livec' / 'Images' / '5.bmp'
+    with Image.open(blank) as image:
+        pixels = np.dstack([np.asarray(image), np.zeros(image.size[::-1], np.uint8)])
+    blank.unlink()
+    Image.fromarray(pixels).save(blank, 'TGA')
+    for done in resume_and_test(old, 'tested_2'):
+        assert done.returncode == 2
+        assert '5.bmp has other pixels than for the version that began this run' in done.stderr
+    for done in resume_and_test(new, 'tested_3'):
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize('earlier', [True, False])

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 import math
 import os
 import resource
@@ -211,15 +212,75 @@ def test_nan_is_never_the_best():
     )
 
 
-@pytest.mark.parametrize('amp, dtype', [(False, torch.float32), (True, torch.bfloat16)])
-def test_amp_computes_in_bfloat16_in_training_and_in_testing(make_solver, amp, dtype):
-    solver = make_solver((0,), (4,), amp=amp)
+in_float16 = functools.partial(HyperIQASolver, amp_type=torch.float16)
+
+
+@pytest.mark.parametrize(
+    'kind, amp, dtype',
+    [
+        (HyperIQASolver, False, torch.float32),
+        (HyperIQASolver, True, torch.bfloat16),
+        (in_float16, True, torch.float16),
+    ],
+)
+def test_amp_computes_in_its_type_in_training_and_in_testing(make_solver, kind, amp, dtype):
+    solver = make_solver((0,), (4,), amp=amp, kind=kind)
     seen = []
     hook = lambda layer, inputs, output: seen.append((layer.training, output.dtype))  # noqa: E731
     solver.model_hyper.res.conv1.register_forward_hook(hook)
     solver.train_epoch(0)
     solver.predict(solver.test_data)
     assert seen == [(True, dtype), (False, dtype)]
+
+
+def test_float16_resumes_to_the_same_weights_and_scale(make_solver, tmp_path):
+    def half_precision():
+        return make_solver((0, 1), (4, 5), batch_size=1, epochs=2, amp=True, kind=in_float16)
+
+    whole = half_precision()
+    # A step whose gradients fit doubles the scale after this many; PyTorch's own number is 2000.
+    whole.scaler.set_growth_interval(3)
+    states = []
+    whole.train(lambda state: states.append(io.BytesIO()) or torch.save(state, states[-1]))
+    states[0].seek(0)
+    resumed = half_precision()
+    resumed.load_state_dict(torch.load(states[0], weights_only=True))
+    resumed.train()
+    assert whole.scaler.get_scale() == resumed.scaler.get_scale() == 2048
+    assert resumed.scaler.state_dict() == whole.scaler.state_dict()
+    ours, theirs = whole.model_hyper.state_dict(), resumed.model_hyper.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_step_that_the_scaler_skips_is_no_divergence(make_solver):
+    solver = make_solver((0,), (4, 5), epochs=2, amp=True, kind=in_float16)
+    before = {name: p.detach().clone() for name, p in solver.model_hyper.named_parameters()}
+    overflowing = {**solver.scaler.state_dict(), 'scale': 2.0**40}
+    solver.scaler.load_state_dict(overflowing)
+    solver.train()
+    assert [row['epoch'] for row in solver.history] == [1, 2]
+    assert solver.scaler.get_scale() == 2.0**38
+    after = dict(solver.model_hyper.named_parameters())
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_a_run_keeps_its_type_of_amp_on_resume(make_database, tmp_path, program):
+    """The record of a run that began on a GPU without bfloat16, which this machine may lack."""
+    make_database('livec')
+    done = program(*ONE_ROUND, '--amp', '--train_test_num', 2, '--rounds', 1, '--output', 'run')
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / 'run' / 'config.json'
+    record = json.loads(path.read_text())
+    assert record['amp_type'] == 'bfloat16'
+    path.write_text(json.dumps({**record, 'amp_type': 'float16'}))
+    assert program('--resume', 'run').returncode == 0
+    scalers = []
+    for number in (1, 2):
+        last = torch.load(tmp_path / 'run' / f'round_0{number}' / 'last.pth')
+        scalers.append(last['scaler'])
+    assert scalers[0] == {} and scalers[1]['scale'] == 1024
+    assert json.loads(path.read_text())['amp_type'] == 'float16'
 
 
 @pytest.mark.cuda

@@ -22,7 +22,7 @@ import torch
 from torch import distributed as dist
 
 from util import errors
-from util.errors import InputError, first_line, launched, rank, told_once
+from util.errors import InputError, first_line, launched, log, rank, told_once
 from util.files import write_whole
 
 STEP_TIMEOUT = timedelta(seconds=120)
@@ -114,6 +114,29 @@ def has_bfloat16(device: str) -> bool:
     if device.startswith('cuda'):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def amp_type(device: str) -> torch.dtype:
+    """The type in which --amp computes: bfloat16, or float16 on a GPU without instructions for it.
+
+    float16 needs a gradient scaler in training, since its smallest number is 6e-8.
+    """
+    if device.startswith('cuda') and not has_bfloat16(device):
+        return torch.float16
+    return torch.bfloat16
+
+
+def has_fast_amp(device: str) -> bool:
+    """Whether --amp is faster than float32."""
+    return amp_type(device) == torch.float16 or has_bfloat16(device)
+
+
+def warn_of_slow_amp(device: str) -> None:
+    if not has_fast_amp(device):
+        log(
+            'warning: bfloat16 has no instructions on this device, so --amp makes it many times '
+            'slower; leave it out'
+        )
 
 
 def memory_format(device: torch.device | str) -> torch.memory_format:

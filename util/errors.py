@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
+from tqdm import tqdm
+
 NO_RESULT = 3
 BROKEN_PIPE = 128 + 13  # Windows has no signal.SIGPIPE
 # The variables that torchrun sets for each process that it starts.
@@ -160,7 +162,8 @@ def log(text: str) -> None:
 
 def print_error(text: str) -> None:
     """Print one line to stderr. A line that stderr does not take is lost, and no more than that."""
-    with suppress(OSError):
+    # A progress bar on the same terminal gives way, and no two threads write at once.
+    with suppress(OSError), tqdm.external_write_mode():
         print(one_line(text), file=sys.stderr, flush=True)
 
 
@@ -175,10 +178,19 @@ def one_line(text: Any) -> str:
     shown = []
     for character in str(text):
         # Python counts only the plain space as printable, and names hold other spaces too.
-        if character.isprintable() or unicodedata.category(character) == 'Zs':
-            shown.append(character)
-        else:
-            shown.append(ascii(character).strip("'"))
+        is_space = unicodedata.category(character) == 'Zs'
+        shown.append(character if is_space else visible(character))
+    return ''.join(shown)
+
+
+def visible(text: Any) -> str:
+    """As `one_line`, and spaces other than the plain one are escaped too.
+
+    A name that is not found may differ by such a space from the right one.
+    """
+    shown = []
+    for character in str(text):
+        shown.append(character if character.isprintable() else ascii(character).strip("'"))
     return ''.join(shown)
 
 

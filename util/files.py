@@ -8,6 +8,7 @@ import errno
 import glob
 import io
 import json
+import mmap
 import os
 import re
 import secrets
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout  # PyTorch brings it; it works where there is no fcntl
 
-from util.errors import InputError, first_line, log, log_once, machine_fault
+from util.errors import InputError, first_line, log, log_once, machine_fault, visible
 
 REMEDIES = {  # by the kind of a file that cannot be read
     'an image': 'replace the file',
@@ -38,8 +39,43 @@ IN_PLACE = {
     b'<!doctype': 'a web page and not the file itself; download it again',
     b'<html': 'a web page and not the file itself; download it again',
 }
-# The first bytes, as regexes, of outputs that may be overwritten.
-STARTS = {'.png': rb'\x89PNG', '.pt2': rb'PK', '.onnx': rb'\x08', '.safetensors': rb'.{8}\{'}
+# The value of `Software` in the pictures of this project.
+SOFTWARE = 'HyperIQA, fixed'
+# The marks of this project in a picture and an export, as regexes. An export holds its metadata as
+# JSON, and .safetensors escapes the quotes once more.
+PICTURE_MARK = re.escape(f'tEXtSoftware\0{SOFTWARE}'.encode())
+EXPORT_MARK = rb'\{\\?"model\\?": \\?"HyperIQA\\?", '
+MARKS = {
+    '.png': PICTURE_MARK,
+    '.pt2': EXPORT_MARK,
+    '.onnx': EXPORT_MARK,
+    '.safetensors': EXPORT_MARK,
+}
+# Errors that say nothing about the file at hand: too many files are open, memory runs out, or there
+# is no room for what is written.
+OF_THE_SYSTEM = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+}
+# Folders without a person's files, in lower case: thumbnails, deleted files and old copies, as
+# network drives, Windows, Mac and Linux keep them.
+NOT_ENTERED = {
+    '@eadir',
+    '#recycle',
+    '#snapshot',
+    '@recycle',
+    '@recently-snapshot',
+    '$recycle.bin',
+    'recycler',
+    'system volume information',
+    'lost+found',
+    '__macosx',
+}
 ABANDONED = 24 * 3600  # seconds after which nobody writes a temporary file any more
 
 
@@ -52,14 +88,14 @@ def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
         kind: one of those in `REMEDIES`.
 
     Raises:
-        InputError: the file is missing, may not be read, or is not of this kind.
+        InputError: the file is missing, cannot be read, or is not of this kind.
         OSError, MemoryError, RuntimeError: the system refuses, as when memory runs out or too many
             files are open.
     """
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f'there is no file {name}')
+        raise InputError(f'there is no file {visible(name)}')
     except PermissionError as error:
         raise InputError(f'{name} cannot be read: {error.strerror}')
     except InputError:
@@ -68,8 +104,10 @@ def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
         if machine_fault(error):
             raise
         # An error without a number is the reader's own, and EINVAL comes of a damaged archive that
-        # makes its reader seek to nowhere. Any other number is the system's.
+        # makes its reader seek to nowhere.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            if error.errno not in OF_THE_SYSTEM:
+                raise InputError(f'{name} cannot be read: {error.strerror}')
             error.filename = error.filename or str(name)
             raise
         # Some readers name the file, or the object through which they read it.
@@ -105,18 +143,23 @@ def check_input(path: Path | str, kind: str) -> None:
         pass
 
 
-def walk(folder: Path | str) -> Iterator[str]:
+def walk(folder: Path | str, unreadable: list[OSError]) -> Iterator[str]:
     """The files in `folder` and below it, sorted by name within each folder.
 
-    Hidden files are left out, and so are those that a Mac adds to a zip file. Links to folders are
-    followed, and each folder is entered once.
+    Hidden files are left out, and so are folders without a person's files (NOT_ENTERED). Links to
+    folders are followed, and each folder is entered once.
+
+    Args:
+        unreadable: gets the error of each folder that cannot be listed.
 
     Raises:
-        OSError: a folder cannot be listed.
+        OSError: the system refuses, as when too many files are open.
     """
 
     def fail(error: OSError) -> None:
-        raise error
+        if error.errno in OF_THE_SYSTEM:
+            raise error
+        unreadable.append(error)
 
     seen: set[Any] = set()
     for place, inner, names in os.walk(folder, onerror=fail, followlinks=True):
@@ -141,7 +184,7 @@ def identity_of(path: str, status: os.stat_result) -> Any:
 
 def is_entered(name: str) -> bool:
     """Whether files are looked for in a folder of this name."""
-    return not name.startswith('.') and name != '__MACOSX'
+    return not name.startswith('.') and name.lower() not in NOT_ENTERED
 
 
 def path_from(folder: Path | str, path: Path | str) -> str:
@@ -258,18 +301,18 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
 
     Args:
         endings: those that the output's name may have.
-        header: how a table starts; an existing table is replaced only if it starts like that.
+        header: the first line of a table.
 
     Raises:
-        InputError: `path` has another ending, cannot be written, or holds a file in a run folder or
-            of another kind.
+        InputError: `path` has another ending, is in a run folder, cannot be written, or holds a
+            file that is not such an output of this project.
     """
     target = Path(os.path.realpath(path))
     if target.suffix.lower() not in endings:
         raise InputError(f'{path} must end in {", ".join(endings)}')
     try:
-        if target.exists():
-            check_existing_output(path, target, header)
+        refuse_in_run(path)
+        refuse_other_content(path, header)
         remove_abandoned(target.parent, target.name)
         places = [target.parent, target] if target.exists() else [target.parent]
         for place in places:
@@ -279,23 +322,57 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
         raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
 
 
-def check_existing_output(path: Path | str, target: Path, header: str) -> None:
-    """Refuse to replace the file `target`, which the user calls `path`, unless it is an output."""
-    # A run folder has two levels: its own files and those of each round.
-    for folder in target.parents[:2]:
-        if (folder / 'config.json').exists():
-            raise InputError(
-                f'{path} is in a run folder, where nothing is replaced; name another file'
-            )
-    start = re.escape(header.encode()) if header else STARTS[target.suffix.lower()]
-    if target.is_file():
-        head = target.read_bytes()[:200]
-        # A file without content is nobody's loss.
-        if head in (b'', b'\n') or re.match(start, head, re.DOTALL):
-            return
-    raise InputError(
-        f'{path} exists and is of another kind than this output; remove it, or name another file'
-    )
+def refuse_in_run(path: Path | str, remedy: str = 'name a place outside of it') -> None:
+    """Refuse an output in a run folder, at any depth: a run keeps only its own files there."""
+    target = Path(os.path.realpath(path))
+    for folder in (target, *target.parents):
+        if is_run(folder):
+            raise InputError(f'{path} is in the run folder {folder}; {remedy}')
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` holds a run: other tools have a config.json too."""
+    path = folder / 'config.json'
+    if not path.is_file():
+        return False
+    try:
+        record = read_json(path)
+    except InputError:
+        return False
+    return all(isinstance(record.get(part), dict) for part in ('options', 'model'))
+
+
+def refuse_other_content(path: Path | str, header: str = '') -> None:
+    """Refuse to replace the file `path`, unless it is an output of this project.
+
+    Args:
+        header: as of `check_output`.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not is_own(target, header):
+        raise InputError(
+            f'{path} exists and is no such output of this project; move it away, or name another '
+            'file'
+        )
+
+
+def is_own(path: Path, header: str) -> bool:
+    """Whether the file `path` is an output of this project, with a mark or a table's `header`."""
+    if not path.is_file():
+        return False
+    # An empty file is nobody's loss, and cannot be mapped into memory.
+    if path.stat().st_size == 0:
+        return True
+    if header:
+        mark = rb'\A' + re.escape(f'{header}\n'.encode())
+    else:
+        mark = MARKS[path.suffix.lower()]
+    # An export can be large, so it is mapped and not read.
+    with (
+        open(path, 'rb') as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return re.search(mark, content) is not None
 
 
 @contextmanager

@@ -19,24 +19,36 @@ import shutil
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
+from PIL.ExifTags import Base as Tag
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from util.cores import cores
 from util.errors import InputError, log
 from util.files import is_locked, locked, path_from, reading, remove_abandoned, writing
+from util.names import RAW_ENDINGS
 from util.progress import progress
 
-FORMAT = 3  # of the cache; changes with anything that gives other pixels for the same files
+FORMAT = 4  # of the cache; changes with anything that gives other pixels for the same files
 SAMPLED = 64  # images whose first and last kilobyte are in the cache's name
-DEEP, TRANSPARENT, WIDE = '16-bit grey', 'transparent', 'in a wide-gamut profile'
+# What a picture can be that is not shown as it is stored.
+DEEP = '16-bit grey'
+TRANSPARENT = 'transparent'
+BLANK = 'with a blank alpha'  # one that is 0 everywhere
+WIDE = 'in a wide-gamut profile'
+PRINTED = 'in a profile for print'  # CMYK
+# Many programs write 32 bits per pixel in these formats and leave the last 8 at 0.
+WITHOUT_ALPHA = ('BMP', 'DIB', 'TGA')
+MOSAICS = (32803, 34892)  # TIFF's photometric interpretations of a camera's raw pixels
+SPACE = slice(16, 20)  # the bytes of a colour profile that name its colour space
 CLOSE = 3  # levels by which a colour profile may differ from sRGB and still count as sRGB
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations in which height and width are swapped
 TURNS = {  # by EXIF orientation: the step that sets an image upright
@@ -62,7 +74,7 @@ class Picture(NamedTuple):
         digest: hash of size and pixels, equal for all files with the same picture; None if the
             image cannot be read.
         fault: the reason why it cannot be read, or ''.
-        oddities: those of DEEP, TRANSPARENT and WIDE that it is.
+        oddities: those of DEEP, TRANSPARENT, BLANK, WIDE and PRINTED that it is.
     """
 
     size: tuple[int, int] | None
@@ -88,9 +100,60 @@ def load_image(path: Path | str, exif_rotation: bool = False, srgb: bool = False
 def decode_image(
     path: Path | str, exif_rotation: bool = False, srgb: bool = False
 ) -> tuple[Image.Image, list[str]]:
-    """The picture of `load_image`, and those of DEEP, TRANSPARENT and WIDE that it was."""
-    with reading(path, 'an image') as file, Image.open(file) as image:
+    """The picture of `load_image`, and its oddities as in `Picture`."""
+    with opened(path) as image:
         return as_rgb(image, exif_rotation, srgb)
+
+
+@contextmanager
+def opened(path: Path | str) -> Iterator[Image.Image]:
+    """Open the first picture in a file for the body.
+
+    Raises:
+        InputError: it cannot be read, or Pillow would read something else than the picture.
+    """
+    with reading(path, 'an image') as file:
+        if Path(path).suffix.lower() in RAW_ENDINGS:
+            raise InputError(f"{path} is a camera's raw file; convert it to JPEG, PNG or TIFF")
+        with Image.open(file) as image:
+            refuse_misread(image)
+            yield image
+
+
+def refuse_misread(image: Image.Image) -> None:
+    """Refuse a TIFF of which Pillow reads something else than its picture.
+
+    Raises:
+        ValueError: it is such a file.
+    """
+    if not isinstance(image, TiffImageFile):
+        return
+    tags = image.tag_v2
+    is_reduced = tags.get(Tag.NewSubfileType, 0) & 1 or tags.get(Tag.SubfileType) == 2
+    if is_reduced or Tag.DNGVersion in tags or has_mosaic(image, tags.get(Tag.SubIFDs, ())):
+        raise ValueError("it is a camera's raw file, or its first page is a reduced copy")
+    is_planar = tags.get(Tag.PlanarConfiguration) == 2 and tags.get(Tag.Compression, 1) == 1
+    if is_planar and len(image.getbands()) > 1 and max(tags.get(Tag.BitsPerSample, (1,))) > 8:
+        raise ValueError(
+            'Pillow misreads planes of more than 8 bits, one for each colour, without compression'
+        )
+
+
+def has_mosaic(image: TiffImageFile, starts: int | Sequence[int]) -> bool:
+    """Whether a directory of an opened TIFF at one of `starts` holds raw pixels of a camera."""
+    if image.fp is None:  # closed, since the picture is loaded
+        return False
+    for start in np.atleast_1d(starts).tolist():
+        image.fp.seek(0)
+        head = image.fp.read(8)
+        if head[2] == 43:  # BigTIFF has a longer one
+            head += image.fp.read(8)
+        directory = ImageFileDirectory_v2(head)
+        image.fp.seek(start)
+        directory.load(image.fp)
+        if directory.get(Tag.PhotometricInterpretation) in MOSAICS:
+            return True
+    return False
 
 
 def read_picture(path: str, exif_rotation: bool) -> Picture:
@@ -105,11 +168,12 @@ def read_picture(path: str, exif_rotation: bool) -> Picture:
 
 
 def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.Image, list[str]]:
-    """A picture of any mode as RGB, and those of DEEP, TRANSPARENT and WIDE that it was.
+    """A picture of any mode as RGB, and its oddities as in `Picture`.
 
     16-bit grey is scaled to 8 bits, and transparent pixels are shown on white. `exif_rotation` and
     `srgb` are as in `load_image`.
     """
+    refuse_misread(image)
     # The steps below make new images, which no longer have the EXIF block.
     turn = TURNS.get(orientation(image)) if exif_rotation else None
     image.load()
@@ -122,22 +186,65 @@ def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.I
     if image.mode in ('I', 'F'):
         raise ValueError('it holds 32-bit or signed numbers, whose range nobody knows')
 
-    if 'A' in image.getbands() or 'transparency' in image.info:
-        layer = image.convert('RGBA')
-        # Many images have an alpha channel in which every pixel is opaque.
-        if layer.getchannel('A').getextrema() != (255, 255):
-            image = Image.alpha_composite(Image.new('RGBA', layer.size, 'white'), layer)
-            oddities.append(TRANSPARENT)
-
+    alpha, found = alpha_of(image)
+    oddities += found
     rgb = image.convert('RGB')
-    transform = srgb_transform(image.info.get('icc_profile') or b'')
+    profile = image.info.get('icc_profile') or b''
+    is_printed = image.mode == 'CMYK' and profile[SPACE] == b'CMYK'
+    stored = image if is_printed else rgb
+    transform = srgb_transform(profile, stored.mode)
     if transform:
-        oddities.append(WIDE)
+        oddities.append(PRINTED if is_printed else WIDE)
         if srgb:
-            ImageCms.applyTransform(rgb, transform, inPlace=True)
+            rgb = transformed(stored, transform)
+
+    # After the conversion: the white is sRGB's.
+    if alpha:
+        rgb.putalpha(alpha)
+        white = Image.new('RGBA', rgb.size, 'white')
+        rgb = Image.alpha_composite(white, rgb).convert('RGB')
     if turn is not None:
         rgb = rgb.transpose(turn)
     return rgb, oddities
+
+
+def transformed(image: Image.Image, transform: Any) -> Image.Image:
+    """A new picture: `image` in other colours."""
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None  # it is None only where the image itself is changed
+    return converted
+
+
+def alpha_of(image: Image.Image) -> tuple[Image.Image | None, list[str]]:
+    """The alpha channel of a picture, and those of TRANSPARENT and BLANK that it is.
+
+    The channel is None if every pixel is opaque.
+    """
+    if 'A' not in image.getbands() and 'transparency' not in image.info:
+        return None, []
+    alpha = image.convert('RGBA').getchannel('A')
+    extrema = alpha.getextrema()
+    # Many images have an alpha channel in which every pixel is opaque.
+    if extrema == (255, 255):
+        return None, []
+    if extrema == (0, 0) and image.format in WITHOUT_ALPHA:
+        return None, [BLANK]
+    return alpha, [TRANSPARENT]
+
+
+def is_shown_anew(path: Path | str, srgb: bool) -> bool:
+    """Whether a picture is shown in another way than by versions before FORMAT 4.
+
+    They showed a blank alpha as white, and converted neither CMYK nor transparent pictures to sRGB.
+    """
+    with opened(path) as image:
+        # Most pictures need not be decoded for the answer.
+        may_have_alpha = 'A' in image.getbands() or 'transparency' in image.info
+        if image.mode != 'CMYK' and not may_have_alpha:
+            return False
+        _, oddities = as_rgb(image, exif_rotation=False, srgb=False)
+    is_converted = PRINTED in oddities or {WIDE, TRANSPARENT} <= set(oddities)
+    return BLANK in oddities or (srgb and is_converted)
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
@@ -147,20 +254,23 @@ def in_8_bits(image: Image.Image) -> Image.Image:
         ValueError: it is a TIFF that means something else by the same mode.
     """
     tags = getattr(image, 'tag_v2', {})  # only a TIFF has them
-    bits = tags.get(ExifTags.Base.BitsPerSample, (16,))
-    if bits != (16,) or tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
+    bits = tags.get(Tag.BitsPerSample, (16,))
+    if bits != (16,) or tags.get(Tag.PhotometricInterpretation) == 0:
         raise ValueError('it is a grey TIFF of other than 16 bits, or one in which zero is white')
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 @lru_cache(maxsize=64)
-def srgb_transform(profile: bytes) -> Any:
+def srgb_transform(profile: bytes, mode: str) -> Any:
     """The conversion from a colour profile to sRGB, or None if the picture is in sRGB already.
 
-    Most pictures are. Only RGB profiles are converted, relative to white. One that changes no
-    colour by more than CLOSE levels counts as sRGB, which has many spellings.
+    Most pictures are. Colours are converted relative to white. A profile that changes none by more
+    than CLOSE levels counts as sRGB, which has many spellings.
+
+    Args:
+        mode: of the picture, 'RGB' or 'CMYK'.
     """
-    if profile[16:20] != b'RGB ':  # the header's field for the colour space
+    if profile[SPACE] != mode.ljust(4).encode():
         return None
     # Colours from everywhere in the cube, as the pixels of a small image.
     steps = np.arange(0, 256, 15, dtype=np.uint8)
@@ -170,11 +280,11 @@ def srgb_transform(profile: bytes) -> Any:
         to_srgb = ImageCms.buildTransform(
             io.BytesIO(profile),
             ImageCms.createProfile('sRGB'),
-            'RGB',
+            mode,
             'RGB',
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
         )
-        converted = ImageCms.applyTransform(colours, to_srgb)
+        converted = transformed(colours.convert(mode), to_srgb)
     except (ImageCms.PyCMSError, OSError):  # a damaged profile counts as none
         return None
     # As int16, since the difference of two uint8 wraps around.
@@ -183,12 +293,16 @@ def srgb_transform(profile: bytes) -> Any:
 
 
 def orientation(image: Image.Image) -> Any:
-    """The EXIF orientation of an open image, 1 ... 8, or None.
+    """The EXIF orientation of an opened file, 1 ... 8, or None.
 
-    `ImageOps.exif_transpose` is not used, since it fails on photos in which another tag is odd.
+    A picture that is no longer an opened file has none: whoever made it may have turned it, and the
+    tag stays. `ImageOps.exif_transpose` is not used, since it fails on photos in which another tag
+    is odd.
     """
     # Pillow itself turns a TIFF as it loads it.
-    return 1 if image.format == 'TIFF' else image.getexif().get(ExifTags.Base.Orientation)
+    if not isinstance(image, ImageFile.ImageFile) or image.format == 'TIFF':
+        return None
+    return image.getexif().get(Tag.Orientation)
 
 
 def resized(image: Image.Image, resize: Sequence[int] | None) -> Image.Image:
@@ -204,8 +318,8 @@ def resized(image: Image.Image, resize: Sequence[int] | None) -> Image.Image:
 
 def image_size(path: Path | str, exif_rotation: bool) -> tuple[int, int]:
     """(height, width) from the header of an image file."""
-    with reading(path, 'an image') as file, Image.open(file) as image:
-        if image.format == 'TIFF' and image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
+    with opened(path) as image:
+        if image.format == 'TIFF' and image.getexif().get(Tag.Orientation) in SIDEWAYS:
             image.load()  # only some versions of Pillow turn the size of a TIFF before it is loaded
         if exif_rotation and orientation(image) in SIDEWAYS:
             return image.width, image.height
@@ -224,7 +338,7 @@ def open_frames(
     """The frames `direct` from their cache, which is built if it does not exist.
 
     Args:
-        root: the database's folder or label file.
+        root: the database's folder or label file, next to which the cache is by default.
         name: the start of the cache file's name.
         cache: the cache's folder. None is `.hyperiqa_cache` next to the images, or the user's cache
             folder if that cannot be written or has no room. 'none' stands for no cache: image files
@@ -240,6 +354,10 @@ def open_frames(
     for folder in [Path(cache)] if cache else default_folders(root):
         try:
             return open_cache(folder, name, root, direct)
+        except UnreadableCache as error:
+            reason = f'the frame cache {error.filename} cannot be read: {error.strerror}'
+            if not cache:  # else it is the error below
+                log(f'{reason}; its owner can let others read it')
         except OSError as error:
             if error.filename in direct.paths:  # an image is at fault, not the cache
                 raise
@@ -248,6 +366,10 @@ def open_frames(
         raise InputError(f'{reason}; --cache DIR names another place, --cache none goes without')
     log(f'{reason}, so images are decoded in every epoch; --cache DIR names another place')
     return direct
+
+
+class UnreadableCache(OSError):
+    """A frame cache exists and cannot be read, as one of another user."""
 
 
 def default_folders(root: Path | str) -> list[Path]:
@@ -268,6 +390,8 @@ class DirectFrames:
         resize: (height, width) that every image is resized to, or None.
         exif_rotation: turn images by their EXIF orientation.
         srgb: convert images with a wide-gamut profile to sRGB.
+        folder: at which the images' names start. With their contents it may move.
+        column: the column of a table that names the images, if the user chose it.
     """
 
     def __init__(
@@ -277,12 +401,16 @@ class DirectFrames:
         resize: Sequence[int] | None,
         exif_rotation: bool,
         srgb: bool,
+        folder: Path | str,
+        column: str,
     ) -> None:
         self.paths = paths
         self.smallest = smallest
         self.resize = resize
         self.exif_rotation = exif_rotation
         self.srgb = srgb
+        self.folder = folder
+        self.column = column
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -333,13 +461,17 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
     """The `CachedFrames` in `folder`, built from `direct` if they do not exist.
 
     Raises:
+        UnreadableCache: they exist and cannot be read.
         OSError: the folder cannot be written.
         InputError: an image cannot be read or is too small.
     """
     place = path_from(os.path.realpath(folder), os.path.realpath(root))
-    stamps = stamps_of(direct.paths, root)
+    stamps = stamps_of(direct.paths, direct.folder)
     path = folder / cache_name(name, place, direct, stamps)
-    frames = read_cache(path, len(stamps))
+    try:
+        frames = read_cache(path, len(stamps))
+    except OSError as error:
+        raise UnreadableCache(error.errno, error.strerror, str(path))
     if frames is not None:
         return frames
 
@@ -352,7 +484,7 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
             remove_abandoned(folder)
             remove_abandoned(folder, path.name, owned=is_held)
             build(path, sizes, direct)
-            remove_if_changed(path, direct.paths, stamps, stamps_of(direct.paths, root))
+            remove_if_changed(path, direct.paths, stamps, stamps_of(direct.paths, direct.folder))
     frames = read_cache(path, len(stamps))
     if frames is None:
         raise OSError(errno.EIO, 'it does not read as it was written')
@@ -362,27 +494,31 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
 def cache_name(name: str, place: str, direct: DirectFrames, stamps: Sequence[Any]) -> str:
     """The file name of a cache: `name`, a hash for database and preparation, one for the files.
 
+    A new cache replaces the others with the same first hash (`remove_older`).
+
     Args:
         place: the path from the cache to the database, which stays when both are moved.
         stamps: those of `stamps_of`.
     """
     made = [FORMAT, place, direct.resize and tuple(direct.resize), direct.exif_rotation]
-    # Left out where it is off, so that caches from before the option keep their names.
+    # Left out where they are off, so that caches from before these options keep their names.
     if direct.srgb:
         made.append('sRGB')
+    if direct.column:
+        made.append(f'column {direct.column}')
     of_place = hashlib.sha256(repr(tuple(made)).encode()).hexdigest()
     of_files = hashlib.sha256(repr(stamps).encode()).hexdigest()
     return f'{name}-{of_place[:8]}-{of_files[:16]}.frames'
 
 
-def stamps_of(paths: Sequence[str], root: Path | str) -> list[tuple[Any, ...]]:
+def stamps_of(paths: Sequence[str], folder: Path | str) -> list[tuple[Any, ...]]:
     """A value for each image file that changes when the file does.
 
-    It has the path below `root`, the size and the modification time, and for some of the images the
-    first and last kilobyte too: two databases that a container shows under one path, one after the
-    other, can have equal names, sizes and times.
+    It has the path below `folder`, the size and the modification time, and for some of the images
+    the first and last kilobyte too: two databases that a container shows under one path, one after
+    the other, can have equal names, sizes and times.
     """
-    start = os.path.join(folder_of(root), '')
+    start = os.path.join(folder, '')
     stamps: list[tuple[Any, ...]] = []
     for path in paths:
         status = os.stat(path)
@@ -436,10 +572,14 @@ def build(path: Path, sizes: np.ndarray, direct: DirectFrames) -> None:
 
     Older caches of the same database and preparation are deleted.
     """
-    change = 'images changed since the frame cache was made: ' if remove_older(path) else ''
+    is_replaced = remove_older(path)
     starts = starts_of(sizes)
     gigabytes = f'{starts[-1] / 1e9:.2f} GB'
-    log(f'{change}decoding {len(sizes)} images once into {path} ({gigabytes})')
+    text = f'decoding {len(sizes)} images once into {path} ({gigabytes})'
+    # Perhaps an image has changed, or the table names other images or other rows first.
+    if is_replaced:
+        text += ', in place of the cache of an earlier state of the database'
+    log(text)
     # A full disk shows before the work and not after it.
     if starts[-1] > shutil.disk_usage(path.parent).free:
         raise OSError(errno.ENOSPC, f'{gigabytes} are needed')

@@ -35,6 +35,20 @@ class TestedImages(NamedTuple):
     facts: Mapping[str, Sequence[Any]] = {}  # further columns, such as the distortion type
 
 
+def pooled(rounds: Sequence[TestedImages]) -> TestedImages:
+    """The images of all rounds as if one round had tested them."""
+    facts = {}
+    for name in rounds[0].facts:
+        facts[name] = [value for tested in rounds for value in tested.facts[name]]
+    return TestedImages(
+        images=[name for tested in rounds for name in tested.images],
+        contents=[content for tested in rounds for content in tested.contents],
+        subjective=np.concatenate([tested.subjective for tested in rounds]),
+        predicted=np.concatenate([tested.predicted for tested in rounds]),
+        facts=facts,
+    )
+
+
 def srcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
     """Spearman's rank-order correlation coefficient of two (N,) arrays.
 

@@ -4,16 +4,24 @@ What is taken from it is logged, and warnings tell what looks like a mistake in 
 """
 
 import os
+import re
 import shlex
 from typing import Any
 
+from util import excel
 from util.errors import InputError, log
 from util.labels import Labels, known_set
+from util.names import is_picture
 from util.tables import BLANK, Row, Table, find_columns, is_number, normalized_name, read_rows
 
 # Columns of these names look like a reference, but are used only if --columns names them.
 REFERENCES = {'ref', 'ref_image', 'reference_image', 'refnames_all', 'source', 'prompt'}
-FEW_CONTENTS = 5  # up to here a content column may be an attribute, such as a camera
+# A number in which commas may separate thousands: 1,012 or 1,012,000.5, but not 0,512 or 1,5.
+THOUSANDS = re.compile(r'[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?')
+# A content column may be an attribute, such as a camera, if it has so few values or so many images
+# for each.
+FEW_CONTENTS = 10
+MANY_IMAGES = 200
 
 
 def read_csv(labels: Labels) -> None:
@@ -25,7 +33,9 @@ def read_csv(labels: Labels) -> None:
         needed=('image', 'score'),
         optional=('content', 'set', 'type'),
     )
+    refuse_thousands(labels, table)
     folder = labels.settings.images or os.path.dirname(labels.file)
+    labels.has_contents = 'content' in table.columns
     for row in table.rows:
         cells = cells_by_role(labels, table, row)
         labels.add(
@@ -55,19 +65,48 @@ def read_csv(labels: Labels) -> None:
     rows_of_samples = {sample.where for sample in labels.samples}
     table = table._replace(rows=[row for row in table.rows if row.where in rows_of_samples])
     if 'content' in table.columns:
-        warn_of_attribute(labels, table)
+        warn_of_contents(labels, table)
     else:
         warn_of_references(labels, table)
+
+
+def refuse_thousands(labels: Labels, table: Table) -> None:
+    """Refuse scores in which a comma separates thousands, as in 987 and 1,012.
+
+    1,012 and 1,234 alone are decimals, as before.
+    """
+    with_comma: list[tuple[str, str]] = []
+    without: list[tuple[str, str]] = []
+    for row in table.rows:
+        cell = str(row.cells[table.columns['score']]).strip()
+        group = with_comma if ',' in cell else without
+        group.append((row.where, cell))
+    if not with_comma or not all(THOUSANDS.fullmatch(cell) for _, cell in with_comma):
+        return
+    for where, cell in without:
+        # A point is a decimal mark, so that a comma is none.
+        if is_number(cell) and ('.' in cell or abs(float(cell)) >= 100):
+            other, thousands = with_comma[0]
+            raise InputError(
+                f'{labels.file}, {other}: the comma in the score {thousands!r} seems to separate '
+                f'thousands, since {where} has {cell!r}; write numbers without such commas, and '
+                'decimals with a point'
+            )
 
 
 def cells_by_role(labels: Labels, table: Table, row: Row) -> dict[str, str]:
     """The cells of a row by role; its score has a decimal point.
 
     Raises:
-        InputError: a cell other than the set is empty.
+        InputError: a cell other than the set is empty, or one has not been computed.
     """
     cells = {role: str(row.cells[k]).strip(BLANK) for role, k in table.columns.items()}
     for role, cell in cells.items():
+        if cell == excel.NO_VALUE:
+            raise InputError(
+                f'{labels.file}, {row.where}: the {role} is {cell}; open the file in Excel or '
+                'LibreOffice and save it, so that it is computed'
+            )
         if not cell and role != 'set':
             raise InputError(
                 f'{labels.file}, {row.where}: the {role} is empty; fill it in or remove that row'
@@ -133,26 +172,42 @@ def warn_of_references(labels: Labels, table: Table) -> None:
             )
 
 
-def warn_of_attribute(labels: Labels, table: Table) -> None:
-    """Warn of a content column that may be an attribute of the images and not their scene."""
+def warn_of_contents(labels: Labels, table: Table) -> None:
+    """Warn of a content column whose contents are perhaps not the scenes of the images."""
     contents = {sample.content for sample in labels.samples}
-    if len(contents) == len(labels.samples):
+    images = len(labels.samples)
+    if len(contents) == images:
         return
+    column = f'the column {table.header[table.columns["content"]]!r} of {labels.file}'
+    # A database of two parts can have the same references in the folders of both.
+    files = {file_name(content) for content in contents}
+    if len(files) < len(contents) and all(is_picture(content) for content in contents):
+        log(
+            f'warning: {column} has {len(contents)} contents, but only {len(files)} file names: '
+            'equal names in different folders can be one scene on both sides of a split; if they '
+            'are, write them without folders'
+        )
+        return
+
     # Whole numbers can be the numbers of scenes, other numbers cannot.
     are_whole = all(content.isdigit() for content in contents)
     are_numbers = all(is_number(content) for content in contents) and not are_whole
-    if are_numbers or len(contents) <= FEW_CONTENTS:
-        column = table.header[table.columns['content']]
-        values = f'{len(contents)} values for {len(labels.samples)} images'
+    are_few = len(contents) <= FEW_CONTENTS or images > MANY_IMAGES * len(contents)
+    if are_numbers or are_few:
+        values = f'{len(contents)} values for {images} images'
         if are_numbers:
             values += ', which are numbers'
         log(
-            f'warning: the column {column!r} of {labels.file} has {values}; images of one value '
-            'stay together in a split; --split_by image draws single images if it is no scene'
+            f'warning: {column} has {values}; images of one value stay together in a split; '
+            '--split_by image draws single images if it is no scene'
         )
+
+
+def file_name(path: Any) -> str:
+    """The normalized name of a file without its folder."""
+    return normalized_name(os.path.basename(str(path).strip().replace('\\', '/')))
 
 
 def stem_of(path: Any) -> str:
     """The normalized name of a file without its folder and ending."""
-    name = os.path.basename(str(path).strip().replace('\\', '/'))
-    return normalized_name(os.path.splitext(name)[0])
+    return normalized_name(os.path.splitext(file_name(path))[0])

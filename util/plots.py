@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from util.files import SOFTWARE
 from util.metrics import TestedImages, fit_logistic, logistic, plcc, srcc
 
 SMALLEST_SQUARE = 128
@@ -75,6 +76,33 @@ def draw_curve(
     style = '--' if column == 'backbone_lr' else '-'
     epochs = range(1, len(values) + 1)
     axis.plot(epochs, values, style, marker='o', markersize=4, color=colour, label=label)
+
+
+def run_curves(curves: Sequence[Sequence[float]], best_epochs: Sequence[int], title: str) -> bytes:
+    """Draw the test SRCC of each round, thin, and their median, thick.
+
+    Args:
+        curves: (epochs,) of each round.
+        best_epochs: of each round, 1-based; they are marked.
+    """
+    figure = Figure(figsize=(8, 5), layout='constrained')
+    axis = figure.subplots()
+    for curve in curves:
+        axis.plot(range(1, len(curve) + 1), curve, color=BLUE, linewidth=0.8, alpha=0.5)
+    best = [curve[epoch - 1] for curve, epoch in zip(curves, best_epochs)]
+    axis.plot(best_epochs, best, 'o', color=ORANGE, markersize=5, label='best epoch of each round')
+    # zip ends with the last epoch that all rounds have.
+    median = [np.median(values) for values in zip(*curves)]
+    rounds = 'the only round' if len(curves) == 1 else f'median of {len(curves)} rounds'
+    epochs = range(1, len(median) + 1)
+    axis.plot(epochs, median, color=BLUE, linewidth=2.5, label=rounds, zorder=1)
+    axis.set_title(title, fontsize=11)
+    axis.set_xlabel('epoch')
+    axis.set_ylabel('test SRCC')
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.grid(alpha=0.3)
+    axis.legend(loc='best')
+    return png(figure)
 
 
 def scatter(predicted: ArrayLike, subjective: ArrayLike, title: str) -> bytes:
@@ -284,5 +312,5 @@ def png(figure: Figure) -> bytes:
     with warnings.catch_warnings():
         # A name can be in a script that the font lacks.
         warnings.filterwarnings('ignore', 'Glyph .* missing')
-        figure.savefig(buffer, format='png', dpi=110)
+        figure.savefig(buffer, format='png', dpi=110, metadata={'Software': SOFTWARE})
     return buffer.getvalue()

@@ -16,12 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from python_calamine import CalamineWorkbook
-
+from util import excel
 from util.errors import InputError
 from util.files import named, reading
 
-EXCEL = (b'PK\3\4', b'\xd0\xcf\x11\xe0')  # first bytes of .xlsx and .xls
+OTHER_FORMATS = {  # by their first bytes
+    b'PAR1': 'a Parquet file',
+    b'MATLAB': 'a MATLAB file',
+    b'<?xml': 'an XML file',
+    b'<table': 'a web page',
+}
 # White space that is cut off around a cell. Other white space can be part of a file's name, as in
 # macOS screenshots.
 BLANK = ' \t\r\n'
@@ -61,7 +65,10 @@ ROLES = {  # column names in published tables
     # The distortion type is used only if --columns names it: "type" often means something else.
     'type': (),
 }
-KNOWN = {name for names in ROLES.values() for name in names}
+# A further name of an image's column, which is used only if no name above is there: a table can
+# have the name and an id.
+IMAGE_ID = 'image_id'
+KNOWN = {name for names in ROLES.values() for name in names} | {IMAGE_ID}
 
 
 class Row(NamedTuple):
@@ -108,37 +115,37 @@ def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
 
     Args:
         path: '-' reads standard input.
-        sheet: of an Excel file; the first one by default.
+        sheet: of an Excel file; the first visible one with rows by default.
 
     Raises:
         InputError: the file is no table, or a line of text has more or fewer cells than the first.
     """
+    content = read_content(path)
+    with named(path, 'a table'):
+        return rows_of(content, path, sheet)
+
+
+def read_content(path: Path | str) -> bytes:
+    """The bytes of a table's file; '-' reads standard input."""
     if path == '-':
-        with named(path, 'a table'):
-            return rows_of(sys.stdin.buffer.read(), path, sheet)
+        return sys.stdin.buffer.read()
     with reading(path, 'a table') as file:
-        return rows_of(file.read(), path, sheet)
+        return file.read()
 
 
-def rows_of(content: bytes, path: Path | str, sheet: str) -> list[Row]:
+def rows_of(content: bytes, path: Path | str, sheet: str = '', errors: str = 'strict') -> list[Row]:
+    """As `read_rows`, of a file's content; `errors` is what to do with bytes that are not UTF-8."""
     # By the content, since tables come with any ending, and standard input with none.
-    if content.startswith(EXCEL):
-        return rows_of_excel(content, sheet)
-    text = content.decode('utf-8-sig')  # Excel saves CSV with a byte-order mark
+    if content.startswith(excel.STARTS):
+        rows = excel.read_sheet(content, path, sheet)
+        return [Row(f'row {number}', cells) for number, cells in rows]
+    for start, kind in OTHER_FORMATS.items():
+        if content.startswith(start):
+            raise ValueError(f'it is {kind}')
+    text = content.decode('utf-8-sig', errors)  # Excel saves CSV with a byte-order mark
     if text.lstrip().startswith(('{', '[')):
         return rows_of_json(text)
     return cut_to_width(rows_of_text(text, path), path)
-
-
-def rows_of_excel(content: bytes, sheet: str) -> list[Row]:
-    book = CalamineWorkbook.from_filelike(io.BytesIO(content))
-    found = book.get_sheet_by_name(sheet) if sheet else book.get_sheet_by_index(0)
-    rows = []
-    # Blank rows above the table are counted, so that the numbers are those that Excel shows.
-    for number, cells in enumerate(found.to_python(skip_empty_area=False), start=1):
-        if any(str(cell).strip() for cell in cells):
-            rows.append(Row(f'row {number}', cells))
-    return rows
 
 
 def rows_of_json(text: str) -> list[Row]:
@@ -157,13 +164,13 @@ def rows_of_json(text: str) -> list[Row]:
     header = list(dict.fromkeys(key for record in records for key in record))
     rows = [Row('line 1', header)]
     for number, record in enumerate(records, start=1):
-        rows.append(Row(f'record {number}', [record.get(key, '') for key in header]))
+        cells = [excel.plain(record.get(key, '')) for key in header]
+        rows.append(Row(f'record {number}', cells))
     return rows
 
 
 def rows_of_text(text: str, path: Path | str) -> list[Row]:
-    # `splitlines` would also split at characters that can be part of a name.
-    lines = re.split(r'\r\n|\r|\n', text)
+    lines = lines_of(text)
     first = next((line for line in lines if line.strip()), '')
     delimiter = delimiter_of(first)
     if delimiter:
@@ -172,7 +179,27 @@ def rows_of_text(text: str, path: Path | str) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             rows.append(Row(f'line {number}', words_of(line)))
+    if has_blanks_between_names(first):
+        rows[0] = rows[0]._replace(cells=first.split())
     return rows
+
+
+def lines_of(text: str) -> list[str]:
+    # `splitlines` would also split at characters that can be part of a name.
+    return re.split(r'\r\n|\r|\n', text)
+
+
+def cells_of(line: str) -> list[str]:
+    """The cells of a single line of a text."""
+    delimiter = delimiter_of(line)
+    return next(csv.reader([line], delimiter=delimiter)) if delimiter else words_of(line)
+
+
+def has_blanks_between_names(line: str) -> bool:
+    """Whether a line without a delimiter is a header, as in 'image score'."""
+    words = [normalized_name(word) for word in line.split()]
+    # 'image name' is one name, and a photo may be called 'scene 1.png'.
+    return normalized_name(line) not in KNOWN and sum(word in KNOWN for word in words) > 1
 
 
 def delimiter_of(first: str) -> str:
@@ -232,7 +259,7 @@ def cut_to_width(rows: list[Row], path: Path | str) -> list[Row]:
             which = 'more' if surplus else 'fewer'
             raise InputError(
                 f'{path}, {row.where}: this line has {which} cells than the first one; correct it, '
-                'or quote a cell'
+                'quote a cell, or separate all cells by commas or tabs'
             )
         cut.append(row._replace(cells=row.cells[:width]))
     return cut
@@ -256,7 +283,9 @@ def find_columns(
     Raises:
         InputError: a needed or chosen role has no column, or a role could have two.
     """
-    first = rows[0] if rows else Row('line 1', [])
+    if not rows:
+        raise InputError(f'{path} has no rows')
+    first = rows[0]
     has_header = is_header(first.cells, chosen, needed)
     if has_header:
         header = [str(cell).strip() for cell in first.cells]
@@ -272,17 +301,19 @@ def find_columns(
         choice = chosen.get(role)
         found = columns_of(role, header, choice)
         if len(found) > 1:
-            both = ' and '.join(header[k] for k in found)
-            advice = shlex.quote(f'{role}={header[found[0]]}')
-            raise InputError(
-                f'{path}, {first.where}: {both} can each be the column of the {role}; '
-                f'--columns {advice} settles it'
-            )
+            raise InputError(f'{path}, {first.where}: {several_columns(role, header, found)}')
         if found:
             columns[role] = found[0]
         elif choice or role in needed:
-            raise InputError(no_column(path, first, role, choice))
+            raise InputError(no_column(path, first, role, choice, has_header))
     return Table(header, has_header, columns, body)
+
+
+def columns_in(path: Path | str, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Those of the `chosen` columns, names by role, that the header of the table `path` has."""
+    rows = read_rows(path)
+    header = {normalized_name(cell) for cell in rows[0].cells} if rows else set()
+    return {role: name for role, name in chosen.items() if normalized_name(name) in header}
 
 
 def is_header(cells: list[Any], chosen: Mapping[str, str], needed: Sequence[str]) -> bool:
@@ -325,7 +356,10 @@ def columns_of(role: str, header: list[str], chosen: str | None) -> list[int]:
     """
     names = [normalized_name(name) for name in header]
     if chosen is None:
-        return [k for k, name in enumerate(names) if name in ROLES[role]]
+        found = [k for k, name in enumerate(names) if name in ROLES[role]]
+        if role == 'image' and not found:
+            found = [k for k, name in enumerate(names) if name == IMAGE_ID]
+        return found
     if chosen == '':
         return []
     exact = [k for k, name in enumerate(header) if name == chosen]
@@ -336,11 +370,33 @@ def columns_of(role: str, header: list[str], chosen: str | None) -> list[int]:
     return [k for k, name in enumerate(names) if name == normalized_name(chosen)]
 
 
-def no_column(path: Path | str, first: Row, role: str, chosen: str | None) -> str:
-    """The message about a role without a column."""
-    names = [normalized_name(chosen)] if chosen else ROLES[role][:4]
-    cells = ','.join(str(cell) for cell in first.cells)[:200]
+def several_columns(role: str, header: list[str], found: list[int]) -> str:
+    """The message about a role that several columns can have."""
+    names = [header[k] for k in found]
+    # A name that two columns have settles nothing.
+    choice = str(found[0] + 1) if names.count(names[0]) > 1 else names[0]
+    advice = shlex.quote(f'{role}={choice}')
     return (
-        f'{path}, {first.where}: no column is the {role} in {cells!r}; name it '
-        f'{" or ".join(names)}, or give --columns {role}=NAME or {role}=NUMBER'
+        f'{" and ".join(names)} can each be the column of the {role}; --columns {advice} settles it'
+    )
+
+
+def no_column(path: Path | str, first: Row, role: str, chosen: str | None, has_header: bool) -> str:
+    """The message about a role without a column."""
+    cells = ','.join(str(cell) for cell in first.cells)[:200]
+    numbers = f'columns are numbered from 1 to {len(first.cells)}'
+    if chosen:
+        return (
+            f'{path}, {first.where}: there is no column {chosen!r} for the {role} in {cells!r}; '
+            f'give --columns {role}= one of these names or a number: {numbers}'
+        )
+    if not has_header:
+        return (
+            f'{path} has no header, and no column is known as the {role}: {first.where} is '
+            f'{cells!r}; {numbers}, so give --columns {role}=NUMBER, or add a header'
+        )
+    names = ' or '.join(ROLES[role][:4])
+    return (
+        f'{path}, {first.where}: no column is the {role} in {cells!r}; name it {names}, or give '
+        f'--columns {role}=NAME or {role}=NUMBER'
     )
