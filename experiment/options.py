@@ -33,10 +33,12 @@ class Parser(argparse.ArgumentParser):
         docstring: the program's; the help ends with everything after its first paragraph.
     """
 
-    def __init__(self, description: str, docstring: str) -> None:
+    def __init__(self, description: str, docstring: str | None) -> None:
+        # `python -OO` leaves out docstrings.
+        _, _, epilog = (docstring or '').partition('\n\n')
         super().__init__(
             description=description,
-            epilog=docstring.partition('\n\n')[2],
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

@@ -283,7 +283,7 @@ def test_several_processes_without_one_of_torchruns_variables_are_refused(
     set_variables(monkeypatch, {**SINGLE, 'WORLD_SIZE': '2', name: value})
     done = program('--list_datasets')
     assert done.returncode == 2 and done.stdout == ''
-    assert done.stderr.count('\n') == 1 and f'{name} is missing or empty' in done.stderr
+    assert done.stderr.count('\n') == 1 and f'missing or empty: {name};' in done.stderr
 
 
 @pytest.mark.parametrize(

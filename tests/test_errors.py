@@ -259,6 +259,11 @@ ANSWERS = {
 }
 
 
+def test_a_python_that_leaves_out_docstrings_runs_the_programs(script):
+    done = script('compare.py', '--help', PYTHONOPTIMIZE='2')
+    assert done.returncode == 0 and done.stdout.startswith('usage: '), done.stderr
+
+
 @pytest.mark.parametrize('name', ANSWERS)
 def test_help_typos_and_missing_files_answer_without_torch(tmp_path, name):
     """A module that fails stands in torch's place."""

@@ -109,7 +109,7 @@ def read_ranks() -> None:
     missing = [name for name in TORCHRUN if not os.environ.get(name)]
     if missing:
         raise InputError(
-            f'WORLD_SIZE is {count}, but {", ".join(missing)} is missing or empty; start several '
+            f'WORLD_SIZE is {count}, but missing or empty: {", ".join(missing)}; start several '
             'processes with torchrun, and a single one without WORLD_SIZE'
         )
     numbers = {}
