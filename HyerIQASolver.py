@@ -22,6 +22,7 @@ import models
 from data_loader import SCALE_STREAM, Batch, DataLoader
 from experiment.options import with_defaults
 from folders import OpenDatabase
+from scoring.trained import meaning_of
 from util import checkpoints, distributed
 from util.errors import InputError, log
 from util.labels import Settings
@@ -289,13 +290,16 @@ class HyperIQASolver:
         Raises:
             InputError: with `config.fit_scale`, all scores are equal or one is not finite.
         """
+        weights = self.config.weights
+        meaning = meaning_of(weights, checkpoints.read_trained(weights))
+        log(f'{weights}: {meaning.scale_line}')
         images = self.train_data.images[:SCALE_IMAGES]
         # A stream of their own: these patches are neither those of the training nor of the test.
         data = self.loader(self.database, images, istrain=False, patch_num=1, stream=SCALE_STREAM)
         scores = self.predict(data)
         labels = data.scores
         summary = (
-            f'{self.config.weights}: on {len(labels)} training images its scores are '
+            f'{weights}: on {len(labels)} training images its scores are '
             f'{scores.min():.4g} to {scores.max():.4g}, the labels {labels.min():.4g} to '
             f'{labels.max():.4g}, SRCC {srcc(scores, labels):.3f}'
         )
@@ -402,6 +406,13 @@ class HyperIQASolver:
             'rng': torch.get_rng_state(),
             'cuda_rng': torch.cuda.get_rng_state_all() if on_gpu else [],
         }
+
+    @property
+    def state_size(self) -> int:
+        """The bytes of the tensors of a `state_dict`, of which Adam has none before a step."""
+        weights = self.model_hyper.state_dict().values()
+        size = sum(value.numel() * value.element_size() for value in weights)
+        return 3 * size  # a first and a second moment for each weight
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`."""

@@ -26,8 +26,8 @@ import numpy as np
 import folders
 from experiment.options import Parser, with_defaults
 from experiment.record import FREE_OPTIONS, read_record, record_path
-from experiment.report import with_intervals
-from experiment.results import read_history, read_predictions, read_result, unequal_epochs
+from experiment.report import is_chosen_on_test, with_intervals
+from experiment.results import Result, read_history, read_predictions, read_round, unequal_epochs
 from experiment.run_folder import round_path, rounds_in
 from util import metrics, plots
 from util.errors import InputError, boundary, log
@@ -49,16 +49,13 @@ COLUMNS = (
 LAST = 'last epoch'
 
 
-class NoTestError(InputError):
-    """A folder holds no finished round with test images."""
-
-
 class Run(NamedTuple):
     """The finished rounds of a run that have a test part, each by its 1-based number."""
 
     name: str
     record: dict[str, Any]  # the content of config.json
     rounds: dict[int, TestedImages]  # as predicted in the best epoch
+    results: dict[int, Result]
     histories: dict[int, dict[str, list[float]]]  # the columns of history.csv
     splits: dict[int, dict[str, Any]]  # the content of split.json
 
@@ -68,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         options = parse_options(argv)
         # Before the work, so that it is not lost for an output that cannot be written.
         if options.csv:
-            check_output(options.csv, ['.csv'], ','.join(COLUMNS) + '\n')
+            check_output(options.csv, ['.csv'], ','.join(COLUMNS))
         if options.plot:
             check_output(options.plot, ['.png'])
         runs = read_runs(options.runs)
@@ -114,10 +111,10 @@ def draw(runs: list[Run], rows: list[dict[str, Any]]) -> bytes:
 def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     """The runs in the folders `paths`, named by their folders, or by their paths if two are alike.
 
-    What has no finished test is left out, with a line for each.
+    Folders that cannot be compared are left out, with a line for each.
 
     Raises:
-        InputError: a folder is missing or is given twice, or fewer than two runs are left.
+        InputError: a folder is given twice, or fewer than two are left.
     """
     run_folders = [Path(path).resolve() for path in paths]
     if len(set(run_folders)) < len(run_folders):
@@ -130,7 +127,7 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     for folder, name in zip(run_folders, names):
         try:
             runs.append(read_run(folder, name))
-        except NoTestError as reason:
+        except InputError as reason:
             left_out.append(str(reason))
     if len(runs) < 2:
         raise InputError('; '.join(left_out))
@@ -143,27 +140,25 @@ def read_run(folder: Path, name: str) -> Run:
     """The run in `folder`.
 
     Raises:
-        NoTestError: it is no run, or has no finished round with test images, or rounds that were
-            not trained with the same --epochs.
-        InputError: the folder is missing, or a file in it is damaged.
+        InputError: it is no run, a file in it is damaged, it has no finished round with test
+            images, or its rounds were not trained with the same --epochs.
     """
     path = record_path(folder)
-    if folder.exists() and not path.exists():
-        raise NoTestError(f'{folder} has no config.json, so it is no run')
-    run = Run(name, read_record(path), rounds={}, histories={}, splits={})
+    if not path.exists():
+        raise InputError(f'{folder} has no config.json, so it is no run')
+    run = Run(name, read_record(path), rounds={}, results={}, histories={}, splits={})
     if run.record['options']['train_on_all']:
-        raise NoTestError(f'{folder} was trained on all images, so it has no test')
-    results = {}
+        raise InputError(f'{folder} was trained on all images, so it has no test')
     for number in rounds_in(folder):
         path = round_path(folder, number)
         run.rounds[number] = read_predictions(path / 'predictions.csv')
+        run.results[number] = read_round(path)
         run.histories[number] = read_history(path)
         run.splits[number] = read_json(path / 'split.json')
-        results[number] = read_result(path / 'result.json')
-    if unequal_epochs(results):
-        raise NoTestError(f'{folder}: {unequal_epochs(results)}')
+    if unequal_epochs(run.results):
+        raise InputError(f'{folder}: {unequal_epochs(run.results)}')
     if not run.rounds:
-        raise NoTestError(
+        raise InputError(
             f'{folder} has no finished round with test images; --resume {folder} finishes it'
         )
     return run
@@ -216,11 +211,10 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
 
 def rows_at_last(metric: str, numbers: list[int], first: Run, second: Run) -> list[dict[str, Any]]:
     """The difference of each round's last epochs, which were not chosen on the test images."""
-    column = f'test_{metric.lower()}'
     rows = []
     for number in numbers:
-        one = first.histories[number][column][-1]
-        other = second.histories[number][column][-1]
+        one = first.results[number]['last_epoch'][metric]
+        other = second.results[number]['last_epoch'][metric]
         rows.append(row_of(LAST, one, other))
     return rows
 
@@ -359,7 +353,10 @@ def print_runs(runs: list[Run]) -> None:
     for cells in table:
         padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
         print('  '.join(padded).rstrip())
-    if any(is_chosen_on_test(run) for run in runs):
+    results: list[Result] = []
+    for run in runs:
+        results += run.results.values()
+    if any(is_chosen_on_test(result) for result in results):
         print(
             'Best epochs were chosen on these test images, which is optimistic; '
             'the last epoch was not chosen.'
@@ -372,20 +369,11 @@ def rank_of(run: Run) -> float:
     return math.inf if math.isnan(median) else -median
 
 
-def is_chosen_on_test(run: Run) -> bool:
-    """Whether a round's best epoch was chosen on its test images, from several epochs."""
-    for number, split in run.splits.items():
-        epochs = len(run.histories[number]['test_srcc'])
-        if epochs > 1 and 'val' not in split:
-            return True
-    return False
-
-
 def cells_of(run: Run) -> list[str]:
     """The line of a run in the table of `print_runs`."""
     rounds = list(run.rounds.values())
     at_best = with_intervals({**metrics.medians(rounds), **metrics.intervals(rounds)})
-    at_last = np.median([history['test_srcc'][-1] for history in run.histories.values()])
+    at_last = np.median([result['last_epoch']['SRCC'] for result in run.results.values()])
     commit = run.record.get('commit') or ''
     options = changed_options(run.record['options'])
     return [run.name, str(len(rounds)), at_best, f'{at_last:.4f}', commit[:7], options]
@@ -411,8 +399,6 @@ def words_of(name: str, value: Any) -> list[str]:
     """The words that set an option on a command line to a value in a config.json."""
     if name == 'lower_is_better' and value is False:
         return ['--higher_is_better']
-    if value is False:
-        return [f'--no-{name}']
     if value is True:
         return [f'--{name}']
     if name == 'columns':

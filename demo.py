@@ -10,8 +10,8 @@ Prints `path<TAB>score`. From Python:
     score = Scorer('runs/koniq-seed0/round_01/best.pth')('photo.jpg')
 
 An image's score is the mean over random patches. Their places depend only on its height and width,
-so the score is the same at every call. Photos are shown as a viewer shows them: upright, and in
-sRGB.
+so the score is the same at every call, up to the last digits if other images share its batch.
+Photos are shown as a viewer shows them: upright, and in sRGB.
 
 --map FOLDER draws each photo under the scores of a grid of patches. Content moves them as much as
 quality does, so a map shows which half of a photo is blurred, but not which object.
@@ -21,43 +21,33 @@ at most the last batch, and the same call with --resume skips the images that th
 """
 
 import argparse
-import csv
 import os
+import re
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from experiment.options import Parser, positive
+from scoring.score_table import ScoreTable
 from util.errors import InputError, boundary, log, one_line
-from util.files import check_input, check_output, named, walk, write_whole
-from util.frames import RAW_ENDINGS
+from util.files import check_input, named, refuse_in_run, refuse_other_content, walk, write_whole
+from util.names import FilesIn, is_picture, names_on_lines
 from util.progress import progress
-from util.tables import BLANK, find_columns, read_rows
+from util.tables import (
+    Row,
+    columns_of,
+    find_columns,
+    is_header,
+    read_content,
+    rows_of,
+)
 
-COLUMNS = ('image', 'score', 'spread')  # of --csv; the last one only with --spread
-# Pillow registers endings of documents, videos and data too (.pdf, .mpg, .h5), which are no photos.
-FORMATS = {
-    'AVIF',
-    'BMP',
-    'DIB',
-    'GIF',
-    'JPEG',
-    'JPEG2000',
-    'MPO',
-    'PCX',
-    'PNG',
-    'PPM',
-    'SGI',
-    'TGA',
-    'TIFF',
-    'WEBP',
-}
-# Photos whether or not Pillow can read them: one that it cannot read is reported, not passed over.
-NEW_ENDINGS = {'.avif', '.heic', '.heif', '.hif', '.jxl'}
 ENDINGS_SHOWN = 5  # of the files in a folder that are not scored
+# The first columns of such a table, whose names start at the current folder.
+SCORED = ['image', 'prediction']
 
 
 def __getattr__(name: str) -> Any:
@@ -75,64 +65,36 @@ def main(argv: list[str] | None = None) -> None:
         paths, has_unreadable = list_images(options.images)
         if options.list:
             paths += read_list(options.list)
-        columns = COLUMNS if options.spread else COLUMNS[:2]
+        check_input(options.checkpoint, 'a checkpoint')
         if options.csv:
+            table = ScoreTable(options.csv, options.spread, options.patches, options.resume)
             remedies.append('the scores so far are kept; --resume continues after them')
-        check_files(options, columns)
-        if options.resume:
-            paths = without_scored(paths, options.csv)
-        # After the checks and not at the top, since torch takes seconds to import: --help, a typo
-        # and a missing file are answered at once.
-        from scoring.scorer import Scorer, scale_line
-
-        scorer = Scorer(options.checkpoint, options.device, options.patches, options.amp)
-        log(scale_line(scorer.facts))
-        # Written line by line, so that a kill loses no more than that. A name that is not UTF-8
-        # keeps its bytes.
-        with open(
-            options.csv or os.devnull,
-            'a' if options.resume else 'w',
-            buffering=1,
-            encoding='utf-8',
-            errors='surrogateescape',
-            newline='',
-        ) as file:
-            table = csv.writer(file, lineterminator='\n')
-            is_new = os.fstat(file.fileno()).st_size == 0
-            if is_new:
-                table.writerow(columns)
-            failed = score_all(scorer, paths, columns, table, options.map)
-        if failed:
-            log(f'{failed} of {len(paths)} images could not be read')
+            with closing(table):
+                failed = score_all(options, paths, table)
+        else:
+            failed = score_all(options, paths)
     sys.exit(2 if failed or has_unreadable else 0)
 
 
-def check_files(options: argparse.Namespace, columns: tuple[str, ...]) -> None:
-    """Refuse outputs that cannot be written and a checkpoint that cannot be read."""
-    if options.csv:
-        check_output(options.csv, ['.csv'], ','.join(columns) + '\n')
-    if options.map:
-        Path(options.map).mkdir(parents=True, exist_ok=True)
-        check_output(f'{options.map}/map.png', ['.png'])
-    check_input(options.checkpoint, 'a checkpoint')
-
-
 def score_all(
-    scorer: Any, paths: list[Path], columns: tuple[str, ...], table: Any, folder: str | None
+    options: argparse.Namespace, paths: list[Path], table: ScoreTable | None = None
 ) -> int:
-    """Print the score of every image that can be read, and append it to `table`.
-
-    Args:
-        columns: of the table.
-        folder: for the images' maps, in the same subfolders as the images; None for no maps.
+    """Score the images that are not in `table` yet.
 
     Returns:
         the number of images that cannot be read.
     """
+    maps = map_paths(paths, options.map) if options.map else {}
+    # After the checks and not at the top, since torch takes seconds to import: --help, a typo and a
+    # missing file are answered at once.
+    from scoring.scorer import Scorer
+
+    scorer = Scorer(options.checkpoint, options.device, options.patches, options.amp)
+    if table:
+        table.start(scorer.digest())
+        paths = without_scored(paths, table)
+    log(scorer.meaning.scale_line)
     failed = 0
-    # The maps lie below `folder` as the images lie below the folder that holds them all.
-    parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
-    common = os.path.commonpath(parents) if parents else '/'
     results = progress(scorer.results(paths), 'score', total=len(paths), unit='images')
     for result, path in zip(results, paths):
         with tqdm.external_write_mode():  # a progress bar on the same terminal gives way
@@ -140,53 +102,105 @@ def score_all(
                 log(f'skipped: {result}')
                 failed += 1
                 continue
-            values = result[: len(columns) - 1]
+            values = result if options.spread else result[:1]
             # Before the table has the image: --resume skips what the table has.
-            if folder:
-                picture = Path(folder, f'{os.path.relpath(path, common)}.png')
-                picture.parent.mkdir(parents=True, exist_ok=True)
+            if options.map:
                 title = f'{path.name}: score {values[0]:.4f}'
-                write_whole(picture, scorer.drawn_map(path, title))
-            table.writerow([path, *values])
+                maps[path].parent.mkdir(parents=True, exist_ok=True)
+                write_whole(maps[path], scorer.drawn_map(path, title))
+            if table:
+                table.append(path, values)
             print(one_line(path), *(f'{value:.4f}' for value in values), sep='\t', flush=True)
+    if failed:
+        log(f'{failed} of {len(paths)} images could not be read')
     return failed
 
 
-def without_scored(paths: list[Path], table: str) -> list[Path]:
+def common_folder(paths: list[Path]) -> str:
+    """The folder that holds all of `paths`, or '' if they are on several drives of Windows."""
+    parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    try:
+        return os.path.commonpath(parents)
+    except ValueError:
+        return ''
+
+
+def name_below(common: str, path: Path) -> str:
+    """The path of an image below the folder `common`; if that is '', its path with its drive.
+
+    The maps are below their folder as the images are below the one that holds them all.
+    """
+    if common:
+        return os.path.relpath(path, common)
+    drive, rest = os.path.splitdrive(os.path.abspath(path))
+    # The name of a drive is that of a folder without its : or, on a network, its separators.
+    return os.path.join(re.sub(r'[:\\/]', '', drive), rest.lstrip(os.path.sep))
+
+
+def map_paths(paths: list[Path], folder: str) -> dict[Path, Path]:
+    """The place of each image's map below `folder`, as the image lies below the common folder.
+
+    Raises:
+        InputError: a place is in a run folder, or holds a file of the user's.
+    """
+    refuse_in_run(folder)
+    common = common_folder(paths)
+    places = {}
+    for path in paths:
+        places[path] = Path(folder, f'{name_below(common, path)}.png')
+        refuse_other_content(places[path])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return places
+
+
+def without_scored(paths: list[Path], table: ScoreTable) -> list[Path]:
     """The images that are not in the table of an earlier call."""
-    scored = scored_images(table)
+    scored = {row['image'] for row in table.rows}
     left = [path for path in paths if str(path) not in scored]
-    log(
-        f'{table} holds the scores of {len(paths) - len(left)} of {len(paths)} images, '
-        'which are skipped'
-    )
+    if scored:
+        log(
+            f'{table.path} holds the scores of {len(paths) - len(left)} of {len(paths)} images, '
+            'which are skipped'
+        )
     return left
 
 
-def scored_images(table: str) -> set[str]:
-    """The images in the table of an earlier call; none if there is no table.
-
-    A last line that a kill left unfinished is cut off, so that the table can be continued.
-    """
-    with named(table, 'a table'), open(table, 'a+b') as file:
-        file.seek(0)
-        lines = [line for line in file if line.endswith(b'\n')]
-        file.truncate(sum(map(len, lines)))
-        texts = [line.decode(errors='surrogateescape') for line in lines]
-        return {row['image'] for row in csv.DictReader(texts, strict=True)}
-
-
 def read_list(source: str) -> list[Path]:
-    """The images that a table or list names.
+    """The images that a table or list names; a missing one keeps its name.
 
     Args:
         source: a file, at whose folder relative names start; or '-' for standard input, where they
-            start at the current one.
+            start at the current one, as in a table of scores that --csv wrote.
     """
-    table = find_columns(source, read_rows(source), {}, ('image',))
-    folder = os.path.dirname(source)
-    names = [str(row.cells[table.columns['image']]).strip(BLANK) for row in table.rows]
-    return [Path(folder, name) for name in names]
+    files = FilesIn(os.path.dirname(source))
+    content = read_content(source)
+    # A name that is not UTF-8 keeps its bytes. UTF-16 has zeros, and is no list of such names.
+    errors = 'strict' if b'\0' in content else 'surrogateescape'
+    with named(source, 'a table'):
+        names = names_on_lines(content, lambda line: bool(files.find(line)), errors=errors)
+        if names is None:
+            rows = rows_of(content, source, errors=errors)
+            names = names_in_table(source, rows)
+            if rows and rows[0].cells[:2] == SCORED:
+                files = FilesIn('')
+    if not names:
+        raise InputError(f'{source} lists no image')
+    return [Path(files.path(name)) for name in names]
+
+
+def names_in_table(source: str, rows: list[Row]) -> list[str]:
+    """The names in the column of the images."""
+    if not rows:
+        return []
+    header = [str(cell) for cell in rows[0].cells]
+    found = columns_of('image', header, None)
+    if is_header(header, {}, ('image',)) and len(found) != 1:
+        raise InputError(
+            f'{source}, {rows[0].where}: one column must be called image; the header is '
+            f'{",".join(header)[:200]!r}'
+        )
+    table = find_columns(source, rows, {}, ('image',))
+    return [str(row.cells[table.columns['image']]) for row in table.rows]
 
 
 def list_images(arguments: list[str]) -> tuple[list[Path], bool]:
@@ -223,19 +237,13 @@ def photos_below(folder: str, unreadable: list[OSError]) -> list[Path]:
     Args:
         unreadable: gets the error of each folder that cannot be listed.
     """
-    endings = set()
-    for ending, format in Image.registered_extensions().items():
-        if format in FORMATS:
-            endings.add(ending)
     photos = []
     others = []
     for name in walk(folder, unreadable):
-        path = Path(name)
-        ending = path.suffix.lower()
-        if ending not in endings:
-            others.append(ending or 'none')
-        if ending in endings | NEW_ENDINGS | RAW_ENDINGS:
-            photos.append(path)
+        if is_picture(name):
+            photos.append(Path(name))
+        else:
+            others.append(Path(name).suffix.lower() or 'none')
     if photos and others:
         kinds = sorted(set(others))
         shown = ', '.join(kinds[:ENDINGS_SHOWN]) + (' ...' if len(kinds) > ENDINGS_SHOWN else '')

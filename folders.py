@@ -19,6 +19,7 @@ from PIL import Image
 
 from util.demo_database import DEFAULTS, IMAGES, generate
 from util.errors import InputError, log, nearest
+from util.files import path_from
 from util.frames import (
     CachedFrames,
     DirectFrames,
@@ -92,8 +93,7 @@ def read_csiq_sheet(labels: Labels, folder: Path) -> None:
     columns = ('image', 'dst_type', 'dst_lev', 'dmos')
     keys = []
     for where, (scene, kind, level, score) in labels.rows(*columns, sheet='all_by_image'):
-        # Excel stores the scene 1600 as a number.
-        scene = f'{scene:g}' if isinstance(scene, float) else str(scene).strip()
+        scene = str(scene).strip()  # 1600 is a number in Excel
         kind = CSIQ_TYPES.get(normalized_name(kind), str(kind).strip())
         level = labels.number(level, where, 'distortion level')
         name = f'{scene}.{kind}.{level:g}.png'
@@ -263,6 +263,19 @@ class Database(NamedTuple):
         return scale_of(self.score_range, self.higher_is_better)
 
     @property
+    def meaning(self) -> Meaning:
+        """What an image and a score mean to a network that is trained on it by default."""
+        return Meaning(
+            title=self.title,
+            label_range=self.score_range,
+            higher_is_better=self.higher_is_better,
+            score_range=None,
+            resize=self.resize,
+            exif_rotation=self.exif_rotation,
+            srgb=self.srgb,
+        )
+
+    @property
     def split(self) -> str:
         text = 'by content' if self.by_content else 'by image'
         if self.official:
@@ -426,8 +439,8 @@ def remedy_of(key: str, path: Path | str, settings: Settings) -> str:
     if key == 'csv':
         start = settings.images or f'{Path(path).parent}{os.sep}'
         return (
-            'Each line names an image and its score; a relative name starts at '
-            f'{start} or at --data_root DIR.'
+            f'Each line names an image and its score; a relative name starts at {start}, '
+            'or for the table of --csv or --evaluate at --data_root DIR.'
         )
     entry = DATABASES[key]
     return (
@@ -488,13 +501,13 @@ class OpenDatabase:
         dataset, path: as in `read_labels`.
         resize: (height, width) that every image is resized to, instead of the database's own.
         settings: how the labels are read.
+        srgb: whether its images are converted to sRGB, instead of the database's own way.
 
     Attributes:
         key: its name in `DATABASES`.
         entry: its row there.
         samples: its `Sample`s, in the order of the label file.
         known: paths of its images that are not scored.
-        srgb: whether its images are converted to sRGB; it may be set until they are open.
         higher_is_better: the direction of its scores.
         by_content: whether a split keeps the images of one content together.
         left_out: with `settings.skip_missing`, the name, row and reason of each listed image that
@@ -515,12 +528,13 @@ class OpenDatabase:
         path: Path | str,
         resize: Sequence[int] | None = None,
         settings: Settings = AS_DOCUMENTED,
+        srgb: bool | None = None,
     ) -> None:
         self.key = database_key(dataset)
         self.entry = DATABASES[self.key]
         self.path = path
         self.resize = resize or self.entry.resize
-        self.srgb = self.entry.srgb
+        self.srgb = self.entry.srgb if srgb is None else srgb
         self.settings = settings
         labels = read_labels(self.key, path, settings)
         self.label_file = labels.file
@@ -626,7 +640,8 @@ class OpenDatabase:
 
     def name_of(self, path: str) -> str:
         """The path of an image below the database's folder."""
-        return Path(os.path.relpath(path, self.settings.images or folder_of(self.path))).as_posix()
+        folder = self.settings.images or folder_of(self.path)
+        return Path(path_from(folder, path)).as_posix()
 
     @cached_property
     def digest(self) -> str:
@@ -675,17 +690,16 @@ class OpenDatabase:
         Args:
             normalized: whether the network's 0..1 stands for the range of the labels.
         """
-        return Meaning(
-            title=self.entry.title,
+        # The user's options and the labels can say otherwise than the table of databases.
+        return self.entry.meaning._replace(
             label_range=self.score_range,
             higher_is_better=self.higher_is_better,
             score_range=self.score_range if normalized else None,
             resize=self.resize,
-            exif_rotation=self.entry.exif_rotation,
             srgb=self.srgb,
         )
 
-    def warn_of_count(self) -> None:
+    def warn_if_incomplete(self) -> None:
         """Warn if the labels list more or fewer images than the complete database has."""
         listed = len(self.samples) + len(self.left_out)
         if self.entry.images not in (None, listed):
@@ -703,20 +717,6 @@ def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:
         units.setdefault(unit, []).append(k)
     # By name, so that a seed draws the same contents whatever the order of the label file.
     return [units[unit] for unit in sorted(units)]
-
-
-def koniq_meaning() -> Meaning:
-    """What an image and a score mean to the original authors' model for KonIQ-10k."""
-    entry = DATABASES['koniq']
-    return Meaning(
-        title=entry.title,
-        label_range=entry.score_range,
-        higher_is_better=entry.higher_is_better,
-        score_range=None,
-        resize=entry.resize,
-        exif_rotation=entry.exif_rotation,
-        srgb=entry.srgb,
-    )
 
 
 def dataset_table() -> str:

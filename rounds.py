@@ -14,6 +14,7 @@ from PIL import Image
 
 import models
 from data_loader import DataLoader
+from experiment.evaluation import make_evaluation_folder, write_evaluation
 from experiment.report import print_medians, print_on_others, print_round, with_intervals
 from experiment.results import ON_OTHERS, gather_results, write_predictions
 from experiment.round_folder import RoundFolder, surroundings
@@ -45,6 +46,7 @@ def run(config: Any, job: Job) -> None:
         write_run_files(config, job, device, digest)
     # The other ranks read the files of the run once they are all there.
     distributed.wait()
+    distributed.refuse_separate_folders(Path(config.output))
 
     rounds = rounds_of(config)
     results: dict[str, Any] = {}
@@ -70,7 +72,7 @@ def join_ranks(config: Any) -> str:
     if config.deterministic:
         distributed.make_deterministic()
     device = distributed.pick_device(config.device)
-    distributed.start(device)
+    distributed.start(device, config.compile)
     log(
         f'{distributed.processes_on(device)}; initial weights: {config.weights}; '
         f'seed: {config.seed}'
@@ -86,8 +88,6 @@ def join_ranks(config: Any) -> str:
 def check_initial_weights(config: Any) -> str:
     """Read the initial weights once, so that a fault in them shows before images are decoded.
 
-    With --evaluate, the initial weights are the checkpoint.
-
     Returns:
         their digest.
     """
@@ -97,13 +97,11 @@ def check_initial_weights(config: Any) -> str:
     with distributed.first_rank_first():
         state, layout = checkpoints.initial_weights(model, config.weights)
     # A ResNet-50 is enough to start training, but gives no scores.
-    if layout not in checkpoints.WITH_SCORES:
-        for option in ('evaluate', 'fit_scale'):
-            if getattr(config, option):
-                raise InputError(
-                    f'--{option}: {config.weights} holds only a {layout}, which gives no scores; '
-                    'give a HyperIQA'
-                )
+    if config.fit_scale and layout not in checkpoints.WITH_SCORES:
+        raise InputError(
+            f'--fit_scale: {config.weights} holds only a {layout}, which gives no scores; give a '
+            'HyperIQA'
+        )
     # Sorted, since files of other formats have the same tensors in another order.
     return checkpoints.digest(dict(sorted(state.items())))
 
@@ -169,6 +167,7 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
             folder.restore(solver.load_state_dict)
             digest = checkpoints.digest(solver.model_hyper.state_dict())
             distributed.refuse_differences(f'{len(solver.history)} epochs, weights {digest[:8]}')
+            folder.reserve(solver.state_size)
             solver.train(folder.save, epochs_after)
             # There is no best epoch, and so no result, if the first one diverged or the SRCC that
             # selects it is nan in all.
@@ -281,47 +280,52 @@ def log_next(config: Any, number: int, is_whole: bool) -> None:
 
 
 def evaluate(config: Any, job: Job) -> None:
-    """Test the checkpoint `config.weights`.
+    """Test the checkpoint `config.weights`, and write the results into a folder of their own.
 
     With --test_on it is tested on those databases. Otherwise the test of its round is repeated.
     """
     join_ranks(config)
-    check_initial_weights(config)
+    decode_images(config, list(job.others.values()) or [job.database])
+    solver = solver_of_test(config, job)
+    weights = checkpoints.digest(solver.model_hyper.state_dict())
+    folder = Path()
+    if rank() == 0:
+        folder = make_evaluation_folder(config.output, config.evaluate, weights)
     if job.others:
-        evaluate_on_others(config, job)
+        results = test_on_others(solver, job, folder)
+        print_on_others(results)
     else:
-        repeat_test(config, job)
-    log(f'Predictions: {Path(config.output)}/predictions*.csv')
+        results = {config.dataset: repeat_test(solver, job, folder)}
+    if rank() == 0:
+        write_evaluation(folder, config.evaluate, weights, results)
+    log(f'Results: {folder}/result.json; predictions: {folder}/predictions*.csv')
     distributed.stop()
 
 
-def evaluate_on_others(config: Any, job: Job) -> None:
-    """Test a checkpoint on the whole other databases of a job, and print the results."""
-    decode_images(config, list(job.others.values()))
-    # Only the solver's network and `predict` are used, so it has no images of its own. Its scores
-    # are in the unit of the labels that the network was trained on.
-    solver = HyperIQASolver(
-        config,
-        job.database,
-        train_idx=[],
-        test_idx=[],
-        round_index=job.round_index,
-        score_range=job.meaning.score_range or (0, 1),
-    )
-    print_on_others(test_on_others(solver, job, Path(config.output)))
-
-
-def repeat_test(config: Any, job: Job) -> None:
-    """Repeat the test of a checkpoint's round, and print the results."""
-    decode_images(config, [job.database])
-    test_images = job.splits[0]['test']  # a test has only the split of its checkpoint's round
-    solver = HyperIQASolver(
+def solver_of_test(config: Any, job: Job) -> HyperIQASolver:
+    """The solver with the weights of a checkpoint, of which only `predict` is used."""
+    # A test has only the split of its checkpoint's round, or none, and then no images of its own.
+    test_images = job.splits[0]['test'] if job.splits else []
+    return HyperIQASolver(
         config,
         job.database,
         train_idx=[],
         test_idx=test_images,
         round_index=job.round_index,
+        # Its scores are in the unit of the labels that the network was trained on.
+        score_range=job.meaning.score_range or (0, 1),
     )
+
+
+def repeat_test(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, Any]:
+    """Repeat the test of a checkpoint's round, and print the results.
+
+    Args:
+        folder: for predictions.csv.
+
+    Returns:
+        the metrics.
+    """
     data = solver.test_data
     tested = tested_images(job.database, data, solver.predict(data))
     metrics: dict[str, Any] = all_metrics(tested.predicted, tested.subjective)
@@ -329,6 +333,7 @@ def repeat_test(config: Any, job: Job) -> None:
     # All digits, to be compared with those of another evaluation.
     print(f'test_srcc {metrics["SRCC"]}')
     print(f'test_plcc {metrics["PLCC"]}')
-    print(f'{len(test_images)} test images: {with_intervals(metrics)}')
+    print(f'{len(tested.images)} test images: {with_intervals(metrics)}')
     if rank() == 0:
-        write_predictions(Path(config.output) / 'predictions.csv', tested)
+        write_predictions(folder / 'predictions.csv', tested)
+    return {'images': len(tested.images), **metrics, **by_type(tested)}

@@ -43,7 +43,7 @@ from folders import OpenDatabase
 from HyerIQASolver import HyperIQASolver
 from util import distributed
 from util.distributed import device_name, has_bfloat16, memory_format, pick_device
-from util.errors import NO_RESULT, boundary
+from util.errors import NO_RESULT, boundary, read_ranks
 
 PROJECT = Path(__file__).parent.parent
 GIB = 2**30
@@ -157,6 +157,7 @@ def save_gradients(number: int, device: str, path: Path) -> None:
         RANK=str(number),
         LOCAL_RANK='0',
     )
+    read_ranks()
     # gloo works for two ranks on one GPU, and NCCL does not.
     dist.init_process_group('gloo')
     torch.save(gradients_of(kind_of(device)), path)

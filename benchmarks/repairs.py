@@ -44,7 +44,7 @@ from experiment.results import read_history
 from HyerIQASolver import HyperIQASolver
 from util import plots
 from util.errors import InputError, boundary
-from util.files import write_whole
+from util.files import check_output, refuse_other_content, write_whole
 
 # The numbers of the repairs that each arm undoes.
 ARMS = {
@@ -113,6 +113,8 @@ def main(argv: list[str]) -> None:
     options = [*DEFAULTS, *argv]
     with boundary():
         config = parse_options(options)
+        # Before hours of training, and not only at its end.
+        refuse_other_content(Path(config.output) / 'arms.png')
     output = Path(config.output)
     for number in config.rounds or range(1, config.train_test_num + 1):
         for arm, undone in ARMS.items():
@@ -132,6 +134,7 @@ def report(output: Path) -> None:
     The arms are also compared image by image if their run folders are there.
     """
     arms = histories_of(output)
+    check_output(output / 'arms.png', ['.png'])
     print(arms_table(arms))
     curves = {}
     for arm, histories in arms.items():

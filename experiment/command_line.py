@@ -1,6 +1,8 @@
 """The command line of train_test_IQA.py: its options as a namespace, completed and checked."""
 
+import os
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import folders
@@ -14,6 +16,9 @@ NOT_RESUMED = {'rounds', 'output', 'resume'}
 # Options that --evaluate does not take from it: those of the machine, and those of another test.
 # The --csv table and the batch size of a test are taken.
 NOT_EVALUATED = (FREE_OPTIONS - {'csv', 'test_batch_size'}) | {'evaluate', 'test_on'}
+# Further ones that it does not take with --test_on: they describe the database of the run, and are
+# given anew for the tables of --test_on.
+OF_DATABASE = ('dataset', 'csv', 'columns', 'lower_is_better', 'data_root')
 
 
 def parse_options(argv: list[str] | None) -> Namespace:
@@ -36,6 +41,7 @@ def parse_options(argv: list[str] | None) -> Namespace:
     # From the command line --split is a list, since it may be train=FILE test=FILE.
     if isinstance(config.split, list) and len(config.split) == 1:
         config.split = config.split[0]
+    tell_tables_apart(config.test_on or [])
     refuse_contradictions(config)
     set_data_paths(config)
     set_output(config)
@@ -63,34 +69,36 @@ def recorded_options(given: Namespace) -> dict[str, Any]:
     if not given.evaluate:
         return {}
     path = record_of(given.evaluate)
-    if path:
-        return options_of_run(path, NOT_EVALUATED)
-    if not given.test_on:
-        raise InputError(
-            f'--evaluate: {given.evaluate} is in no run folder; '
-            '--test_on NAME=DIR tests it on a database'
-        )
-    return {}
+    if path is None:
+        return {}
+    options = options_of_run(path, NOT_EVALUATED)
+    if given.test_on:
+        for name in OF_DATABASE:
+            options.pop(name, None)
+    return options
 
 
 def set_data_paths(config: Namespace) -> None:
     """Set `data_root`, the path of the database, and `image_root`.
 
-    With --csv the table is the database, and the names in it start at the given --data_root.
+    With --csv the table is the database, and the names in it start at the given --data_root. So do
+    those in the tables that --evaluate tests on.
     """
-    config.image_root = config.data_root if config.csv else None
+    config.image_root = config.data_root if config.csv or tests_on_others(config) else None
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
 
 
 def set_output(config: Namespace) -> None:
-    """Set `output`, the run folder or where --evaluate writes, and `resume` as a bool."""
+    """Set `output`, the run folder, and `resume` as a bool.
+
+    The folder of --evaluate is named later, by the weights, unless --output names it.
+    """
     if isinstance(config.resume, str):
         if config.output not in (None, config.resume):
             raise InputError('--output: --resume RUN names the run folder already')
         config.output = config.resume
-    elif not config.output:
-        run = f'runs/{config.dataset}-seed{config.seed}'
-        config.output = '.' if config.evaluate else run
+    elif not config.output and not config.evaluate:
+        config.output = f'runs/{config.dataset}-seed{config.seed}'
     config.resume = bool(config.resume)
 
 
@@ -115,7 +123,31 @@ def refuse_contradictions(config: Namespace) -> None:
     # The name is the key of the results and part of the name of the file of predictions.
     names = [name for name, _, _ in config.test_on or []]
     if len(set(names)) < len(names):
-        raise InputError('--test_on: each database, and each name of a CSV file, can be named once')
+        raise InputError('--test_on: each database and each table can be named once')
+
+
+def tell_tables_apart(test_on: list[list[str]]) -> None:
+    """Add to the equal names of different tables the nearest folder in which they differ.
+
+    Args:
+        test_on: name, key and path of each database; names are replaced in it.
+    """
+    tables: dict[str, list[list[str]]] = {}
+    for entry in test_on:
+        if entry[1] == 'csv':
+            tables.setdefault(entry[0], []).append(entry)
+    for name, same in tables.items():
+        above = [reversed(Path(os.path.abspath(path)).parent.parts) for _, _, path in same]
+        for folders_above in zip(*above):
+            if len(set(folders_above)) == len(same) > 1:
+                for entry, folder in zip(same, folders_above):
+                    entry[0] = f'{folder}-{name}'
+                break
+
+
+def tests_on_others(config: Namespace) -> bool:
+    """Whether this command only tests a checkpoint on the databases of --test_on."""
+    return bool(config.evaluate and config.test_on)
 
 
 def refuse_split_options(config: Namespace) -> None:
@@ -129,13 +161,21 @@ def refuse_split_options(config: Namespace) -> None:
 
 def refuse_table_options(config: Namespace) -> None:
     """Refuse options about a table of the user's own where there is none."""
+    if config.csv and tests_on_others(config):
+        raise InputError('--csv: with --evaluate, --test_on csv=FILE names a table to test on')
     keys = [key for _, key, _ in config.test_on or []]
     if config.csv or 'csv' in keys:
         return
+    if config.data_root and tests_on_others(config):
+        raise InputError(
+            '--data_root: with --evaluate, the names in a table of --test_on csv=FILE start there; '
+            'NAME=DIR has the folder of a database'
+        )
     # The column of the sets may also be that of a --split table.
     if set(config.columns) - {'set'} or config.lower_is_better is not None:
         raise InputError(
-            '--columns, --lower_is_better and --higher_is_better describe the table of --csv FILE'
+            '--columns, --lower_is_better and --higher_is_better describe the table of --csv FILE, '
+            'or of --test_on csv=FILE'
         )
 
 

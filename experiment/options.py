@@ -272,7 +272,8 @@ def add_run_folder_flags(parser: Parser) -> None:
     add = adder(parser, 'run folder')
     add(
         '--output',
-        'run folder (default: runs/<dataset>-seed<seed>), or where --evaluate writes (default: .)',
+        'run folder (default: runs/<dataset>-seed<seed>), or the folder of --evaluate '
+        '(default: evaluations/<run>-<round>-<digest of the weights>)',
         metavar='DIR',
     )
     add(
@@ -308,7 +309,12 @@ def add_speed_flags(parser: Parser) -> None:
         default=2,
         type=count,
     )
-    add('--test_batch_size', 'patches per batch when testing', default=96, type=positive)
+    add(
+        '--test_batch_size',
+        'patches per batch when testing; the last digits depend on it',
+        default=96,
+        type=positive,
+    )
     add(
         '--deterministic',
         'a command gives the same bytes each time on CUDA too, where it is slower',
@@ -396,22 +402,6 @@ def named_folder(text: str) -> list[str]:
     path = Path(folder)
     own_name = path.name if path.stem.lower() in folders.DATABASES else path.stem
     return [own_name, key, folder]
-
-
-def facts_of_koniq() -> dict[str, Any]:
-    """What an image and a score mean to the original authors' model for KonIQ-10k.
-
-    The keys are those of `model` in a config.json.
-    """
-    entry = folders.DATABASES['koniq']
-    return {
-        'resize': entry.resize,
-        'exif_rotation': False,
-        'score_range': None,
-        'title': entry.title,
-        'label_range': entry.score_range,
-        'higher_is_better': True,
-    }
 
 
 def title_of(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 import folders
 from experiment.options import with_defaults
 from util.errors import InputError, log
-from util.files import read_json, write_json
+from util.files import is_run, read_json, write_json
 from util.frames import FORMAT, is_shown_anew
 
 Record = dict[str, Any]  # the content of a config.json
+CHECKPOINTS = ('best.pth', 'last.pth')  # of a round
+ROUND_NAME = re.compile('round_([0-9]{2,9})')  # of a round's folder
 VERSION = 2  # of the form of config.json; earlier versions wrote no number
-# Options that a resumed run may change: where things are and how fast they go, but nothing that
-# the results depend on.
+# Options that a resumed run may change: where things are and how fast they go. The results depend
+# on them by rounding at most.
 FREE_OPTIONS = {
     'data_root',
     'image_root',
@@ -36,23 +39,40 @@ FREE_OPTIONS = {
 # learning rates nor a finished round depend on how many epochs or rounds there are.
 LENGTHS = {'epochs', 'train_test_num'}
 # The part of `model` that a resumed run may not change.
-FIXED_MEANING = ('resize', 'exif_rotation', 'score_range', 'higher_is_better')
+FIXED_MEANING = ('resize', 'exif_rotation', 'score_range', 'higher_is_better', 'srgb')
 
 
 def record_path(run: Path | str) -> Path:
     return Path(run) / 'config.json'
 
 
-def record_of(checkpoint: Path | str) -> Path | None:
-    """The config.json of the run that holds a checkpoint, or next to it; None if there is none."""
-    # A link counts as where it is, and otherwise as the file that it points to.
-    for place in (os.path.abspath(checkpoint), os.path.realpath(checkpoint)):
-        # It was copied next to the checkpoint, or is in the folder above the round's.
-        for folder in list(Path(place).parents)[:2]:
-            path = record_path(folder)
-            if path.exists():
-                return path
+def checkpoint_in_run(checkpoint: Path | str) -> Path | None:
+    """The path in a round's folder of the best.pth or last.pth that a checkpoint is, or None.
+
+    A link counts as where it is, and otherwise as the file that it points to.
+    """
+    for path in places_of(checkpoint):
+        is_written_by_run = path.name in CHECKPOINTS and ROUND_NAME.fullmatch(path.parent.name)
+        if is_written_by_run and is_run(path.parents[1]):
+            return path
     return None
+
+
+def record_of(checkpoint: Path | str) -> Path | None:
+    """The config.json of a checkpoint's run, or the copy next to it; None if there is none."""
+    path = checkpoint_in_run(checkpoint)
+    if path:
+        return record_path(path.parents[1])
+    for path in places_of(checkpoint):
+        folder = path.parent
+        # In the folder of a whole run, no file is known to be one of its checkpoints.
+        if is_run(folder) and not any(folder.glob('round_*')):
+            return record_path(folder)
+    return None
+
+
+def places_of(checkpoint: Path | str) -> list[Path]:
+    return [Path(os.path.abspath(checkpoint)), Path(os.path.realpath(checkpoint))]
 
 
 def read_record(path: Path) -> Record:
@@ -74,10 +94,7 @@ def read_record(path: Path) -> Record:
 
 
 def upgrade(record: Record) -> Record:
-    """A config.json's content in the form of this version, whatever version wrote it.
-
-    Only `srgb` may still be missing in `model`: the run converted no image to sRGB then.
-    """
+    """A config.json's content in the form of this version, whatever version wrote it."""
     options = dict(record['options'])
     model = dict(record['model'])
 
@@ -94,6 +111,8 @@ def upgrade(record: Record) -> Record:
     entry = folders.DATABASES.get(options.get('dataset', ''))
     if entry:
         model = {'title': entry.title, 'label_range': entry.score_range, **model}
+    # Runs that did not record it converted no image to sRGB.
+    model.setdefault('srgb', None)
 
     # A run that is older than an option was made with what is now the option's default.
     for name, default in vars(with_defaults(SimpleNamespace())).items():

@@ -2,7 +2,8 @@
 
 split.json          names of the images of each part, and a digest of the labels
 last.pth            everything that a resume needs; an epoch counts once this file is in place
-best.pth            the best epoch's plain state_dict
+best.pth            the best epoch's plain state_dict, which carries what an image and a score
+                    mean to the network
 history.csv         one row per epoch
 predictions.csv, curves.png, scatter.png, worst.png
 predictions_<name>.csv    of each other database
@@ -40,7 +41,7 @@ from experiment.run_folder import (
 from experiment.splits import SplitRecord
 from util import checkpoints, distributed, plots
 from util.errors import InputError, first_line, machine_fault, rank
-from util.files import locked, remove_abandoned, write_json, write_table, write_whole
+from util.files import allocate, locked, remove_abandoned, write_json, write_table, write_whole
 from util.meaning import Meaning
 from util.metrics import TestedImages, all_metrics, by_type, intervals
 
@@ -96,6 +97,7 @@ class RoundFolder:
 
     def __init__(self, config: Any, meaning: Meaning, round_index: int, split: SplitRecord) -> None:
         self.path = round_path(config.output, round_index + 1)
+        self.meaning = meaning._asdict()
         self.epochs = config.epochs
         self.title = f'{title_of(config.dataset)}, seed {config.seed}, round {round_index + 1}'
         # Kept in last.pth, so that one that was copied from elsewhere is noticed. The options need
@@ -105,10 +107,11 @@ class RoundFolder:
             'split': hashlib.sha256(json.dumps(split).encode()).hexdigest(),
         }
         self.lock = ExitStack()
+        self.reserved: Path | None = None
         if rank() == 0:
             with run_lock(config.output):
                 # Another process may have begun the run anew since `open_run`.
-                record = {'options': vars(config), 'model': meaning._asdict()}
+                record = {'options': vars(config), 'model': self.meaning}
                 refuse_other_options(record_path(config.output), record)
                 self.open(split)
         # The other ranks read the folder once it is there.
@@ -128,7 +131,35 @@ class RoundFolder:
 
     def close(self) -> None:
         """Let another process, or this one again, run the round."""
+        self.release()
         self.lock.close()
+
+    def reserve(self, size: int) -> None:
+        """Take `size` bytes of the disk until the first `save`, whose last.pth takes as many.
+
+        So a disk that is full, a quota and a limit of files show before an epoch and not after it.
+
+        Raises:
+            InputError: there is no room.
+        """
+        if rank() > 0:
+            return
+        # Named as a temporary file, so that it is removed if this process is killed.
+        self.reserved = self.path / '.reserved.tmp'
+        try:
+            allocate(self.reserved, size)
+        except OSError as error:
+            self.release()
+            raise InputError(
+                f'{self.path}/last.pth has no room for its {size / 1e6:.0f} MB: {error.strerror}; '
+                'free some, or name another place with --output'
+            )
+
+    def release(self) -> None:
+        """Give back the room that `reserve` took, if it did."""
+        if self.reserved:
+            self.reserved.unlink(missing_ok=True)
+            self.reserved = None
 
     @property
     def finished(self) -> bool:
@@ -140,8 +171,8 @@ class RoundFolder:
         """Call `load_state_dict` with the state after the last finished epoch, if there is one.
 
         Raises:
-            InputError: last.pth is gone, damaged, belongs to something else, or has more epochs than
-                this run. Nothing in the folder has been changed then.
+            InputError: last.pth is gone, damaged, belongs to something else, or has more epochs
+                than this run. Nothing in the folder has been changed then.
         """
         path = self.path / 'last.pth'
         if not path.exists():
@@ -186,17 +217,21 @@ class RoundFolder:
                 state['best']['weights'] = checkpoints.digest(state['model'])
             # last.pth comes first: the other files follow from it, so that a kill in between
             # loses none of them.
-            content = checkpoints.serialised({**state, 'owner': self.owner})
-            write_whole(self.path / 'last.pth', content)
+            content = {
+                **state,
+                'owner': self.owner,
+                checkpoints.FACTS: json.dumps(self.meaning),
+            }
+            self.release()
+            write_whole(self.path / 'last.pth', checkpoints.serialised(content))
             self.write_derived(state)
         distributed.wait()
 
     def write_derived(self, state: dict[str, Any]) -> None:
         """Write the files that follow from last.pth; a kill may have left them an epoch behind."""
         if is_best_last(state):
-            # On the CPU, so that a plain torch.load works where there is no GPU.
-            weights = {name: value.cpu() for name, value in state['model'].items()}
-            write_whole(self.path / 'best.pth', checkpoints.serialised(weights))
+            content = checkpoints.serialised_weights(state['model'], self.meaning)
+            write_whole(self.path / 'best.pth', content)
         # Epochs of an earlier version may lack younger columns, so that each row adds its own.
         history = state['history']
         columns = list(dict.fromkeys(name for row in history for name in row))

@@ -10,12 +10,12 @@ results.json     every round's result, and their median with intervals, mean and
 """
 
 import os
-import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from experiment.record import (
+    ROUND_NAME,
     Record,
     continue_record,
     read_record,
@@ -24,7 +24,7 @@ from experiment.record import (
     write_record,
 )
 from experiment.splits import SplitRecord
-from util.errors import InputError
+from util.errors import InputError, restarted
 from util.files import is_locked, locked, read_json
 
 # A round that has one of these files has finished an epoch.
@@ -69,16 +69,28 @@ def check_locked_run(
     begun = [number for number in config.rounds or [] if round_path(folder, number).exists()]
     adds_rounds = config.rounds and not begun
     if not config.resume and not adds_rounds:
-        raise InputError(
-            f'the run folder {folder} exists already; --resume continues it, '
-            '--output DIR names another one'
-        )
+        found = f'the run folder {folder} exists already'
+        if restarted():
+            raise InputError(
+                f'{found}: torchrun has restarted the processes after a failure, which is reported '
+                'further up; with --resume a restart continues the run'
+            )
+        raise InputError(f'{found}; --resume continues it, --output DIR names another one')
     path = record_path(folder)
     refuse_other_options(path, {'options': vars(config), 'model': model})
     refuse_fewer(config)
     for number, split in enumerate(splits, start=1):
         refuse_other_images(round_path(folder, number) / 'split.json', split)
     return read_record(path)
+
+
+def record_to_continue(folder: Path | str) -> Record | None:
+    """The record of the run that a run in `folder` would continue; None for a new run."""
+    path = record_path(folder)
+    if not path.exists():
+        return None
+    with run_lock(folder):
+        return read_record(path) if is_under_way(Path(folder)) else None
 
 
 def run_lock(run: Path | str) -> AbstractContextManager[bool]:
@@ -213,7 +225,7 @@ def rounds_in(run: Path) -> list[int]:
     """The numbers of the finished rounds in `run`. A folder counts only under its exact name."""
     numbers = []
     for path in run.iterdir():
-        name = re.fullmatch(r'round_([0-9]{2,9})', path.name)
+        name = ROUND_NAME.fullmatch(path.name)
         if name:
             number = int(name[1])
             if (round_path(run, number) / 'result.json').exists():

@@ -5,6 +5,7 @@ is a file or a folder of files. It lists images by name (see `ImageNames`), or b
 in the label file.
 """
 
+import functools
 import json
 import os
 import re
@@ -16,13 +17,25 @@ import numpy as np
 
 from folders import OpenDatabase
 from util.errors import InputError, log
-from util.files import reading
-from util.labels import SETS, set_of
+from util.files import named, reading
+from util.labels import SETS, set_of, word_of_set
 from util.meaning import Meaning
-from util.tables import BLANK, ROLES, find_columns, normalized_name, read_rows
+from util.names import KnownNames, names_on_lines
+from util.tables import (
+    BLANK,
+    ROLES,
+    Row,
+    Table,
+    find_columns,
+    normalized_name,
+    read_content,
+    read_rows,
+    rows_of,
+)
 
 TRAIN_FRACTION = 0.8
 PARTS = ('train', 'val', 'test')
+LISTS = ('.txt', '.csv', '.json', '.npy')  # endings of lists in a folder
 LEFT_OUT = -1  # position of an image that is known and left out
 Split = dict[str, list[int]]
 # The names of the images in each part of a round's split, and in `labels` a digest of the labels.
@@ -82,22 +95,24 @@ def asked_splits(config: Any, database: OpenDatabase) -> tuple[str, list[Split]]
     kind = default_kind(database) if config.split is None else config.split
     if kind == 'random':
         return '--split random', [random_split(config, database, k) for k in rounds]
+    if kind == 'official':
+        source = f'--split official (the sets in {database.path})'
+        split = official_split(database)
+        splits = [split for _ in rounds]
+    else:
+        source = f'--split {kind if isinstance(kind, str) else " ".join(kind)}'
+        columns = config.columns or {}
+        splits = [read_split(kind, database, k + 1, columns) for k in rounds]
     if config.val_ratio:
         raise InputError(
             f'--val_ratio: the sets in {database.path} already name the images that choose the '
             'epoch'
         )
-    if kind == 'official':
-        split = official_split(database)
-        return f'--split official (the sets in {database.path})', [split for _ in rounds]
-
-    source = f'--split {kind if isinstance(kind, str) else " ".join(kind)}'
-    columns = config.columns or {}
-    return source, [read_split(kind, database, k + 1, columns) for k in rounds]
+    return source, splits
 
 
 def default_kind(database: OpenDatabase) -> str:
-    """The kind of split without --split: 'official' if a table of one's own has a test set.
+    """The kind of split without --split: 'official' if a table of one's own may have a test set.
 
     Otherwise it is 'random', and a line tells of sets that are not used.
     """
@@ -105,7 +120,8 @@ def default_kind(database: OpenDatabase) -> str:
     if database.key != 'csv':
         return 'random'
     sets = {sample.official_set for sample in database.samples} - {''}
-    if 'test' in sets:
+    # A set of an unknown name may be the test images, and is then refused as an official set.
+    if 'test' in sets or sets - set(PARTS):
         return 'official'
     if sets:
         found = ', '.join(sorted(sets)[:3])
@@ -249,6 +265,40 @@ def official_split(database: OpenDatabase) -> Split:
     return split
 
 
+class ImageNames:
+    """The image of a database that a name or a row number in somebody's list means."""
+
+    def __init__(self, database: OpenDatabase) -> None:
+        # A split of row numbers counts the rows of the label file, also those of missing images.
+        self.rows = {sample.row: k for k, sample in enumerate(database.samples)}
+        self.listed = len(database.samples) + len(database.left_out)
+        left_out = [entry['image'] for entry in database.left_out]
+        left_out += [database.name_of(path) for path in database.known]
+        self.positions = dict.fromkeys(left_out, LEFT_OUT)
+        self.positions.update((name, k) for k, name in enumerate(database.all_names))
+        self.names = KnownNames(self.positions)
+
+    def is_known(self, name: str) -> bool:
+        """Whether a name stands for images of the database as it is, not only by an end of it."""
+        return bool(self.names.find(name))
+
+    def position(self, name: str | int) -> int | None:
+        """The position of the image with this name, or in this row of the label file.
+
+        LEFT_OUT stands for an image that is known and left out, None for no image or several.
+        """
+        if isinstance(name, int):
+            return self.rows.get(name, LEFT_OUT) if 0 <= name < self.listed else None
+        found = self.names.find(name, by_end=True)
+        return self.positions[found[0]] if len(found) == 1 else None
+
+
+@functools.lru_cache(maxsize=1)
+def image_names(database: OpenDatabase) -> ImageNames:
+    """The names of a database's images, which are indexed once for all rounds."""
+    return ImageNames(database)
+
+
 def read_split(
     asked: Path | str | Sequence[str],
     database: OpenDatabase,
@@ -271,11 +321,17 @@ def read_split(
     texts = [asked] if isinstance(asked, (str, Path)) else asked
     files = files_of([with_round(text, round_number) for text in texts], round_number)
     chosen = {role: with_round(name, round_number) for role, name in (columns or {}).items()}
+    names = image_names(database)
     listed = []
     for part, file in files.items():
-        for name, own_part in listed_in(file, part, chosen, round_number):
+        for name, own_part in listed_in(file, part, chosen, round_number, names):
             listed.append((name, own_part, file))
-    return positions_of(listed, database, is_first=round_number == 1)
+    split = positions_of(listed, names, database, is_first=round_number == 1)
+    # A list of test images is enough: all images in no part are for training.
+    if 'test' in files and 'train' not in files:
+        held_out = {*split['val'], *split['test']}
+        split['train'] = [k for k in range(len(database.samples)) if k not in held_out]
+    return split
 
 
 def with_round(text: Path | str, round_number: int) -> str:
@@ -288,8 +344,12 @@ def with_round(text: Path | str, round_number: int) -> str:
 def files_of(texts: list[str], round_number: int) -> dict[str, str]:
     """The file that lists each part, or one that lists them all as the part ''."""
     pairs = [text.partition('=') for text in texts]
-    if all(mark and word in SETS for word, mark, _ in pairs):
-        return {SETS[word]: file for word, _, file in pairs}
+    if all(mark and part_of_word(word) for word, mark, _ in pairs):
+        files: dict[str, str] = {}
+        for word, _, file in pairs:
+            refuse_twice(files, part_of_word(word), file)
+            files[part_of_word(word)] = file
+        return files
     if len(texts) > 1:
         raise InputError(
             f'--split {" ".join(texts)}: several files are named as train=FILE test=FILE val=FILE'
@@ -299,21 +359,38 @@ def files_of(texts: list[str], round_number: int) -> dict[str, str]:
     return {'': texts[0]}
 
 
+def refuse_twice(files: dict[str, str], part: str, file: str) -> None:
+    """Refuse a second list for a part, and a second part for a list."""
+    if part in files:
+        raise InputError(
+            f'--split names two lists of the {part} part, {files[part]} and {file}; name one'
+        )
+    for other, first in files.items():
+        if os.path.realpath(first) == os.path.realpath(file):
+            raise InputError(
+                f'--split: the list {file} is given twice, as {other} and as {part}; give each '
+                'part a list of its own'
+            )
+
+
 def files_in(folder: str, round_number: int) -> dict[str, str]:
     """As `files_of`: in a run, in a folder of lists, or in one of such folders for the rounds."""
     if os.path.isfile(os.path.join(folder, 'config.json')):
         return {'': os.path.join(folder, f'round_{round_number:02d}', 'split.json')}
 
     # LIQE publishes a folder for each round, called 1, 2, 3 ...
-    names = os.listdir(folder)
-    rounds = [n for n in names if n.isdigit() and os.path.isdir(os.path.join(folder, n))]
+    rounds = {}
+    for name in os.listdir(folder):
+        if name.isdecimal() and os.path.isdir(os.path.join(folder, name)):
+            rounds[int(name)] = name
     if rounds:
-        if str(round_number) not in rounds:
-            raise too_few_rounds(folder, len(rounds))
-        folder = os.path.join(folder, str(round_number))
+        folder = os.path.join(folder, of_round(rounds, round_number, folder))
 
     files: dict[str, str] = {}
+    unknown = []
     for name in sorted(os.listdir(folder)):
+        if os.path.splitext(name)[1].lower() not in LISTS:
+            continue
         part = part_of_list(name)
         if part in files:
             raise InputError(
@@ -322,35 +399,65 @@ def files_in(folder: str, round_number: int) -> dict[str, str]:
             )
         if part:
             files[part] = os.path.join(folder, name)
+        else:
+            unknown.append(name)
     if not files:
         raise InputError(
             f'{folder} holds no list with train or test in its name; give train=FILE test=FILE'
         )
+    # Such a list may be the missing part, and training on its images would not be noticed.
+    missing = [part for part in ('train', 'test') if part not in files]
+    if missing and unknown:
+        raise InputError(
+            f'{folder} holds no list of the {missing[0]} part, and {", ".join(unknown[:3])} of no '
+            f'known part (known are {", ".join(SETS)}); give train=FILE test=FILE'
+        )
     return files
 
 
+def of_round(numbered: dict[int, str], round_number: int, source: str) -> str:
+    """The entry of a round among entries that are numbered from 1, or from 0 if there is a 0.
+
+    Raises:
+        InputError: `source` has no entry for it.
+    """
+    number = round_number - 1 if 0 in numbered else round_number
+    if number not in numbered:
+        raise too_few_rounds(source, len(numbered))
+    return numbered[number]
+
+
 def part_of_list(name: str) -> str:
-    """The part that a list's file name has last, as in kadid10k_train.txt; '' for other files."""
-    stem, kind = os.path.splitext(name.lower())
-    words = [word for word in re.split(r'[^a-z]+', stem) if word in SETS]
-    if not words or kind not in ('.txt', '.csv', '.json', '.npy'):
-        return ''
-    return SETS[words[-1]]
+    """The part that a list's file name has last, as in kadid10k_train.txt; '' without one."""
+    # Some names are in camel case, as AADB's imgListTestNewRegression_score.txt.
+    words = re.findall('[A-Z]?[a-z]+|[A-Z]+', os.path.splitext(name)[0])
+    parts = [part_of_word(word) for word in words if part_of_word(word)]
+    return parts[-1] if parts else ''
 
 
-def listed_in(file: str, part: str, chosen: dict[str, str], round_number: int) -> Listed:
+def part_of_word(word: str) -> str:
+    """The part that a word means; '' for other words."""
+    return SETS.get(word_of_set(word), '')
+
+
+def listed_in(
+    file: str, part: str, chosen: dict[str, str], round_number: int, names: ImageNames
+) -> Listed:
     """The images that a file lists.
 
     Args:
         part: the part of all of them; with '' the file itself gives each image's part.
         chosen: as in `find_columns`, if the file is a table.
+        names: of the database.
     """
     kind = os.path.splitext(file)[1].lower()
     if kind == '.npy':
         return read_npy_list(file, part, round_number)
     if kind == '.json':
         return read_json_list(file, part)
-    return read_table_list(file, part, chosen, round_number)
+    if part:
+        return [(name, part) for name in read_names(file, chosen, names)]
+    return read_sets(file, chosen, round_number)
 
 
 def read_npy_list(file: str, part: str, round_number: int) -> Listed:
@@ -379,12 +486,12 @@ def read_json_list(file: str, part: str) -> Listed:
         elif not isinstance(content, dict):
             content = {}
         # A split.json also has a digest of the labels, which is no list.
-        lists = {key: records for key, records in content.items() if key in PARTS}
+        lists = {key: records for key, records in content.items() if part_of_word(key)}
         if not content or not all(isinstance(records, list) for records in lists.values()):
             raise ValueError(
                 'it holds no list, whose records each need an "image", nor a train and a test list'
             )
-        return [(name_in(record), key) for key in lists for record in lists[key]]
+        return [(name_in(record), part_of_word(key)) for key in lists for record in lists[key]]
 
 
 def name_in(record: Any) -> str:
@@ -395,27 +502,45 @@ def name_in(record: Any) -> str:
     return name
 
 
-def read_table_list(file: str, part: str, chosen: dict[str, str], round_number: int) -> Listed:
-    """The images in a table with a set column, with one for each round, or of a single part."""
+def read_names(file: str, chosen: dict[str, str], names: ImageNames) -> list[str]:
+    """The names in a list of a single part: one on each line, or a column of a table."""
+    content = read_content(file)
+    own_columns = {normalized_name(name) for name in chosen.values() if not name.isdigit()} - {''}
+    with named(file, 'a table'):
+        found = names_on_lines(content, names.is_known, own_columns)
+        if found is not None:
+            return found
+        rows = rows_of(content, file)
+    table = find_columns(file, rows, choices_in(rows, chosen), needed=('image',))
+    return [name_of_row(table, row) for row in table.rows]
+
+
+def read_sets(file: str, chosen: dict[str, str], round_number: int) -> Listed:
+    """The images in a table with a set column, or with one for each round."""
     rows = read_rows(file)
     header = [normalized_name(cell) for cell in rows[0].cells] if rows else []
-    has_sets = 'set' in chosen or any(name in ROLES['set'] for name in header)
-    if not part and not has_sets:
+    if 'set' not in chosen and not any(name in ROLES['set'] for name in header):
         chosen = {**chosen, **column_of_round(file, header, round_number)}
-    # The other choices are about the label table; they count if this table has such a column too.
-    chosen = {
+    table = find_columns(file, rows, choices_in(rows, chosen), needed=('image', 'set'))
+    listed = []
+    for row in table.rows:
+        part = set_of(row.cells[table.columns['set']], file, row.where)
+        listed.append((name_of_row(table, row), part))
+    return listed
+
+
+def choices_in(rows: list[Row], chosen: dict[str, str]) -> dict[str, str]:
+    """The choices of columns that are about this table and not about that of the labels."""
+    header = [normalized_name(cell) for cell in rows[0].cells] if rows else []
+    return {
         role: name
         for role, name in chosen.items()
         if role == 'set' or normalized_name(name) in header
     }
-    table = find_columns(file, rows, chosen, needed=('image',) if part else ('image', 'set'))
 
-    listed = []
-    for where, cells, _ in table.rows:
-        name = str(cells[table.columns['image']]).strip(BLANK)
-        own_part = part or set_of(cells[table.columns['set']], file, where)
-        listed.append((name, own_part))
-    return listed
+
+def name_of_row(table: Table, row: Row) -> str:
+    return str(row.cells[table.columns['image']]).strip(BLANK)
 
 
 def column_of_round(file: str, header: list[str], round_number: int) -> dict[str, str]:
@@ -425,79 +550,23 @@ def column_of_round(file: str, header: list[str], round_number: int) -> dict[str
         match = re.fullmatch(r'.*split_(\d+)', name)
         if match:
             columns[int(match[1])] = name
-    if not columns:
-        return {}
-    if round_number not in columns:
-        raise too_few_rounds(file, len(columns))
-    return {'set': columns[round_number]}
+    return {'set': of_round(columns, round_number, file)} if columns else {}
 
 
 def too_few_rounds(file: str, rounds: int) -> InputError:
     return InputError(f'{file} is for {rounds} rounds; --train_test_num {rounds} runs those')
 
 
-class ImageNames:
-    """The image of a database that a name in somebody's list means, in any letter case.
-
-    It is the image with exactly that path, else the only one that shares the longest end of the
-    path. A folder in the name that exists in the database too is never ignored: b/1.png is not
-    a/1.png if the database has a folder b.
-    """
-
-    def __init__(self, database: OpenDatabase) -> None:
-        # A split of row numbers counts the rows of the label file, also those of missing images.
-        self.rows = {sample.row: k for k, sample in enumerate(database.samples)}
-        self.listed = len(database.samples) + len(database.left_out)
-        self.ends: dict[str, int | None] = {}  # None for an end that several images share
-        self.folders: set[str] = set()
-        for k, name in enumerate(database.all_names):
-            self.add_ends(name, k)
-        for entry in database.left_out:
-            self.add_ends(entry['image'], LEFT_OUT)
-        for path in database.known:
-            self.add_ends(database.name_of(path), LEFT_OUT)
-        # A whole path means its image, even if it is also the end of another path.
-        for k, name in enumerate(database.all_names):
-            self.ends[path_ends(name)[0]] = k
-
-    def add_ends(self, name: str, position: int) -> None:
-        for end in path_ends(name):
-            self.ends[end] = None if end in self.ends else position
-            self.folders.update(end.split('/')[:-1])
-
-    def position(self, name: str | int) -> int | None:
-        """The position of the image with this name, or in this row of the label file.
-
-        LEFT_OUT stands for an image that is known and left out, None for no image or several.
-        """
-        if isinstance(name, int):
-            return self.rows.get(name, LEFT_OUT) if 0 <= name < self.listed else None
-        for end in path_ends(name):
-            # The search stops at a folder that the database has, even if the path is not in it.
-            if end in self.ends or end.partition('/')[0] in self.folders:
-                return self.ends.get(end)
-        return None
-
-
-def path_ends(name: str) -> list[str]:
-    """The ends of a path, longest first: 'A/b.png' -> ['a/b.png', 'b.png']."""
-    steps = []
-    for step in normalized_name(name).replace('\\', '/').split('/'):
-        if step not in ('', '.', '..'):
-            steps.append(step)
-    return ['/'.join(steps[k:]) for k in range(len(steps))]
-
-
 def positions_of(
-    listed: list[tuple[Any, str, str]], database: OpenDatabase, is_first: bool
+    listed: list[tuple[Any, str, str]], names: ImageNames, database: OpenDatabase, is_first: bool
 ) -> Split:
     """Look up listed images in the database.
 
     Args:
         listed: (name or row number, part, file that lists it) of each image.
+        names: of the database.
         is_first: whether to log how many of them are known and left out; once, in the first round.
     """
-    known = ImageNames(database)
     # Faults are collected, so that a message can tell whether a list has one odd name or fits
     # another database.
     split: Split = {part: [] for part in PARTS}
@@ -505,7 +574,7 @@ def positions_of(
     left_out: dict[str, int] = {}
     unknown: dict[str, list[str]] = {}
     for name, part, file in listed:
-        position = known.position(name)
+        position = names.position(name)
         if position is None:
             unknown.setdefault(file, []).append(str(name))
         elif position == LEFT_OUT:
@@ -518,10 +587,10 @@ def positions_of(
             raise InputError(f'{file} names {name} twice; an image belongs to one part')
 
     if unknown:
-        file, names = next(iter(unknown.items()))
+        file, absent = next(iter(unknown.items()))
         raise InputError(
-            f'{file} names {len(names)} images that are not in {database.path}, the first of them '
-            f'{", ".join(names[:3])}; a name that fits several images counts as none'
+            f'{file} names {len(absent)} images that are not in {database.path}, the first of them '
+            f'{", ".join(absent[:3])}; a name that fits several images counts as none'
         )
     # The later rounds usually leave out the same images.
     if is_first:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 import models
-from scoring.scorer import PatchScorer, trained
+from scoring.scorer import PatchScorer
+from scoring.trained import trained
 from util.checkpoints import FACTS, read_checkpoint
 from util.errors import InputError, log
 from util.files import write_whole
@@ -26,11 +27,10 @@ def export(checkpoint: Path | str, out: Path | str) -> None:
         InputError: a file cannot be read or written, or the exported file does not answer as the
             network does.
     """
-    model, facts = trained(checkpoint)
-    metadata = json.dumps(
-        {'model': 'HyperIQA', 'input': 'patches (N, 224, 224, 3) uint8 RGB', **facts}
-    )
-    scorer = PatchScorer(model, facts['score_range']).eval()
+    model, meaning = trained(checkpoint)
+    about = {'model': 'HyperIQA', 'input': 'patches (N, 224, 224, 3) uint8 RGB'}
+    metadata = json.dumps({**about, **meaning._asdict()})
+    scorer = PatchScorer(model, meaning.score_range).eval()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         # PyTorch's exporters warn and log about their own future.
         warnings.simplefilter('ignore')

@@ -1,10 +1,10 @@
-"""A trained network that scores whole images, and how it is read from a checkpoint."""
+"""A trained network that scores whole images."""
 
 import itertools
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ import torch
 from PIL import Image
 
 from data_loader import draw_patches, imagenet_statistics
-from experiment.options import facts_of_koniq
-from experiment.record import read_record, record_of
-from models import PATCH_SIZE, HyperNet, hyperiqa, predict_scores
+from models import PATCH_SIZE, HyperNet, predict_scores
+from scoring.trained import trained
 from util import checkpoints, frames
+from util.cores import cores
 from util.distributed import has_bfloat16, memory_format, pick_device
 from util.errors import InputError, log, log_once
 from util.files import named
-from util.labels import scale_of
 
 BATCH_SIZE = 100
 STRIDE = 112  # pixels of the frame between the patches of a map, at most
@@ -64,11 +63,15 @@ class Scorer:
         self.patches = patches
         self.amp = amp
         self.checkpoint = checkpoint
-        model, self.facts = trained(checkpoint)
-        self.network = PatchScorer(model, self.facts['score_range']).eval()
+        model, self.meaning = trained(checkpoint)
+        self.network = PatchScorer(model, self.meaning.score_range).eval()
         # The stub of `to` lacks `memory_format`.
         form = memory_format(self.device)
         self.network.to(self.device, memory_format=form)  # type: ignore[call-overload]
+
+    def digest(self) -> str:
+        """The first 8 digits of a hash of the weights."""
+        return checkpoints.digest(self.network.model.state_dict())[:8]
 
     def __call__(
         self, images: Picture | list[Picture] | tuple[Picture, ...], spread: bool = False
@@ -106,9 +109,9 @@ class Scorer:
             strict: raise the `InputError` of an image.
         """
         count = max(1, BATCH_SIZE // self.patches)
-        cores = frames.cores()
-        # Ahead by a whole batch, and by an image for every core while the network computes.
-        jobs = frames.ahead(self.crops, images, cores, count + cores)
+        threads = cores()
+        # Ahead by a whole batch, and by an image for every thread while the network computes.
+        jobs = frames.ahead(self.crops, images, threads, count + threads)
         while batch := list(itertools.islice(jobs, count)):
             yield from self.results_of(batch, strict)
 
@@ -161,7 +164,7 @@ class Scorer:
         from util import plots
 
         scores, y, x, photo = self.map(image)
-        return plots.score_map(scores, y, x, photo, title, unit=scale_line(self.facts))
+        return plots.score_map(scores, y, x, photo, title, unit=self.meaning.scale_line)
 
     def pictures(self, image: Picture) -> tuple[Image.Image, np.ndarray]:
         """An image as a viewer shows it, and its frame for patches to be cut from.
@@ -175,7 +178,7 @@ class Scorer:
         else:
             name = 'the image'
             photo = rgb_of(image)
-        frame = enlarged(frames.resized(photo, self.facts['resize']), name)
+        frame = enlarged(frames.resized(photo, self.meaning.resize), name)
         return photo, np.asarray(frame)
 
     def scores(self, crops: Sequence[np.ndarray]) -> list[tuple[float, float]]:
@@ -292,39 +295,3 @@ def enlarged(picture: Image.Image, name: str) -> Image.Image:
     width, height = (max(PATCH_SIZE, round(side * scale)) for side in picture.size)
     log_once(f'{found}: enlarged to {width}x{height}, so its score is less certain')
     return picture.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def scale_line(facts: Mapping[str, Any]) -> str:
-    """One line about the scale of the scores."""
-    scale = scale_of(facts.get('label_range'), facts.get('higher_is_better', True))
-    title = facts.get('title', 'the training images')
-    return f'scores on the scale of the labels of {title}: {scale}'
-
-
-def trained(checkpoint: Path | str) -> tuple[HyperNet, dict[str, Any]]:
-    """The network in a checkpoint, and what an image and a score mean to it.
-
-    The meaning is in the config.json of the run that holds the checkpoint, or of the checkpoint's
-    own folder, or in a file of export.py. A checkpoint without one is taken for the original
-    authors' KonIQ model.
-    """
-    model = hyperiqa()
-    layout, facts = checkpoints.load_trained(model, checkpoint)
-    if layout == 'pyiqa':
-        log(
-            f'{checkpoint} is of pyiqa: images are prepared as it does, without a resize, and its '
-            '0..1 is shown as 0..100'
-        )
-        return model, {**facts_of_koniq(), 'resize': None, 'score_range': (0, 100)}
-    record = record_of(checkpoint)
-    # A config.json goes first: what an exported file holds was copied from one.
-    if record:
-        return model, read_record(record)['model']
-    if facts is None:
-        facts = facts_of_koniq()
-        height, width = facts['resize']
-        log(
-            f'there is no config.json with {checkpoint}: images are resized to {height} high, '
-            f'{width} wide as for KonIQ-10k'
-        )
-    return model, facts

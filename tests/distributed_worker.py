@@ -8,10 +8,11 @@ from helpers import make_solver
 from parity import fill
 
 from util import distributed
-from util.errors import rank
+from util.errors import rank, read_ranks
 
 
 def main(database):
+    read_ranks()
     distributed.start('cpu')
     # Batches of 4 and 1: the last one has fewer patches than there are ranks, and in the first one
     # the shares differ.

@@ -14,13 +14,14 @@ import torch
 from torch import distributed as dist
 
 from util import distributed
-from util.errors import boundary, rank
+from util.errors import boundary, rank, read_ranks
 
 SHORT = timedelta(seconds=1)
 
 
 def main(place):
     with boundary():
+        read_ranks()
         distributed.start('cpu')
         model = distributed.wrap(torch.nn.Linear(1, 1))
         numbers = [None, None]

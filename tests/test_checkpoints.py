@@ -169,13 +169,9 @@ def test_pyiqas_file_is_renamed_and_its_images_prepared_as_there(tmp_path, hyper
         and 'fc_b_modules.4.2.bias' in theirs
     )
     torch.save({'params': theirs}, tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
-    network, facts = scorer.trained(tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
+    network, meaning = scorer.trained(tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
     assert_loaded(network, hyperiqa)
-    assert (facts['resize'], facts['score_range'], facts['label_range']) == (
-        None,
-        (0, 100),
-        (0, 100),
-    )
+    assert (meaning.resize, meaning.score_range, meaning.label_range) == (None, (0, 100), (0, 100))
     assert (
         'c96c41b1.pth is of pyiqa: images are prepared as it does, without a resize'
         in capsys.readouterr().err
@@ -287,10 +283,10 @@ def test_foreign_weights_are_refused(tmp_path, network, content, reason):
         checkpoints.load_weights(network, str(tmp_path / 'foreign.pth'))
 
 
-def test_a_backbone_alone_does_not_score(tmp_path, network, published):
+def test_a_backbone_alone_does_not_score(tmp_path, published):
     torch.save(published, tmp_path / 'resnet.pth')
     with pytest.raises(InputError, match='holds only a ResNet-50'):
-        checkpoints.load_trained(network, tmp_path / 'resnet.pth')
+        checkpoints.read_trained(tmp_path / 'resnet.pth')
 
 
 def small_file(path, **options):

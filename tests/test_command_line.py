@@ -189,7 +189,7 @@ def test_more_rounds_may_follow_and_another_seed_may_take_the_splits(
         (('--test_on', 'koniq'), 'koniq is not NAME=DIR'),
         (('--test_on', 'koniq2=x'), "there is no database 'koniq2'"),
         (('--test_on', 'koniq=x', 'koniq-10k=y'), 'can be named once'),
-        (('--test_on', 'csv=x/a.csv', 'csv=y/a.csv'), 'can be named once'),
+        (('--test_on', 'csv=x/a.csv', 'csv=x/a.csv'), 'can be named once'),
         (('--columns', 'mos'), 'mos is not ROLE=NAME with a role of image, score, content, set'),
         (('--lower_is_better',), 'describe the table of --csv FILE'),
         (('--split', 'official', '--split_by', 'image'), '--split_by goes with --split random'),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import databases
 import numpy as np
 import pytest
 from helpers import PROJECT, read_table
@@ -66,7 +67,8 @@ def make_run(
             for epoch, value in enumerate(srccs, start=1)
         ]
         files.write_table(path / 'history.csv', list(curve[0]), curve)
-        files.write_json(path / 'result.json', {'epoch': 1})
+        result = {'epoch': 1, 'epochs': 10, **metrics.all_metrics(predicted, subjective)}
+        files.write_json(path / 'result.json', result)
         split = {'train': [f'train{i}.jpg' for i in range(TRAINED)]}
         if val:
             split['val'] = [f'val{i}.jpg' for i in range(val)]
@@ -195,7 +197,7 @@ def predict(run, number, predictions):
 
 
 def assert_no_verdict(done, reason):
-    """That the rounds' summary has no interval, for that reason, in what is printed and in d.csv."""
+    """That the rounds' summary has no interval, for that reason, as printed and in d.csv."""
     assert done.returncode == 0, done.stderr
     assert f'no interval of SRCC and PLCC: {reason}' in done.stdout
     last_line = done.stdout.splitlines()[-1]
@@ -335,7 +337,7 @@ def test_a_folder_that_cannot_be_compared_is_told_in_one_line(in_process, tmp_pa
     for other, reason in (
         (run, 'a run is given twice'),
         (tmp_path / 'empty', 'has no config.json, so it is no run'),
-        (tmp_path / 'missing', 'config.json'),
+        (tmp_path / 'missing', 'has no config.json, so it is no run'),
         (unfinished, 'has no finished round with test images; --resume'),
         (broken, "predictions.csv cannot be read as a table: 'content'"),
     ):
@@ -350,17 +352,23 @@ def test_what_has_no_finished_test_is_named_and_the_others_are_compared(in_proce
     (unfinished / 'round_01' / 'result.json').unlink()
     on_all = make_run(tmp_path / 'on_all', options={'train_on_all': True})
     (tmp_path / 'notes.txt').touch()
+    network = tmp_path / 'network'
+    network.mkdir()
+    files.write_json(network / 'config.json', {'model_type': 'resnet'})  # of another tool
     others = {
         unfinished: f'has no finished round with test images; --resume {unfinished} finishes it',
         on_all: 'was trained on all images, so it has no test',
         tmp_path / 'notes.txt': 'has no config.json, so it is no run',
+        network / 'config.json': 'does not hold the options of a run; put the file back as the run '
+        'wrote it',
     }
     alone = in_process(compare.main, *runs)
-    done = in_process(compare.main, *runs, *others)
+    folders = [unfinished, on_all, tmp_path / 'notes.txt', network]
+    done = in_process(compare.main, *runs, *folders)
     assert (done.returncode, done.stdout) == (0, alone.stdout)
     assert done.stderr.splitlines() == [f'left out: {path} {why}' for path, why in others.items()]
     # One is not enough.
-    done = in_process(compare.main, runs[0], *others)
+    done = in_process(compare.main, runs[0], *folders)
     assert done.returncode == 2 and done.stderr.count('\n') == 1
     assert all(f'{path} {why}' in done.stderr for path, why in others.items())
 
@@ -381,6 +389,28 @@ def test_only_rounds_that_both_have_finished_are_compared(in_process, tmp_path):
     with Image.open(tmp_path / 'picture.png') as picture:
         assert picture.width > 1000
     assert in_process(compare.main, *runs, '--csv', 'other.csv').returncode == 2
+
+
+def test_a_table_and_a_picture_replace_only_their_own_kind_outside_of_runs(in_process, tmp_path):
+    runs = [make_run(tmp_path / name, noise) for name, noise in (('a', 0.3), ('b', 0.4))]
+    mine = databases.picture(tmp_path / 'mine.png')
+    (tmp_path / 'labels.csv').write_text('image,score\na.png,1\n')
+    before = mine.read_bytes()
+    for output, reason in (
+        (('--plot', 'mine.png'), 'mine.png exists and is no such output of this project'),
+        (('--csv', 'labels.csv'), 'labels.csv exists and is no such output of this project'),
+        (('--csv', 'a/x.csv'), 'a/x.csv is in the run folder'),
+        (('--plot', 'b/round_01/x.png'), 'b/round_01/x.png is in the run folder'),
+    ):
+        done = in_process(compare.main, *runs, *output)
+        assert done.returncode == 2 and done.stderr.startswith(f'error: {reason}')
+        assert done.stderr.count('\n') == 1 and not done.stdout
+    assert mine.read_bytes() == before
+    assert (tmp_path / 'labels.csv').read_text() == 'image,score\na.png,1\n'
+    assert not list(tmp_path.glob('[ab]/**/x.*'))
+    for _ in range(2):
+        done = in_process(compare.main, *runs, '--csv', 'own.csv', '--plot', 'own.png')
+        assert done.returncode == 0
 
 
 def test_several_runs_are_one_table_the_best_first(in_process, tmp_path):
@@ -420,8 +450,8 @@ def test_the_options_of_a_run_can_be_typed_again(in_process, tmp_path):
 def test_one_epoch_was_not_chosen(in_process, tmp_path):
     runs = [make_run(tmp_path / name) for name in 'ab']
     assert 'chosen' in in_process(compare.main, *runs).stdout
-    for path in tmp_path.glob('*/round_*/history.csv'):
-        files.write_table(path, ['epoch', 'test_srcc', 'test_plcc'], read_table(path)[:1])
+    for path in tmp_path.glob('*/round_*/result.json'):
+        files.write_json(path, {**files.read_json(path), 'epochs': 1})
     assert 'chosen' not in in_process(compare.main, *runs).stdout
 
 

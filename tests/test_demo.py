@@ -14,15 +14,16 @@ import forked
 import numpy as np
 import pytest
 import torch
-from helpers import command, read_table
+from helpers import PROJECT, command, read_table
 from PIL import Image
 
 import demo
 import models
 from scoring import scorer as scoring
-from util import frames
+from util import checkpoints, frames
 from util.errors import InputError
 from util.files import read_json
+from util.meaning import Meaning
 
 
 @pytest.fixture(scope='module')
@@ -60,9 +61,10 @@ def test_files_and_folders_score_the_same_at_every_call(tmp_path, script, in_pro
     assert [path for path, _ in scores(first)] == ['a.jpg', 'folder/b.PNG', 'folder/deeper/c.bmp']
     with open(tmp_path / 'scores.csv', newline='') as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ['image', 'score'] and [f'{float(score):.4f}' for _, score in rows[1:]] == [
-        score for _, score in scores(first)
-    ]
+    weights = checkpoints.digest(torch.load(checkpoint))[:8]
+    assert rows[0] == ['image', 'prediction', 'patches', 'weights']
+    assert [[row[0], f'{float(row[1]):.4f}'] for row in rows[1:]] == scores(first)
+    assert all(row[2:] == ['3', weights] for row in rows[1:])
 
     (tmp_path / 'a.jpg').rename(tmp_path / 'renamed.jpg')
     again = in_process(
@@ -105,7 +107,8 @@ def test_a_checkpoint_finds_its_run_from_inside_the_folder_and_through_a_link(
     tmp_path, finished_run, monkeypatch
 ):
     round_folder = finished_run / 'run' / 'round_01'
-    expected = read_json(finished_run / 'run' / 'config.json')['model']
+    record = read_json(finished_run / 'run' / 'config.json')
+    expected = Meaning.of_record(record['model'])
     (tmp_path / 'latest.pth').symlink_to(round_folder / 'best.pth')
     for folder, name in (
         (round_folder, 'best.pth'),
@@ -278,7 +281,7 @@ def test_a_path_that_the_system_cannot_follow_is_skipped(tmp_path, in_process, c
     for line, reason in zip(skipped, reasons):
         assert reason in line
     done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, '.')
-    assert done.returncode == 2 and [name for name, _ in scores(done)][0] == 'a.png'
+    assert done.returncode == 2 and next(name for name, _ in scores(done)) == 'a.png'
     assert 'skipped: there is no file gone.png' in done.stderr
 
 
@@ -370,23 +373,92 @@ def test_a_list_that_was_stopped_is_resumed_to_the_table_of_an_uninterrupted_cal
 def test_what_cannot_be_resumed_or_has_nothing_to_score_is_one_line(
     tmp_path, in_process, checkpoint
 ):
-    (tmp_path / 'scores.csv').write_text('image,score\na.png,1\n')
     for options, reason in (
-        (
-            ('--csv', 'scores.csv', '--resume', '--spread', 'a.png'),
-            'scores.csv exists and is of another kind than this output',
-        ),
         (('--resume', 'a.png'), '--resume goes with --csv FILE'),
         (('--csv', 'scores.csv'), 'there is nothing to score'),
         (('--list', 'absent.txt'), 'there is no file absent.txt'),
     ):
         done = in_process(demo.main, '--checkpoint', checkpoint, *options)
-        assert (
-            done.returncode == 2
-            and done.stderr.startswith(f'error: {reason}')
-            and done.stderr.count('\n') == 1
-        )
-    assert (tmp_path / 'scores.csv').read_text() == 'image,score\na.png,1\n'
+        assert done.returncode == 2 and done.stderr.startswith(f'error: {reason}')
+        assert done.stderr.count('\n') == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('header', ['image,score', 'image,score,spread', 'image,score,content'])
+def test_a_table_of_labels_or_of_an_earlier_version_is_no_table_of_scores(
+    tmp_path, in_process, checkpoint, header
+):
+    databases.picture(tmp_path / 'a.png')
+    content = f'{header}\na.png,3.5\nb.png,1.25\n'
+    (tmp_path / 'labels.csv').write_text(content)
+    for resume in ((), ('--resume',)):
+        options = ('--checkpoint', checkpoint, 'a.png', '--csv', 'labels.csv', *resume)
+        done = in_process(demo.main, *options)
+        assert done.returncode == 2 and done.stderr.count('\n') == 1
+        assert 'name another file' in done.stderr
+        said = 'these are labels, or scores of an earlier version' in done.stderr
+        assert said == (header != 'image,score,content')
+        assert (tmp_path / 'labels.csv').read_text() == content
+    assert sorted(os.listdir(tmp_path)) == ['a.png', 'labels.csv']
+
+
+def test_a_table_of_scores_is_continued_only_on_request_and_by_the_same_network(
+    tmp_path, in_process, checkpoint
+):
+    torch.manual_seed(1)
+    torch.save(models.hyperiqa().state_dict(), tmp_path / 'other.pth')
+    for name in ('a.png', 'b.png'):
+        databases.picture(tmp_path / name)
+    same = ('--checkpoint', checkpoint, '--patches', 2)
+    first = in_process(demo.main, *same, '--csv', 's.csv', '--resume', 'a.png')
+    assert first.returncode == 0 and 'skipped' not in first.stderr
+    content = (tmp_path / 's.csv').read_bytes()
+    # As a kill in a write leaves it; a refusal does not even repair that.
+    (tmp_path / 's.csv').write_bytes(content + b'b.png,0.5')
+    other = ('--checkpoint', 'other.pth', '--patches', 2)
+    for options, reason in (
+        (same, 's.csv holds scores already; --resume continues it, or name another file'),
+        ((*same, '--resume', '--patches', 3), 's.csv holds scores with patches 2, not 3; '),
+        ((*other, '--resume'), 's.csv holds scores with weights '),
+        ((*same, '--resume', '--spread'), 's.csv was made without --spread; '),
+    ):
+        done = in_process(demo.main, *options, '--csv', 's.csv', 'a.png', 'b.png')
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith(f'error: {reason}')
+        assert (tmp_path / 's.csv').read_bytes() == content + b'b.png,0.5'
+    done = in_process(demo.main, *same, '--csv', 's.csv', '--resume', 'a.png', 'b.png')
+    assert done.returncode == 0 and [name for name, _ in scores(done)] == ['b.png']
+    assert 's.csv holds the scores of 1 of 2 images, which are skipped' in done.stderr
+    assert (tmp_path / 's.csv').read_bytes().startswith(content + b'b.png,')
+    assert [row['image'] for row in read_table(tmp_path / 's.csv')] == ['a.png', 'b.png']
+
+
+def test_one_process_at_a_time_writes_a_table(tmp_path, in_process, checkpoint):
+    databases.picture(tmp_path / 'a.png')
+    (tmp_path / 'link.csv').symlink_to('s.csv')
+    code = (
+        'from scoring.score_table import ScoreTable\n'
+        'table = ScoreTable("s.csv", spread=False, patches=1, resume=False)\n'
+        'table.start("weights")\n'
+        'table.append("b.png", [0.5])\n'
+        'print(1, flush=True); input()'
+    )
+    writer = subprocess.Popen(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(PROJECT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert writer.stdout.readline() == b'1\n'
+    content = (tmp_path / 's.csv').read_bytes()
+    for options in (('s.csv',), ('s.csv', '--resume'), ('link.csv', '--resume')):
+        done = in_process(demo.main, '--checkpoint', checkpoint, 'a.png', '--csv', *options)
+        assert done.returncode == 2 and 'is being written by another process' in done.stderr
+        assert done.stderr.count('\n') == 1
+    writer.kill()
+    writer.communicate()
+    assert (tmp_path / 's.csv').read_bytes() == content
 
 
 def test_names_that_are_not_utf8_or_hold_a_line_break_are_resumed_as_well(
@@ -413,7 +485,8 @@ def test_names_that_are_not_utf8_or_hold_a_line_break_are_resumed_as_well(
 )
 def test_a_list_is_a_table_or_lines_from_its_folder_on_or_stdin(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'lists').mkdir()
+    for folder in (tmp_path, tmp_path / 'lists'):
+        databases.pictures(folder, ['x/a 1.png', 'b, 2.png'])
     (tmp_path / 'lists' / 'photos.txt').write_text(content)
     assert demo.read_list('lists/photos.txt') == [Path('lists/x/a 1.png'), Path('lists/b, 2.png')]
     with open('lists/photos.txt') as file:

@@ -16,8 +16,8 @@ import torch
 from helpers import PROJECT, TINY, assert_same_run, link_run, read_table, wait_until
 
 import train_test_IQA
-from util import distributed, files
-from util.errors import InputError, rank
+from util import distributed, errors, files
+from util.errors import LOST, InputError, rank
 
 
 def torchrun(processes, *arguments):
@@ -32,12 +32,16 @@ def torchrun(processes, *arguments):
     ]
 
 
-def forked_ranks(function, *arguments, folders):
-    """A rank for each of `folders`, without torchrun, which is slow and kills other ranks."""
+def free_port():
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    places = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'WORLD_SIZE': str(len(folders))}
+        return str(free.getsockname()[1])
+
+
+def forked_ranks(function, *arguments, folders):
+    """A rank for each of `folders`, without torchrun, which is slow and kills other ranks."""
+    count = str(len(folders))
+    places = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port(), 'WORLD_SIZE': count}
     numbers = map(str, range(len(folders)))
     return [
         forked.Forked(function, *arguments, folder=folder, RANK=number, LOCAL_RANK=number, **places)
@@ -64,11 +68,10 @@ def test_three_processes_train_as_one(make_database, tmp_path):
 
 @pytest.mark.parametrize('ranks', [1, 2, 3, 8])
 def test_the_shares_of_a_batch_are_the_whole_batch(monkeypatch, ranks):
-    monkeypatch.setenv('WORLD_SIZE', str(ranks))
     for start, stop in ((0, 8), (16, 17), (5, 12)):
         rows = []
         for number in range(ranks):
-            monkeypatch.setenv('RANK', str(number))
+            monkeypatch.setattr(errors, 'ranks', errors.Ranks(number, number, ranks))
             share = distributed.rank_slice(start, stop)
             assert start <= share.start < stop  # an empty one names a patch to take part with
             rows += range(share.start, share.stop)
@@ -145,6 +148,44 @@ def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='needs the /proc of Linux')
+def test_two_machines_train_together_and_end_together(tmp_path, finished_run):
+    """Two agents of torchrun stand for two machines, one of which loses its power."""
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    program = (PROJECT / 'train_test_IQA.py', *TINY, '--train_test_num', 1, '--output', 'run')
+    address = f'127.0.0.1:{free_port()}'
+    agents = []
+    for is_host in (1, 0):
+        agents.append(
+            subprocess.Popen(
+                [
+                    *(sys.executable, '-m', 'torch.distributed.run'),
+                    *('--nnodes', '2', '--nproc_per_node', '1', '--rdzv_backend', 'c10d'),
+                    *('--rdzv_endpoint', address, '--rdzv_conf', f'is_host={is_host}'),
+                    *('--local_addr', '127.0.0.1', *map(str, program)),
+                ],
+                cwd=tmp_path,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    history = tmp_path / 'run' / 'round_01' / 'history.csv'
+    wait_until(history.exists, agents[0])
+    (worker,) = workers(agents[1]).values()
+    for process in (agents[1].pid, worker):
+        os.kill(process, signal.SIGKILL)
+    printed, errors = zip(*(agent.communicate(timeout=60) for agent in agents))
+    assert agents[0].returncode == 1
+    # Of the two, one is the first rank.
+    assert '2 processes on cpu, 1 thread each' in ''.join(errors)
+    assert ''.join(printed).count('Round 1') == 1
+    lines = [line for line in errors[0].splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1 and LOST in lines[0]
+    assert [row['epoch'] for row in read_table(history)] == ['1']
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('place', ['step', 'wait'])
 def test_a_rank_that_hangs_ends_the_others_at_every_place(place, tmp_path):
     ranks = forked_ranks(hanging_worker.main, place, folders=[tmp_path] * 2)
@@ -178,35 +219,138 @@ def test_the_memory_format_is_that_of_the_device():
     ],
 )
 def test_a_device_for_one_process_is_refused_under_torchrun(monkeypatch, device, remedy):
-    for name, value in (('RANK', '0'), ('WORLD_SIZE', '2'), ('LOCAL_RANK', '0')):
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(errors, 'ranks', errors.Ranks(0, 0, 2))
     with pytest.raises(InputError, match=f'--device {device} is for one process: {remedy}'):
         distributed.pick_device(device)
 
 
 @pytest.mark.slow
-def test_machines_without_a_common_disk_train_nothing(tmp_path, finished_run):
-    """Each rank has a folder of its own; only the first one has the run, one epoch from its end."""
+@pytest.mark.parametrize('copies', [(), (0,), (0, 1)])
+def test_machines_without_a_common_disk_train_nothing(tmp_path, finished_run, copies):
+    """Each rank has a folder of its own; those in `copies` have a run that is not finished."""
     for number in range(2):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / 'livec').symlink_to(finished_run / 'livec')
-    link_run(finished_run / 'run', tmp_path / '0' / 'run')
+        if number in copies:
+            link_run(finished_run / 'run', tmp_path / str(number) / 'run')
     options = [*map(str, TINY), '--epochs', '3', '--output', 'run', '--resume']
     ranks = forked_ranks(train_test_IQA.main, options, folders=[tmp_path / '0', tmp_path / '1'])
-    errors = [process.communicate()[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [2, 2], errors
-    assert (
-        'error: the processes do not start from the same state (rank 0: 2 epochs, weights'
-        in errors[0]
+    error = ranks[0].communicate()[1]
+    ranks[1].send_signal(signal.SIGTERM)  # as torchrun does
+    assert ranks[1].communicate()[1] == ''
+    assert [process.returncode for process in ranks] == [2, 143], error
+    line = error.splitlines()[-1]
+    assert line.startswith('error: the processes do not start from the same state (rank 0: run/')
+    assert 'rank 1: run/.shared is not there' in line and 'that all machines share' in line
+    assert not (tmp_path / '0' / 'run' / '.shared').exists()
+    for number in range(2):
+        path = tmp_path / str(number) / 'run' / 'round_01' / 'history.csv'
+        assert not path.exists() or len(read_table(path)) == 2
+
+
+def test_ranks_that_compile_wait_longer_for_each_other(tmp_path):
+    for compiles, timeout in ((False, 'STEP_TIMEOUT'), (True, 'COMPILE_TIMEOUT')):
+        process = forked_ranks(group_timeout, compiles, folders=[tmp_path] * 2)
+        printed = [rank.communicate() for rank in process]
+        assert printed == 2 * [(f'{getattr(distributed, timeout)}\n', '')]
+
+
+def group_timeout(compiles):
+    errors.read_ranks()
+    distributed.start('cpu', compiles)
+    print(distributed.dist.group.WORLD._get_backend(torch.device('cpu')).options._timeout)
+    distributed.stop()
+
+
+SINGLE = {'RANK': '1', 'LOCAL_RANK': '1', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': '29500'}
+
+
+@pytest.mark.parametrize(
+    'variables',
+    [{}, {'RANK': '1'}, {'RANK': '', 'WORLD_SIZE': ''}, {**SINGLE, 'WORLD_SIZE': '1'}],
+)
+def test_a_platforms_variables_for_a_single_process_start_no_ranks(monkeypatch, variables):
+    set_variables(monkeypatch, variables)
+    errors.read_ranks()
+    assert (rank(), distributed.world_size(), errors.launched()) == (0, 1, False)
+
+
+@pytest.mark.parametrize('name', SINGLE)
+@pytest.mark.parametrize('value', ['', None])
+def test_several_processes_without_one_of_torchruns_variables_are_refused(
+    monkeypatch, program, name, value
+):
+    set_variables(monkeypatch, {**SINGLE, 'WORLD_SIZE': '2', name: value})
+    done = program('--list_datasets')
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.count('\n') == 1 and f'{name} is missing or empty' in done.stderr
+
+
+@pytest.mark.parametrize(
+    'variables, text',
+    [
+        ({'RANK': '2'}, 'RANK is 2, but WORLD_SIZE is 2'),
+        ({'RANK': '-1'}, "RANK is '-1' and not a number"),
+        ({'WORLD_SIZE': 'two'}, "WORLD_SIZE is 'two' and not a number"),
+    ],
+)
+def test_odd_variables_of_torchrun_are_refused(monkeypatch, program, variables, text):
+    set_variables(monkeypatch, {**SINGLE, 'WORLD_SIZE': '2', **variables})
+    done = program('--list_datasets')
+    assert done.returncode == 2 and done.stderr.startswith(f'error: {text}')
+
+
+def set_variables(monkeypatch, variables):
+    """Set the `variables` of torchrun that are not None, and no other ones of them."""
+    monkeypatch.setattr(errors, 'ranks', errors.Ranks())  # restored after the test
+    for name in errors.TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+
+
+def test_only_a_training_has_ranks(script, tmp_path):
+    """The others never look at the variables, and report what they always do."""
+    variables = {**SINGLE, 'WORLD_SIZE': '2'}
+    for name, options in (
+        ('demo.py', ('--checkpoint', 'absent.pth', 'photo.jpg')),
+        ('export.py', ('absent.pth', 'x.pt2')),
+        ('compare.py', ('absent', 'other')),
+    ):
+        done = script(name, *options, **variables)
+        assert done.returncode == 2 and done.stderr.startswith('error: there is no file absent')
+
+
+@pytest.mark.slow
+def test_a_fault_in_the_command_line_is_told_once(tmp_path):
+    """By the first rank; by another one only if the first one has no fault."""
+    done = subprocess.run(
+        torchrun(2, PROJECT / 'train_test_IQA.py', '--batch_sice', 3),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
-    assert 'rank 1: 0 epochs' in errors[0] and 'on a disk that all machines share' in errors[0]
-    assert len(read_table(tmp_path / '0' / 'run' / 'round_01' / 'history.csv')) == 2
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1 and '--batch_sice' in lines[0]
+
+    options = {'folder': tmp_path, **SINGLE, 'WORLD_SIZE': '2'}
+    second = forked.program(train_test_IQA.main, '--batch_sice', 3, **options)
+    assert '--batch_sice' in second.communicate()[1] and second.returncode == 2
 
 
-def test_one_of_the_variables_of_torchrun_alone_starts_no_ranks(monkeypatch):
-    monkeypatch.setenv('RANK', '1')
-    monkeypatch.delenv('WORLD_SIZE', raising=False)
-    assert rank() == 0 and distributed.world_size() == 1
+def test_a_restart_of_torchrun_leads_to_the_first_failure(
+    monkeypatch, tmp_path, finished_run, program
+):
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    link_run(finished_run / 'run', tmp_path / 'run')
+    for count, told in (('0', False), ('1', True)):
+        monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', count)
+        done = program(*TINY, '--output', 'run')
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 2 and 'the run folder run exists already' in last
+        assert told == ('after a failure, which is reported further up' in last)
 
 
 @pytest.mark.slow

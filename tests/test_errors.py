@@ -8,12 +8,28 @@ import textwrap
 import pytest
 import torch
 from helpers import PROJECT, command
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.exc import InvalidCxxCompiler
 
 import compare
 import demo
 import export
 import train_test_IQA
-from util.errors import LOST, MEMORY, PERHAPS_MEMORY, SMALLER, THREADS, machine_fault
+from util.errors import (
+    COMPILER,
+    LOST,
+    MEMORY,
+    PERHAPS_MEMORY,
+    SMALLER,
+    THREADS,
+    WITHOUT_COMPILER,
+    machine_fault,
+)
+
+
+def failed_compiler(error):
+    """The error of torch.compile with `error` inside."""
+    return BackendCompilerFailed(lambda: None, error, None)
 
 
 @pytest.fixture
@@ -40,6 +56,12 @@ def small_program(tmp_path):
 
 PRINT_MUCH = 'for k in range(100000): print(k, flush=True)'
 
+# The reader takes a line and ends; the program goes on when that has happened.
+HEAD = 'unset PYTHONUNBUFFERED; "$@" 2>&1 | head -1; exit ${PIPESTATUS[0]}'
+UNREAD = (
+    'import select; print(0, flush=True); gone = select.poll(); gone.register(1, 0); gone.poll()'
+)
+
 
 @pytest.mark.parametrize(
     'body, shell, code, out, err',
@@ -62,6 +84,16 @@ PRINT_MUCH = 'for k in range(100000): print(k, flush=True)'
         (r'log("\udcff\u202f")', 'exec "$@"', 0, '', '\\udcff\u202f\n'),
         ('os.kill(os.getpid(), signal.SIGUSR1)', 'exec "$@"', 138, '', 'interrupted; go on\n'),
         ('os.kill(os.getpid(), signal.SIGTERM)', 'exec "$@"', 143, '', 'interrupted; go on\n'),
+        ('log("x"); print(sys.stderr.fileno())', 'exec "$@" 2>&-', 0, '2\n', ''),
+        ('log("x"); print(sys.stderr.fileno())', 'exec "$@" <&- 2>&-', 0, '2\n', ''),
+        ('print(1); log("x")', 'exec "$@" >&-', 0, '', 'x\n'),
+        ('log("x"); print(1)', 'exec "$@" 2> /dev/full', 0, '1\n', ''),
+        ('raise InputError("no")', 'exec "$@" 2> /dev/full', 2, '', ''),
+        (r'print("\u56fe")', 'PYTHONIOENCODING=latin-1 exec "$@"', 0, '\\u56fe\n', ''),
+        (f'{UNREAD}; os.kill(os.getpid(), signal.SIGINT)', HEAD, 130, '0\n', ''),
+        (f'{UNREAD}; print(1); os.kill(os.getpid(), signal.SIGINT)', HEAD, 130, '0\n', ''),
+        (f'{UNREAD}; print(1); sys.exit(3)', HEAD, 3, '0\n', ''),
+        (f'{UNREAD}; log("x"); print(1)', HEAD, 141, '0\n', ''),
         ('os.kill(os.getpid(), signal.SIGINT); print(1)', 'trap \'\' INT; exec "$@"', 0, '1\n', ''),
     ],
 )
@@ -159,6 +191,9 @@ def test_tracebacks_are_for_programming_errors_and_for_those_who_ask(small_progr
             LOST,
         ),
         (MemoryError(), MEMORY),
+        (InvalidCxxCompiler('g++'), COMPILER),
+        (failed_compiler(InvalidCxxCompiler('g++')), COMPILER),
+        (failed_compiler(RuntimeError("DefaultCPUAllocator: can't allocate memory")), MEMORY),
         (RuntimeError('CUDA error: an illegal memory access was encountered'), None),
         (RuntimeError('unsupported memory format option Preserve'), None),
         (RuntimeError('Pin memory thread exited unexpectedly'), None),
@@ -169,6 +204,16 @@ def test_tracebacks_are_for_programming_errors_and_for_those_who_ask(small_progr
 )
 def test_faults_of_the_machine_are_told_from_ours_by_type_or_by_whole_phrases(error, meaning):
     assert machine_fault(error) == meaning
+
+
+def test_a_compiler_that_is_missing_is_one_line(small_program):
+    done = small_program(
+        'import torch\ntorch.compile(lambda x: x.sin())(torch.ones(4))',
+        'export CXX=/nowhere/c++ PATH=/nowhere; exec "$@"',
+    )
+    assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
+    assert done.stderr.startswith(f'error: {COMPILER}: No working C++ compiler found')
+    assert done.stderr.endswith(f'{WITHOUT_COMPILER}\n')
 
 
 def test_a_real_allocation_that_fails_has_its_phrase():
@@ -199,7 +244,7 @@ ANSWERS = {
         (('--data_root', 'nowhere'), 2, 'there is no folder nowhere'),
         (('--dataset', 'demo', '--weights', 'absent.pth'), 2, 'there is no file absent.pth'),
         (('--dataset', 'csv', '--csv', 'absent.csv'), 2, 'there is no file absent.csv'),
-        (('--evaluate', 'run/round_01/best.pth'), 2, 'in no run folder'),
+        (('--evaluate', 'run/round_01/best.pth'), 2, 'is not the best.pth or last.pth of a run'),
         (('--summarize', 'absent'), 2, 'there is no file absent/config.json'),
     ),
     'demo.py': (

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 import demo
 from experiment.command_line import parse_options
 from experiment.record import refuse_other_options
-from util import files
+from util import checkpoints, files
 from util.errors import InputError
 
 MODEL = {'resize': None, 'exif_rotation': False, 'score_range': None, 'higher_is_better': True}
@@ -70,13 +70,12 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(
     again = program('--evaluate', folder / 'best.pth')
     assert again.stdout.startswith(f'test_srcc {row["test_srcc"]}\ntest_plcc {row["test_plcc"]}\n')
     assert f'{len(read_table(folder / "predictions.csv"))} test images: SRCC ' in again.stdout
-    for name in (
-        'predictions.csv',
-        'predictions_livec.csv',
-    ):  # in the current folder, as in the round's
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    evaluated = sorted((tmp_path / 'evaluations').iterdir())
+    for made, name in zip(evaluated, ('predictions_livec.csv', 'predictions.csv')):
+        assert (made / name).read_bytes() == (folder / name).read_bytes()
+    assert json.loads((evaluated[0] / 'result.json').read_text())['databases'] == {'livec': across}
     refused = program('--evaluate', folder / 'best.pth', '--output', folder)
-    assert refused.returncode == 2 and 'is in a run folder' in refused.stderr
+    assert refused.returncode == 2 and 'is in the run folder' in refused.stderr
     repeated = program('--evaluate', folder / 'best.pth', '--test_on', f'csv={file}')
     assert 'images are of the training database' in repeated.stderr
 
@@ -93,7 +92,6 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(
     assert_plain_checkpoint_is_tested_on_tables(folder / 'best.pth', file, program)
 
     assert_demo_scores_in_the_labels_unit(folder / 'best.pth', tmp_path / 'mine' / '3.png', capsys)
-    assert_sign(tmp_path / 'run', program, across)
 
 
 def assert_plain_checkpoint_is_tested_on_tables(checkpoint, file, program):
@@ -124,10 +122,7 @@ def assert_plain_checkpoint_is_tested_on_tables(checkpoint, file, program):
         'On turned (8 images)',
     ]
     assert first == -second != 0
-    assert (
-        'downloaded.pth is in no run folder; its scores are taken for those of --dataset livec: 0'
-        in done.stderr
-    )
+    assert 'scores on the scale of the labels of your images: 10 to 80, lower' in done.stderr
 
 
 def test_another_place_of_the_other_databases_does_not_matter_to_resume_and_another_name_does(
@@ -183,35 +178,21 @@ def test_names_of_an_own_table_still_start_at_data_root_when_the_run_is_evaluate
     )
 
 
-def assert_sign(run, program, across):
-    """The same network as if its labels had been a MOS."""
-    record = json.loads((run / 'config.json').read_text())
-    record['model']['higher_is_better'] = True
-    files.write_json(run / 'config.json', record)
-    printed = program(
-        '--evaluate', run / 'round_01' / 'best.pth', '--test_on', 'livec=livec'
-    ).stdout
-    assert printed.startswith(f'On LIVE Challenge (6 images): SRCC {-across["SRCC"]:.4f} [')
-
-
 def assert_demo_scores_in_the_labels_unit(checkpoint, picture, capsys):
-    def score():
+    def score(path):
         with pytest.raises(SystemExit) as exit:
             demo.main(
-                ['--checkpoint', str(checkpoint), '--device', 'cpu', '--patches', '2', str(picture)]
+                ['--checkpoint', str(path), '--device', 'cpu', '--patches', '2', str(picture)]
             )
         assert exit.value.code == 0
         return float(capsys.readouterr().out.split('\t')[1])
 
-    in_own_unit = score()
-    record_file = checkpoint.parent.parent / 'config.json'
-    record = json.loads(record_file.read_text())
-    files.write_json(
-        checkpoint.parent / 'config.json',
-        {**record, 'model': {**record['model'], 'score_range': None}},
-    )
-    assert in_own_unit == pytest.approx(10 + 70 * score(), abs=0.01)
-    (checkpoint.parent / 'config.json').unlink()
+    in_own_unit = score(checkpoint)
+    content = checkpoints.read_checkpoint(checkpoint)
+    meaning = {**checkpoints.facts_in(content), 'score_range': None}
+    plain = checkpoint.parents[2] / 'plain.pth'
+    plain.write_bytes(checkpoints.serialised_weights(content, meaning))
+    assert in_own_unit == pytest.approx(10 + 70 * score(plain), abs=0.01)
 
 
 @pytest.mark.slow
@@ -259,8 +240,59 @@ def test_evaluating_outside_a_run_folder_is_refused(program, tmp_path):
     torch.save({}, tmp_path / 'loose.pth')
     done = program('--evaluate', 'loose.pth')
     assert done.returncode == 2 and done.stderr.startswith(
-        'error: --evaluate: loose.pth is in no run folder; '
+        'error: --evaluate: loose.pth is not the best.pth or last.pth of a run; '
     )
+
+
+def test_an_evaluation_has_a_folder_of_its_own(program, finished_run, tmp_path):
+    (tmp_path / 'livec').symlink_to(finished_run / 'livec')
+    link_run(finished_run / 'run', tmp_path / 'run')
+    best = 'run/round_01/best.pth'
+    weights = checkpoints.digest(torch.load(tmp_path / best))
+    for folder in ('new/EV', f'evaluations/run-round_01-{weights[:8]}'):
+        options = ('--output', folder) if folder == 'new/EV' else ()
+        done = program('--evaluate', best, *options)
+        assert done.returncode == 0 and f'Results: {folder}/result.json; ' in done.stderr
+        result = json.loads((tmp_path / folder / 'result.json').read_text())
+        assert (result['checkpoint'], result['weights']) == (best, weights)
+        assert list(result['databases']) == ['livec']
+        metrics = result['databases']['livec']
+        printed = f'test_srcc {metrics["SRCC"]}\ntest_plcc {metrics["PLCC"]}\n'
+        assert done.stdout.startswith(printed) and f'MAE {metrics["MAE"]:.4g} ' in done.stdout
+        predictions = (tmp_path / folder / 'predictions.csv').read_bytes()
+        assert predictions == (tmp_path / 'run' / 'round_01' / 'predictions.csv').read_bytes()
+    assert_nothing_is_replaced(program, tmp_path, best)
+
+
+def assert_nothing_is_replaced(program, folder, best):
+    """A further evaluation goes beside the first; a folder with files and a run's are refused."""
+    before = contents(folder)
+    for output, reason in (
+        ('new/EV', 'error: new/EV holds files already'),
+        ('run', 'error: run is in the run folder'),
+        ('run/round_01/EV', 'error: run/round_01/EV is in the run folder'),
+    ):
+        done = program('--evaluate', best, '--output', output)
+        assert done.returncode == 2 and done.stderr.startswith(reason)
+        assert done.stderr.count('\n') == 1 and '--output DIR names' in done.stderr
+    assert contents(folder) == before
+    assert program('--evaluate', best).returncode == 0
+    after = contents(folder)
+    assert before.items() <= after.items()
+    (first,) = (name for name in before if name.startswith('evaluations/') and 'result' in name)
+    assert set(after) - set(before) == {
+        first.replace('/result.json', '-2/result.json'),
+        first.replace('/result.json', '-2/predictions.csv'),
+    }
+
+
+def contents(folder):
+    """The content of every file below a folder that is no checkpoint and is not hidden, by name."""
+    found = {}
+    for path in folder.rglob('*'):
+        if path.is_file() and path.suffix != '.pth' and not path.name.startswith('.'):
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from scoring import exporter, scorer
 from scoring.exporter import export
 from util import checkpoints
 from util.errors import InputError
+from util.files import check_output
 
 FACTS = {
     'label_range': [1, 5],
@@ -82,6 +83,7 @@ def test_onnx_runs_in_onnxruntime_on_any_number_of_patches(tmp_path, run, patche
         ['N'],
     ]
     assert [path.name for path in tmp_path.iterdir()] == ['network.onnx']
+    check_output(tmp_path / 'network.onnx', ['.onnx'])  # it has the mark of this project
 
 
 @pytest.mark.slow
@@ -99,6 +101,7 @@ def test_pt2_runs_where_nothing_of_the_project_is(tmp_path, run, patches, expect
         [sys.executable, '-c', code], cwd=tmp_path, text=True, capture_output=True
     )
     assert done.returncode == 0, done.stderr
+    check_output(tmp_path / 'network.pt2', ['.pt2'])  # it has the mark of this project
     scores, metadata = json.loads(done.stdout.splitlines()[-1])
     assert scores == pytest.approx(expected, abs=8e-4) and facts_of(metadata) == FACTS
 
@@ -113,8 +116,9 @@ def test_safetensors_is_exact_and_scores_as_the_checkpoint_does(tmp_path, run, p
         demo.Scorer(path, 'cpu', patches=2)
         for path in (run / 'best.pth', tmp_path / 'network.safetensors')
     )
-    assert {name: there.facts[name] for name in FACTS} == FACTS
+    assert {name: there.meaning._asdict()[name] for name in FACTS} == FACTS
     assert here(patches[0]) == there(patches[0])
+    check_output(tmp_path / 'network.safetensors', ['.safetensors'])  # it has the mark
 
 
 def test_every_kind_of_checkpoint_has_the_range_and_direction_of_its_labels(tmp_path, run):
@@ -128,8 +132,8 @@ def test_every_kind_of_checkpoint_has_the_range_and_direction_of_its_labels(tmp_
         os.link(run / 'best.pth', tmp_path / folder / 'best.pth')
         if record:
             (tmp_path / folder / 'config.json').write_text(json.dumps(record))
-        _, facts = scorer.trained(tmp_path / folder / 'best.pth')
-        assert (facts['label_range'], facts['higher_is_better']) == expected
+        _, meaning = scorer.trained(tmp_path / folder / 'best.pth')
+        assert (meaning.label_range, meaning.higher_is_better) == expected
 
 
 def test_a_network_that_this_pytorch_cannot_write_as_onnx_is_one_line(
@@ -171,6 +175,7 @@ def test_bad_options_give_one_line(tmp_path, run, in_process, monkeypatch):
             'pip install onnx onnxscript onnxruntime',
         ),
         ('absent/network.pt2', 'absent/network.pt2 cannot be written: the folder is missing'),
+        (run / 'network.pt2', 'network.pt2 is in the run folder'),
     ):
         done = in_process(export_main, run / 'best.pth', out)
         assert done.returncode == 2 and reason in done.stderr and 'Traceback' not in done.stderr

@@ -12,9 +12,12 @@ import textwrap
 
 import databases
 import pytest
+import torch
 from helpers import PROJECT
+from matplotlib.figure import Figure
+from safetensors.torch import save_file
 
-from util import files
+from util import files, plots
 from util.errors import InputError
 from util.files import walk
 
@@ -53,64 +56,69 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
     ) == ['target']
 
 
-def test_an_output_is_checked_first_and_replaces_only_its_own_kind(tmp_path):
-    header = 'image,score\n'
-    (tmp_path / 'labels.csv').write_text('image,score,content\n')
-    (tmp_path / 'scores.csv').write_text('image,score\na.png,1\n')
+def test_an_output_is_checked_first_and_replaces_only_its_own_table(tmp_path):
+    header = 'first,second'
+    (tmp_path / 'labels.csv').write_text('first,second,content\n')
+    (tmp_path / 'scores.csv').write_text('first,second\na.png,1\n')
+    (tmp_path / 'empty.csv').touch()
     (tmp_path / 'link.csv').symlink_to('scores.csv')
     (tmp_path / 'folder.csv').mkdir()
-    (tmp_path / 'protected.csv').write_text('image,score\n')
     os.mkfifo(tmp_path / 'fifo.csv')
-    run = tmp_path / 'run' / 'round_01'
-    run.mkdir(parents=True)
-    for path in (run.parent / 'config.json', run.parent / 'mine.csv', run / 'predictions.csv'):
-        path.write_text('image,score\n')
+    before = sorted(os.listdir(tmp_path))
     for path, reason in (
         (tmp_path / 'scores.txt', 'scores.txt must end in .csv'),
         ('/dev/stdout', '/dev/stdout must end in .csv'),
-        (tmp_path / 'labels.csv', 'labels.csv exists and is of another kind than this output'),
-        (tmp_path / 'folder.csv', 'folder.csv exists and is of another kind'),
-        (tmp_path / 'fifo.csv', 'fifo.csv exists and is of another kind'),
+        (tmp_path / 'labels.csv', 'labels.csv exists and is no such output of this project'),
+        (tmp_path / 'folder.csv', 'folder.csv exists and is no such output'),
+        (tmp_path / 'fifo.csv', 'fifo.csv exists and is no such output'),
         (tmp_path / 'absent' / 'x.csv', 'the folder is missing or write-protected'),
-        (run.parent / 'mine.csv', 'mine.csv is in a run folder, where nothing is replaced'),
-        (run / 'predictions.csv', 'predictions.csv is in a run folder'),
     ):
         with pytest.raises(InputError, match=reason):
             files.check_output(path, ['.csv'], header)
-    for path in (
-        tmp_path / 'scores.csv',
-        tmp_path / 'link.csv',
-        run / 'new.csv',
-        tmp_path / ('x' * 251 + '.csv'),
-    ):
-        files.check_output(path, ['.csv'], header=header)
     long = tmp_path / ('x' * 251 + '.csv')
+    for path in (tmp_path / 'scores.csv', tmp_path / 'link.csv', tmp_path / 'empty.csv', long):
+        files.check_output(path, ['.csv'], header)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert (tmp_path / 'scores.csv').read_text() == 'first,second\na.png,1\n'
     files.write_whole(long, b'content')
-    assert (
-        long.read_bytes() == b'content'
-        and (tmp_path / 'scores.csv').read_text() == 'image,score\na.png,1\n'
-    )
-    assert len(os.listdir(tmp_path)) == 8 and os.listdir(run) == ['predictions.csv']
+    assert long.read_bytes() == b'content'
 
 
-@pytest.mark.parametrize(
-    'name, whole',
-    [
-        ('a.png', b'\x89PNG\r\n'),
-        ('a.PT2', b'PK\3\4'),
-        ('a.onnx', b'\x08\x0a'),
-        ('a.safetensors', b'\x90' + bytes(7) + b'{"a"'),
-    ],
-)
-def test_pictures_and_exports_are_replaced_by_their_own_kind_alone(tmp_path, name, whole):
+def test_no_output_goes_into_a_run_folder_and_another_tools_config_makes_none(tmp_path):
+    for record, is_run in (
+        ('{"options": {}, "model": {}}', True),
+        ('{"model": {}, "width": 7}', False),
+        ('{"options": [], "model": "HyperIQA"}', False),
+        ('[1', False),
+    ):
+        (tmp_path / 'config.json').write_text(record)
+        for place in ('.', 'round_01', 'round_01/deeper'):
+            (tmp_path / place).mkdir(exist_ok=True)
+            path = tmp_path / place / 'x.csv'
+            if is_run:
+                with pytest.raises(InputError, match='x.csv is in the run folder .*; name a place'):
+                    files.check_output(path, ['.csv'], 'image')
+            else:
+                files.check_output(path, ['.csv'], 'image')
+
+
+def test_pictures_and_exports_without_the_mark_of_this_project_are_refused(tmp_path):
+    """Each as another program writes it; exports with their marks are in test_export."""
+    databases.picture(tmp_path / 'a.png')
+    torch.save({'weight': torch.zeros(4)}, tmp_path / 'a.pt2')
+    save_file({'weight': torch.zeros(4)}, tmp_path / 'a.safetensors', {'model': 'HyperIQA'})
+    (tmp_path / 'a.onnx').write_bytes(b'\x08\x0a HyperIQA')
     endings = ['.png', '.pt2', '.onnx', '.safetensors']
-    for content in (whole, b''):
-        (tmp_path / name).write_bytes(content)
-        files.check_output(tmp_path / name, endings)
-    (tmp_path / name).write_bytes(b'my notes')
-    with pytest.raises(InputError, match='exists and is of another kind'):
-        files.check_output(tmp_path / name, endings)
-    assert (tmp_path / name).read_bytes() == b'my notes'
+    for ending in endings:
+        path = tmp_path / f'a{ending}'
+        before = path.read_bytes()
+        with pytest.raises(InputError, match='exists and is no such output of this project'):
+            files.check_output(path, endings)
+        assert path.read_bytes() == before
+        path.write_bytes(b'')
+        files.check_output(path, endings)
+    (tmp_path / 'a.png').write_bytes(plots.png(Figure()))
+    files.check_output(tmp_path / 'a.png', endings)
 
 
 def test_what_a_kill_left_beside_an_output_is_removed_once_it_is_older_than_a_day(tmp_path):

@@ -435,16 +435,16 @@ def test_scores_that_are_all_equal_to_the_network_are_no_labels(make_database, o
 
 def test_a_wrong_count_says_what_was_expected(make_database, capsys):
     database = folders.OpenDatabase('KonIQ-10k', make_database('koniq'))
-    database.warn_of_count()
+    database.warn_if_incomplete()
     assert capsys.readouterr().err == (
         'warning: KonIQ-10k has 10073 images; 5 are listed in the labels of this copy\n'
     )
     database.samples = database.samples[:1] * 10073
-    database.warn_of_count()
+    database.warn_if_incomplete()
     root = make_database('own', text='image,score\na.png,3.5\n')
     database = folders.OpenDatabase('csv', root / 'mine.csv')
     capsys.readouterr()
-    database.warn_of_count()
+    database.warn_if_incomplete()
     assert capsys.readouterr().err == ''
 
 

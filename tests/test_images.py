@@ -331,7 +331,8 @@ def test_a_wide_gamut_is_converted_for_photos_and_own_tables_alone(tmp_path, pro
     database = folders.OpenDatabase('csv', tmp_path / 't.csv')
     database.open_frames(224)
     assert np.array_equal(database.frames[0], converted)
-    database.srgb = False  # as for a run of an earlier version, in a cache of its own
+    # as for a run of an earlier version, in a cache of its own
+    database = folders.OpenDatabase('csv', tmp_path / 't.csv', srgb=False)
     database.open_frames(224)
     assert np.array_equal(database.frames[0], pixels)
     assert len(list((tmp_path / '.hyperiqa_cache').glob('*.frames'))) == 2

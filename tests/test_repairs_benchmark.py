@@ -199,6 +199,19 @@ def test_the_report_needs_history_files_alone(tmp_path, capsys):
     assert end.value.code == 2 and 'and another arm' in capsys.readouterr().err
 
 
+def test_the_picture_of_the_arms_replaces_only_an_earlier_one(tmp_path, capsys):
+    for arm in ('repaired', 'original'):
+        shutil.copytree(PROJECT / 'benchmarks' / 'results' / 'livec' / arm, tmp_path / arm)
+    for _ in range(2):
+        repairs.main(['--report', str(tmp_path)])
+    mine = databases.picture(tmp_path / 'arms.png').read_bytes()
+    for options in (['--report', str(tmp_path)], ['--output', str(tmp_path)]):
+        with pytest.raises(SystemExit) as end:
+            repairs.main(options)
+        assert end.value.code == 2 and 'arms.png exists and is no such' in capsys.readouterr().err
+    assert (tmp_path / 'arms.png').read_bytes() == mine
+
+
 def test_an_arm_with_fewer_rounds_is_compared_without_the_adjusted_p(tmp_path, capsys):
     for arm in ('repaired', 'original', 'without_1'):
         shutil.copytree(PROJECT / 'benchmarks' / 'results' / 'demo' / arm, tmp_path / arm)

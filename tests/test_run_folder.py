@@ -223,7 +223,9 @@ def test_a_full_disk_gives_one_line_and_the_previous_checkpoint_still_loads(
     link_run(killed_run, workplace / 'run')
     path = workplace / 'run' / 'round_01' / 'last.pth'
     before = path.read_bytes()
-    limited = start(workplace, '--resume', limits={resource.RLIMIT_FSIZE: 200_000_000})
+    limited = start(workplace, '--resume')
+    wait_until(lambda: reserved(path.parent) > 300_000_000, limited)
+    resource.prlimit(limited.pid, resource.RLIMIT_FSIZE, (200_000_000, 200_000_000))
     _, errors = limited.communicate()
     assert limited.returncode == 2
     assert errors.splitlines()[-1].startswith(
@@ -233,6 +235,32 @@ def test_a_full_disk_gives_one_line_and_the_previous_checkpoint_still_loads(
     done = resume('--resume', '--rounds', 1)
     assert done.returncode == 0, done.stderr
     assert_same_run(workplace / 'run', finished_run / 'run', rounds=[1])
+
+
+def reserved(folder):
+    """The bytes of the disk, and not only of a file's length, that a round has reserved."""
+    path = folder / '.reserved.tmp'
+    return 512 * path.stat().st_blocks if path.exists() else 0
+
+
+def test_a_checkpoint_without_room_is_refused_before_the_first_epoch(workplace):
+    limited = start(workplace, limits={resource.RLIMIT_FSIZE: 200_000_000})
+    printed, errors = limited.communicate()
+    assert limited.returncode == 2 and printed == 'Round 1\n'
+    assert errors.splitlines()[-1] == (
+        'error: run/round_01/last.pth has no room for its 329 MB: File too large; '
+        'free some, or name another place with --output'
+    )
+    folder = workplace / 'run' / 'round_01'
+    assert sorted(os.listdir(folder)) == ['.lock', 'split.json']
+
+
+def test_the_room_of_a_checkpoint_is_taken_until_it_is_written(workplace, finished_run, resume):
+    size = (finished_run / 'run' / 'round_01' / 'last.pth').stat().st_size
+    folder = workplace / 'run' / 'round_01'
+    kill_when(lambda: reserved(folder) >= size, workplace)
+    assert resume('--resume', '--rounds', 1).returncode == 0
+    assert reserved(folder) == 0 and not list(folder.glob('.*.tmp'))
 
 
 def test_refused_run_folders(workplace, copied_run, resume):
@@ -423,7 +451,7 @@ def test_more_epochs_may_follow(workplace, finished_run, resume):
     result = json.loads((workplace / 'run' / 'round_01' / 'result.json').read_text())
     assert result == json.loads((finished_run / 'run' / 'round_01' / 'result.json').read_text())
     done = resume('--epochs', 1, '--train_test_num', 1, '--resume')
-    assert done.returncode == 2 and '--epochs was 2, is 1' in done.stderr
+    assert done.returncode == 2 and 'has trained 2 epochs; give 2 or more' in done.stderr
 
 
 def test_a_changed_database_is_refused(workplace, copied_run, resume):

@@ -127,6 +127,26 @@ def test_demo_draws_a_map_beside_each_score(tmp_path, in_process, finished_run):
     )
 
 
+def test_maps_replace_only_maps_and_go_into_no_run_folder(tmp_path, in_process, finished_run):
+    databases.picture(tmp_path / 'in' / 'a.png', size=(300, 260))
+    mine = databases.picture(tmp_path / 'maps' / 'a.png.png')
+    content = mine.read_bytes()
+    run = finished_run / 'run'
+    options = ('--checkpoint', run / 'round_01' / 'best.pth', '--patches', 1, 'in', '--map')
+    for folder, reason in (
+        ('maps', 'error: maps/a.png.png exists and is no such output of this project'),
+        (run / 'maps', f'error: {run}/maps is in the run folder {run}; '),
+    ):
+        done = in_process(demo.main, *options, folder)
+        assert done.returncode == 2 and done.stderr.startswith(reason)
+        assert done.stderr.count('\n') == 1
+    assert mine.read_bytes() == content and not (run / 'maps').exists()
+    mine.unlink()
+    for _ in range(2):
+        assert in_process(demo.main, *options, 'maps').returncode == 0
+    assert mine.exists()
+
+
 @pytest.mark.parametrize(
     'folder, message',
     [
@@ -140,6 +160,7 @@ def test_demo_draws_a_map_beside_each_score(tmp_path, in_process, finished_run):
 )
 def test_a_folder_that_maps_cannot_be_in_is_one_line(tmp_path, in_process, folder, message):
     databases.picture(tmp_path / 'in' / 'a.png')
-    (tmp_path / 's.csv').write_text('')
-    done = in_process(demo.main, '--checkpoint', 'absent.pth', '--map', folder, 'in')
+    for name in ('s.csv', 'best.pth'):
+        (tmp_path / name).touch()
+    done = in_process(demo.main, '--checkpoint', 'best.pth', '--map', folder, 'in')
     assert done.returncode == 2 and done.stderr.startswith(message) and done.stderr.count('\n') == 1

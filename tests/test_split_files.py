@@ -271,9 +271,9 @@ def test_a_split_reads_no_pickle(database, tmp_path):
     )
     with pytest.raises(InputError, match=r'split.pkl cannot be read as a table'):
         drawn(database, '--split', tmp_path / 'split.pkl')
-    with pytest.raises(InputError, match=r'split.npy'):
+    with pytest.raises(InputError, match=r'split.npy cannot be read as a NumPy array'):
         (tmp_path / 'split.pkl').rename(tmp_path / 'split.npy')
-        drawn(database, '--split', f'train={tmp_path}/split.npy', f'test={tmp_path}/split.npy')
+        drawn(database, '--split', f'train={tmp_path}/split.npy')
     assert not (tmp_path / 'ran').exists()
 
 

@@ -12,9 +12,10 @@ import re
 import sys
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'params', 'net')
 PREFIXES = {'module', '_orig_mod'}  # of DataParallel and of torch.compile
 WITH_SCORES = ('HyperIQA', 'pyiqa')  # layouts of whole networks
 NEITHER = 'is not the state_dict of a torchvision ResNet-50 or of a HyperIQA'
-FACTS = 'hyperiqa'  # the key under which export.py writes what an image and a score mean
+FACTS = 'hyperiqa'  # the key of what an image and a score mean, as JSON, in every file of ours
 PYIQA_NAMES = (  # how pyiqa's names start and how ours do
     (r'base_model\.', 'res.'),
     (r'lda_modules\.3\.2\.', 'res.lda4_fc.'),
@@ -38,6 +39,43 @@ PYIQA_NAMES = (  # how pyiqa's names start and how ours do
     (r'fc_w_modules\.([0123])\.', 'fc{}w_conv.'),
     (r'fc_b_modules\.([01234])\.2\.', 'fc{}b_fc.'),
 )
+
+
+class Trained(NamedTuple):
+    """The content of a trained HyperIQA's file.
+
+    Attributes:
+        state: its state_dict, with the names that `HyperNet` uses.
+        layout: the one that it had (see `state_of`).
+        facts: what the file says of images and scores, or None (see `Meaning.of_record`).
+    """
+
+    state: dict[str, Any]
+    layout: str
+    facts: dict[str, Any] | None
+
+
+def serialised_weights(state: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> memoryview:
+    """The bytes of a plain state_dict file.
+
+    Args:
+        facts: what an image and a score mean to the network.
+    """
+    # On the CPU, so that a plain torch.load works where there is no GPU.
+    weights: Any = OrderedDict((name, value.cpu()) for name, value in state.items())
+    # An attribute that PyTorch's own state_dicts have. It is saved with the dict and adds no key
+    # to it, so that any program loads the weights as before.
+    weights._metadata = {FACTS: json.dumps(facts)}
+    return serialised(weights)
+
+
+def facts_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint's `content` says of images and scores, or None.
+
+    It is lost from the content of a best.pth by `dict` and `copy`.
+    """
+    text = content.get(FACTS) or (getattr(content, '_metadata', None) or {}).get(FACTS)
+    return json.loads(text) if isinstance(text, str) else None
 
 
 def serialised(content: dict[str, Any]) -> memoryview:
@@ -90,14 +128,11 @@ def initial_weights(model: nn.Module, source: Path | str) -> tuple[dict[str, Any
     return fitting_state(model, state, layout, source), layout
 
 
-def load_trained(model: nn.Module, path: Path | str) -> tuple[str, dict[str, Any] | None]:
-    """Load the file of a trained HyperIQA into a `HyperNet`.
-
-    Returns:
-        its layout, and what export.py wrote in it about images and scores, or None.
+def read_trained(path: Path | str) -> Trained:
+    """Read the file of a trained HyperIQA.
 
     Raises:
-        InputError: the file is no checkpoint, or does not hold exactly the weights of a HyperIQA.
+        InputError: the file is no checkpoint, or holds only a ResNet-50.
     """
     content = read_checkpoint(path)
     state, layout = state_of(content, path)
@@ -106,8 +141,7 @@ def load_trained(model: nn.Module, path: Path | str) -> tuple[str, dict[str, Any
             f'{path} holds only a ResNet-50; only a trained HyperIQA gives scores, such as the '
             'best.pth of a run'
         )
-    model.load_state_dict(fitting_state(model, state, layout, path), strict=False)
-    return layout, content.get(FACTS)
+    return Trained(state, layout, facts_in(content))
 
 
 def state_of(content: Mapping[Any, Any], source: Path | str) -> tuple[dict[str, Any], str]:
@@ -272,7 +306,7 @@ def read_safetensors(path: Path | str) -> dict[str, Any]:
     with safe_open(path, 'pt') as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata() or {}
-    return {'state_dict': state, FACTS: json.loads(metadata.get(FACTS, 'null'))}
+    return {'state_dict': state, FACTS: metadata.get(FACTS)}
 
 
 def load(file: BinaryIO) -> Any:

@@ -1,33 +1,39 @@
-"""The device of a run, and the processes that torchrun started.
+"""The device of a run, and the processes that torchrun started, which are called ranks.
 
-Without torchrun the functions that concern several processes do nothing.
+Without several ranks the functions that concern several processes do nothing.
 
 There are two groups with two time-outs. Ranks that compute meet in every step: one that waits for
-another longer than STEP_TIMEOUT ends, and torchrun then ends all. While only one rank works
-(decoding, saving, finishing), the others wait for up to WAIT_TIMEOUT in a group of their own, where
-the death of a rank is noticed at once.
+another longer than STEP_TIMEOUT ends, and torchrun then ends all. With --compile that is
+COMPILE_TIMEOUT, since a rank that finds compiled code in its cache is minutes ahead of the others.
+While only one rank works (decoding, saving, finishing), the others wait for up to WAIT_TIMEOUT in a
+group of their own, where the death of a rank is noticed at once.
 """
 
 import os
+import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
-from util.errors import InputError, first_line, launched, rank
+from util import errors
+from util.errors import InputError, first_line, launched, rank, told_once
+from util.files import write_whole
 
 STEP_TIMEOUT = timedelta(seconds=120)
+COMPILE_TIMEOUT = timedelta(hours=1)
 WAIT_TIMEOUT = timedelta(days=1)
 waiting_group: Any = None  # gloo, whatever the device
 
 
 def world_size() -> int:
     """The number of processes that compute together."""
-    return int(os.environ['WORLD_SIZE']) if launched() else 1
+    return errors.ranks.world_size
 
 
 def make_deterministic() -> None:
@@ -77,7 +83,7 @@ def device_of_rank(name: str) -> str:
     if name.startswith('cuda:'):
         remedy = 'give --device cuda, and each process takes a GPU of its own'
         raise InputError(f'--device {name} is for one process: {remedy}')
-    return f'cuda:{os.environ["LOCAL_RANK"]}' if name == 'cuda' else name
+    return f'cuda:{errors.ranks.number_here}' if name == 'cuda' else name
 
 
 def processes_on(device: str) -> str:
@@ -119,16 +125,21 @@ def memory_format(device: torch.device | str) -> torch.memory_format:
     return torch.contiguous_format if torch.device(device).type == 'mps' else torch.channels_last
 
 
-def start(device: str) -> None:
-    """Meet the other ranks, over NCCL on CUDA and gloo on the CPU."""
+def start(device: str, compiles: bool = False) -> None:
+    """Meet the other ranks, over NCCL on CUDA and gloo on the CPU.
+
+    Args:
+        compiles: whether the ranks compile, each for as long as it takes.
+    """
     global waiting_group
     if not launched() or dist.is_initialized():
         return
+    timeout = COMPILE_TIMEOUT if compiles else STEP_TIMEOUT
     if device.startswith('cuda'):
         torch.cuda.set_device(device)
-        dist.init_process_group('nccl', timeout=STEP_TIMEOUT, device_id=torch.device(device))
+        dist.init_process_group('nccl', timeout=timeout, device_id=torch.device(device))
     else:
-        dist.init_process_group('gloo', timeout=STEP_TIMEOUT)
+        dist.init_process_group('gloo', timeout=timeout)
     waiting_group = dist.new_group(backend='gloo', timeout=WAIT_TIMEOUT)
     # The first wait connects the ranks, and only connected ones notice at once that one has died.
     wait()
@@ -169,10 +180,34 @@ def refuse_differences(state: str) -> None:
     dist.all_gather_object(states, state, waiting_group)
     if len(set(states)) > 1:
         held = '; '.join(f'rank {number}: {other}' for number, other in enumerate(states))
-        raise InputError(
-            f'the processes do not start from the same state ({held[:300]}); '
-            '--output and --weights must be on a disk that all machines share'
-        )
+        with told_once():
+            raise InputError(
+                f'the processes do not start from the same state ({held[:300]}); '
+                '--output and --weights must be on a disk that all machines share'
+            )
+
+
+def refuse_separate_folders(folder: Path) -> None:
+    """Refuse to go on if `folder` is not the same one for all ranks, as on machines of their own.
+
+    Two folders can have the same content, so the first rank writes something new.
+    """
+    if not launched():
+        return
+    path = folder / '.shared'
+    if rank() == 0:
+        write_whole(path, secrets.token_bytes(16))
+    wait()
+    try:
+        token = path.read_bytes().hex()[:8]
+    except OSError:
+        token = 'not there'
+    try:
+        refuse_differences(f'{path} is {token}')
+    finally:
+        # All ranks have read it now.
+        if rank() == 0:
+            path.unlink()
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

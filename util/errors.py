@@ -7,19 +7,25 @@ to a fault of one line; a programming error always shows its own.
 
 import difflib
 import functools
+import io
 import os
 import re
 import signal
 import sys
+import time
 import traceback
 import unicodedata
 from argparse import ArgumentTypeError
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 NO_RESULT = 3
+BROKEN_PIPE = 128 + 13  # Windows has no signal.SIGPIPE
+# The variables that torchrun sets for each process that it starts.
+TORCHRUN = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
+TURN = 10  # seconds that a rank waits for each of up to 6 ranks before it to report a fault
 MEMORY = 'out of memory'
 PERHAPS_MEMORY = 'perhaps out of memory'
 SMALLER = (
@@ -27,6 +33,19 @@ SMALLER = (
     'finished epochs are kept'
 )
 LOST = 'another rank has ended, does not answer or cannot be reached; finished epochs are kept'
+COMPILER = 'the compiler of --compile has failed'
+WITHOUT_COMPILER = (
+    '; install a C++ compiler that works, or leave --compile out (--no-compile in a resume); '
+    'HYPERIQA_DEBUG=1 shows its output'
+)
+# The names of torch.compile's errors, all of which come from the compiler and not from the program.
+COMPILER_ERRORS = {
+    'BackendCompilerFailed',
+    'InvalidCxxCompiler',
+    'CppCompileError',
+    'TritonMissing',
+    'GPUTooOldForTriton',
+}
 THREADS = (
     'the system starts no more threads for this user; end other programs, or raise the limit '
     '(ulimit -u)'
@@ -49,6 +68,8 @@ PHRASES = {
     THREADS: r"can't start new thread|Resource temporarily unavailable",
 }
 
+REMEDIES = {MEMORY: SMALLER, PERHAPS_MEMORY: SMALLER, COMPILER: WITHOUT_COMPILER}
+
 
 class InputError(ValueError, ArgumentTypeError):
     """Something in the user's input cannot be used; the scripts exit with 2.
@@ -58,19 +79,88 @@ class InputError(ValueError, ArgumentTypeError):
     """
 
 
+class Ranks(NamedTuple):
+    """This process among those that compute together, which are called ranks."""
+
+    number: int = 0
+    number_here: int = 0  # among those on this machine
+    world_size: int = 1
+
+
+ranks = Ranks()
+
+
+def read_ranks() -> None:
+    """Become one of the ranks that torchrun has started, if it has started several.
+
+    Only a program that calls this has ranks. Platforms set some of the variables for any program,
+    and for a single process too.
+
+    Raises:
+        InputError: there are several processes, and a variable of torchrun is missing or empty.
+    """
+    global ranks
+    ranks = Ranks()
+    count = os.environ.get('WORLD_SIZE', '')
+    if count in ('', '0', '1'):
+        return
+    missing = [name for name in TORCHRUN if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f'WORLD_SIZE is {count}, but {", ".join(missing)} is missing or empty; start several '
+            'processes with torchrun, and a single one without WORLD_SIZE'
+        )
+    numbers = {}
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_PORT'):
+        value = os.environ[name]
+        if not re.fullmatch('[0-9]+', value):
+            raise InputError(f'{name} is {value!r} and not a number; torchrun sets it')
+        numbers[name] = int(value)
+    if numbers['RANK'] >= numbers['WORLD_SIZE']:
+        raise InputError(
+            f'RANK is {numbers["RANK"]}, but WORLD_SIZE is {count}; torchrun sets both'
+        )
+    ranks = Ranks(numbers['RANK'], numbers['LOCAL_RANK'], numbers['WORLD_SIZE'])
+
+
 def launched() -> bool:
-    """Whether torchrun started this process."""
-    return 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
+    """Whether this process is one of several ranks."""
+    return ranks.world_size > 1
 
 
 def rank() -> int:
-    """The number of this process among those that torchrun started; 0 without torchrun."""
-    return int(os.environ['RANK']) if launched() else 0
+    """The number of this process among the ranks; 0 if it is the only one."""
+    return ranks.number
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this process in the place of one that has failed."""
+    return os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') != '0'
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """Let the first rank report a fault in the body, which all ranks have.
+
+    The others wait, since torchrun ends all of them when one has ended. A rank that nobody ends
+    has a fault of its own, as on a machine that lacks a file, and reports it.
+    """
+    try:
+        yield
+    except (InputError, OSError):
+        time.sleep(TURN * min(rank(), 6))
+        raise
 
 
 def log(text: str) -> None:
     """Print one line to stderr, on the first rank only; stdout is kept for results."""
     if rank() == 0:
+        print_error(text)
+
+
+def print_error(text: str) -> None:
+    """Print one line to stderr. A line that stderr does not take is lost, and no more than that."""
+    with suppress(OSError):
         print(one_line(text), file=sys.stderr, flush=True)
 
 
@@ -94,8 +184,8 @@ def one_line(text: Any) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the error's type if there is no message."""
-    text = str(error)
-    # NCCL writes the reason last.
+    # BackendCompilerFailed writes it below a line of its own, and NCCL last.
+    text = str(getattr(error, 'inner_exception', error))
     _, _, reason = text.partition('Last error:')
     first, _, _ = (reason or text).strip().partition('\n')
     return first or type(error).__name__
@@ -121,7 +211,8 @@ def machine_fault(error: BaseException) -> str | None:
     for meaning, phrases in PHRASES.items():
         if re.search(phrases, str(error)):
             return meaning
-    return None
+    # Last, since a compiler too runs out of memory.
+    return COMPILER if kinds & COMPILER_ERRORS else None
 
 
 @contextmanager
@@ -131,6 +222,7 @@ def boundary() -> Iterator[list[str]]:
     Yields:
         a list, to which the body appends what the user can do after an interrupt.
     """
+    open_streams()
     catch_signals()
     remedies: list[str] = []
     try:
@@ -143,10 +235,8 @@ def boundary() -> Iterator[list[str]]:
     except InputError as error:
         fail(str(error))
     except BrokenPipeError:
-        # The reader has seen enough, as in `| head -1`. Python flushes stdout once more when it
-        # ends, and would complain again if stdout still led into the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(128 + signal.SIGPIPE)
+        # The reader has seen enough, as in `| head -1`.
+        sys.exit(BROKEN_PIPE)
     except OSError as error:
         reason = error.strerror or str(error)
         fail(f'{error.filename}: {reason}' if error.filename else reason)
@@ -154,8 +244,35 @@ def boundary() -> Iterator[list[str]]:
         meaning = machine_fault(error)
         if meaning is None:
             raise
-        remedy = SMALLER if meaning in (MEMORY, PERHAPS_MEMORY) else ''
+        remedy = REMEDIES.get(meaning, '')
         fail(f'{meaning}: {first_line(error)}{remedy}')
+    finally:
+        close_streams()
+
+
+def open_streams() -> None:
+    """Make stdout and stderr take any text, also where they were closed before the start."""
+    for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+        stream = getattr(sys, name)
+        if stream is None:
+            # It gets the lowest free number, which is that of the closed stream. Another file would
+            # get it otherwise, and what a library prints to stderr would land in that file.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        elif mode == 'w' and isinstance(stream, io.TextIOWrapper):
+            # The names of files have characters that an encoding such as Latin-1 lacks.
+            stream.reconfigure(errors='backslashreplace')
+
+
+def close_streams() -> None:
+    """Print what is left to print; a stream that cannot take it leads nowhere from now on.
+
+    Python does the same when it ends, and would complain and exit with 120.
+    """
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def catch_signals() -> None:
@@ -178,5 +295,5 @@ def fail(reason: str) -> NoReturn:
     """Print the error's one line and exit with 2."""
     if os.environ.get('HYPERIQA_DEBUG'):
         traceback.print_exc()
-    print(f'error: {one_line(reason)}', file=sys.stderr, flush=True)
+    print_error(f'error: {reason}')
     sys.exit(2)

@@ -8,6 +8,7 @@ import errno
 import glob
 import io
 import json
+import mmap
 import os
 import re
 import secrets
@@ -38,8 +39,18 @@ IN_PLACE = {
     b'<!doctype': 'a web page and not the file itself; download it again',
     b'<html': 'a web page and not the file itself; download it again',
 }
-# The first bytes, as regexes, of outputs that may be overwritten.
-STARTS = {'.png': rb'\x89PNG', '.pt2': rb'PK', '.onnx': rb'\x08', '.safetensors': rb'.{8}\{'}
+# The value of `Software` in the pictures of this project.
+SOFTWARE = 'HyperIQA, fixed'
+# The marks of this project in a picture and an export, as regexes. An export holds its metadata as
+# JSON, and .safetensors escapes the quotes once more.
+PICTURE_MARK = re.escape(f'tEXtSoftware\0{SOFTWARE}'.encode())
+EXPORT_MARK = rb'\{\\?"model\\?": \\?"HyperIQA\\?", '
+MARKS = {
+    '.png': PICTURE_MARK,
+    '.pt2': EXPORT_MARK,
+    '.onnx': EXPORT_MARK,
+    '.safetensors': EXPORT_MARK,
+}
 # Errors that say nothing about the file at hand: too many files are open, memory runs out, or there
 # is no room for what is written.
 OF_THE_SYSTEM = {
@@ -176,6 +187,14 @@ def is_entered(name: str) -> bool:
     return not name.startswith('.') and name.lower() not in NOT_ENTERED
 
 
+def path_from(folder: Path | str, path: Path | str) -> str:
+    """The relative path from `folder` to `path`, or the whole path on another drive of Windows."""
+    try:
+        return os.path.relpath(path, folder)
+    except ValueError:
+        return os.path.abspath(path)
+
+
 def read_json(path: Path | str) -> dict[str, Any]:
     """The dict in the JSON file `path`."""
     with reading(path, 'JSON') as file:
@@ -210,6 +229,21 @@ def writing(path: Path | str) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def allocate(path: Path, size: int) -> None:
+    """Make a file `path` that has `size` bytes on the disk, and not only in its length.
+
+    Raises:
+        OSError: the disk is full, or a quota or a limit of this process is below that.
+    """
+    with open(path, 'wb') as file:
+        if hasattr(os, 'posix_fallocate'):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        megabyte = bytes(1 << 20)
+        for _ in range(-(-size // len(megabyte))):
+            file.write(megabyte)
 
 
 def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> None:
@@ -267,18 +301,18 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
 
     Args:
         endings: those that the output's name may have.
-        header: how a table starts; an existing table is replaced only if it starts like that.
+        header: the first line of a table.
 
     Raises:
-        InputError: `path` has another ending, cannot be written, or holds a file in a run folder or
-            of another kind.
+        InputError: `path` has another ending, is in a run folder, cannot be written, or holds a
+            file that is not such an output of this project.
     """
     target = Path(os.path.realpath(path))
     if target.suffix.lower() not in endings:
         raise InputError(f'{path} must end in {", ".join(endings)}')
     try:
-        if target.exists():
-            check_existing_output(path, target, header)
+        refuse_in_run(path)
+        refuse_other_content(path, header)
         remove_abandoned(target.parent, target.name)
         places = [target.parent, target] if target.exists() else [target.parent]
         for place in places:
@@ -288,23 +322,57 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
         raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
 
 
-def check_existing_output(path: Path | str, target: Path, header: str) -> None:
-    """Refuse to replace the file `target`, which the user calls `path`, unless it is an output."""
-    # A run folder has two levels: its own files and those of each round.
-    for folder in target.parents[:2]:
-        if (folder / 'config.json').exists():
-            raise InputError(
-                f'{path} is in a run folder, where nothing is replaced; name another file'
-            )
-    start = re.escape(header.encode()) if header else STARTS[target.suffix.lower()]
-    if target.is_file():
-        head = target.read_bytes()[:200]
-        # A file without content is nobody's loss.
-        if head in (b'', b'\n') or re.match(start, head, re.DOTALL):
-            return
-    raise InputError(
-        f'{path} exists and is of another kind than this output; remove it, or name another file'
-    )
+def refuse_in_run(path: Path | str, remedy: str = 'name a place outside of it') -> None:
+    """Refuse an output in a run folder, at any depth: a run keeps only its own files there."""
+    target = Path(os.path.realpath(path))
+    for folder in (target, *target.parents):
+        if is_run(folder):
+            raise InputError(f'{path} is in the run folder {folder}; {remedy}')
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` holds a run: other tools have a config.json too."""
+    path = folder / 'config.json'
+    if not path.is_file():
+        return False
+    try:
+        record = read_json(path)
+    except InputError:
+        return False
+    return all(isinstance(record.get(part), dict) for part in ('options', 'model'))
+
+
+def refuse_other_content(path: Path | str, header: str = '') -> None:
+    """Refuse to replace the file `path`, unless it is an output of this project.
+
+    Args:
+        header: as of `check_output`.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not is_own(target, header):
+        raise InputError(
+            f'{path} exists and is no such output of this project; move it away, or name another '
+            'file'
+        )
+
+
+def is_own(path: Path, header: str) -> bool:
+    """Whether the file `path` is an output of this project, with a mark or a table's `header`."""
+    if not path.is_file():
+        return False
+    # An empty file is nobody's loss, and cannot be mapped into memory.
+    if path.stat().st_size == 0:
+        return True
+    if header:
+        mark = rb'\A' + re.escape(f'{header}\n'.encode())
+    else:
+        mark = MARKS[path.suffix.lower()]
+    # An export can be large, so it is mapped and not read.
+    with (
+        open(path, 'rb') as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return re.search(mark, content) is not None
 
 
 @contextmanager

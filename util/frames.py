@@ -31,8 +31,10 @@ from PIL import Image, ImageCms, ImageFile
 from PIL.ExifTags import Base as Tag
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
+from util.cores import cores
 from util.errors import InputError, log
-from util.files import is_locked, locked, reading, remove_abandoned, writing
+from util.files import is_locked, locked, path_from, reading, remove_abandoned, writing
+from util.names import RAW_ENDINGS
 from util.progress import progress
 
 FORMAT = 4  # of the cache; changes with anything that gives other pixels for the same files
@@ -45,16 +47,6 @@ WIDE = 'in a wide-gamut profile'
 PRINTED = 'in a profile for print'  # CMYK
 # Many programs write 32 bits per pixel in these formats and leave the last 8 at 0.
 WITHOUT_ALPHA = ('BMP', 'DIB', 'TGA')
-# Raw files of cameras. Pillow reads the small picture that many of them begin with.
-# fmt: off
-RAW_ENDINGS = {
-    '.3fr', '.ari', '.arw', '.bay', '.bmq', '.cap', '.cine', '.cr2', '.cr3', '.crw', '.cs1', '.dc2',
-    '.dcr', '.dcs', '.dng', '.drf', '.eip', '.erf', '.fff', '.gpr', '.iiq', '.k25', '.kc2', '.kdc',
-    '.mdc', '.mef', '.mfw', '.mos', '.mrw', '.nef', '.nrw', '.orf', '.ori', '.pef', '.ptx', '.pxn',
-    '.qtk', '.raf', '.raw', '.rdc', '.rw1', '.rw2', '.rwl', '.rwz', '.sr2', '.srf', '.srw', '.sti',
-    '.x3f',
-}
-# fmt: on
 MOSAICS = (32803, 34892)  # TIFF's photometric interpretations of a camera's raw pixels
 SPACE = slice(16, 20)  # the bytes of a colour profile that name its colour space
 CLOSE = 3  # levels by which a colour profile may differ from sRGB and still count as sRGB
@@ -467,7 +459,7 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
         OSError: the folder cannot be written.
         InputError: an image cannot be read or is too small.
     """
-    place = os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
+    place = path_from(os.path.realpath(folder), os.path.realpath(root))
     stamps = stamps_of(direct.paths, root)
     path = folder / cache_name(name, place, direct, stamps)
     try:
@@ -604,8 +596,10 @@ def remove_older(path: Path) -> bool:
     for other in older:
         lock = other.with_suffix('.lock')
         if not is_locked(lock):
-            other.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
+            # Windows keeps a file that another process has mapped.
+            with suppress(PermissionError):
+                other.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
     return bool(older)
 
 
@@ -638,10 +632,3 @@ def ahead(
     finally:
         # The last job is not cancelled, since whoever got it may still wait for its result.
         pool.shutdown(cancel_futures=bool(waiting))
-
-
-def cores() -> int:
-    """The number of CPU cores that this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -5,6 +5,7 @@ Every message about a fault names the file and the row.
 
 import functools
 import os
+import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,15 +17,19 @@ import scipy.io
 
 from util.errors import InputError, log
 from util.files import identity_of, is_entered, reading
+from util.names import FilesIn, unambiguous
 from util.tables import BLANK, Row, normalized_name, read_rows
 
-SETS = {  # the official set that each word of a label file means
+SETS = {  # the part that each word of a label file or of a list's name means
     'train': 'train',
     'training': 'train',
     'val': 'val',
     'valid': 'val',
+    'validate': 'val',
     'validation': 'val',
+    'dev': 'val',
     'test': 'test',
+    'testing': 'test',
 }
 HEADER_ROWS = 10  # the header is one of the first rows: an Excel sheet may have a title above it
 
@@ -107,8 +112,9 @@ class Labels:
         samples: a `Sample` for each image.
         votes: the scores of all rows of each sample.
         known: paths of images of the database that are not scored; a split list may name them.
-        found_by_end: the image of each name that fits only by its end (see `matches_by_end`).
+        found_by_end: the image of each name that fits only by its end (see `util/names.py`).
         higher_is_better: the direction of the scores if the label file shows it, else None.
+        has_contents: whether contents are what images show; if not, they are the images' names.
     """
 
     def __init__(
@@ -124,60 +130,31 @@ class Labels:
         self.known: list[str] = []
         self.found_by_end: dict[str, str] = {}
         self.higher_is_better: bool | None = None
-        self.positions: dict[str, int] = {}  # in `samples`, by normalized path
+        self.has_contents = True
+        self.positions: dict[Any, int] = {}  # in `samples`, by the image
         self.contents: dict[str, str] = {}  # the first spelling of each content
         # A folder is listed once, however many names are looked up in it.
-        self.names_in = functools.cache(names_in)
+        self.files_in = functools.cache(FilesIn)
         self.folders_in = functools.cache(folders_in)
 
-    def matches(
-        self, folder: Path | str, name: str, is_kind: Callable[[str], bool] = os.path.isfile
+    def nearest(
+        self,
+        folders: Sequence[Path | str],
+        name: str,
+        is_kind: Callable[[str], bool] = os.path.isfile,
     ) -> list[str]:
-        """The paths in `folder` that `name`, which may have folders in it, can mean.
+        """The paths that `name` can mean in any of `folders`."""
+        found = []
+        for folder in folders:
+            found += self.files_in(folder, is_kind).paths(name)
+        return found
 
-        That is the exact path, else all that differ from it only in letter case or Unicode form.
-
-        Args:
-            is_kind: accepts the paths of the wanted kind; files by default.
-        """
-        path = os.path.join(folder, name)
-        if is_kind(path):
-            return [path]
-        # Several folders can fit a step of the path, so all of them are followed.
-        places = [os.sep if os.path.isabs(name) else str(folder)]
-        for step in os.path.normpath(name).strip(os.sep).split(os.sep):
-            inner = []
-            for place in places:
-                entries = self.names_in(place).get(normalized_name(step), [])
-                if step == '..':
-                    entries = ['..']  # no folder lists it
-                inner += [os.path.join(place, entry) for entry in entries]
-            places = inner
-        return [place for place in places if is_kind(place)]
-
-    def matches_by_end(self, folder: Path | str, name: str) -> list[str]:
-        """As `matches`, else the files that fit the longest end of a path from another machine.
-
-        A folder in the name that `folder` has too is never left out.
-        """
-        steps = name.split('/')
-        for k, step in enumerate(steps):
-            found = self.matches(folder, '/'.join(steps[k:]))
-            if found:
-                if k > 0:
-                    self.found_by_end[name] = found[0]
-                return found
-            # Without this folder, an image of another folder that has the same name could fit.
-            if step and os.path.isdir(os.path.join(folder, step)):
-                break
-        return []
-
-    def matches_below(self, folder: Path | str, name: str) -> list[str]:
-        """As `matches`, else in the folders inside `folder`, level by level."""
+    def nearest_below(self, folder: Path | str, name: str) -> list[str]:
+        """As `nearest`, else in the folders inside `folder`, level by level."""
         # The nearest level wins: copies of the images further down do not count.
         level = [Path(folder)]
         while level:
-            found = self.matches_in(level, name)
+            found = self.nearest(level, name)
             if found:
                 return found
             inner = []
@@ -185,18 +162,6 @@ class Labels:
                 inner += self.folders_in(place)
             level = inner
         return []
-
-    def matches_in(
-        self,
-        places: Sequence[Path],
-        name: str,
-        is_kind: Callable[[str], bool] = os.path.isfile,
-    ) -> list[str]:
-        """The `matches` of several folders together."""
-        found = []
-        for place in places:
-            found += self.matches(place, name, is_kind)
-        return found
 
     def first(
         self, names: Sequence[str], bases: Sequence[Path], is_kind: Callable[[str], bool]
@@ -209,7 +174,7 @@ class Labels:
         levels += [self.folders_in(base) for base in bases]
         for name in names:
             for level in levels:
-                found = self.matches_in(level, name, is_kind)
+                found = self.nearest(level, name, is_kind)
                 if found:
                     return Path(unambiguous(name, found))
         return None
@@ -333,16 +298,20 @@ class Labels:
         """
         name = str(name).strip(BLANK)
         path = self.find_image(folder, name, deep)
-        key = os.path.normpath(path)
+        file = identity_of(path, os.stat(path)) if os.path.isfile(path) else None
+        key: Any = os.path.normpath(path)
+        # On a file system without letter case, two spellings of a vote's image are two paths.
+        if self.settings.average_votes and file is not None:
+            key = file
         sample = Sample(
             path=path,
             score=self.number(score, where),
-            content=self.merged_content(content, name, path),
+            content=self.merged_content(str(content)) if content else path,
             official_set=in_set,
             where=where,
             # a further vote has the number of the image's first row
             row=self.positions.get(key, len(self.samples)),
-            file=identity_of(path, os.stat(path)) if os.path.isfile(path) else None,
+            file=file,
             facts={'type': kind} if kind else {},
         )
         if key in self.positions:
@@ -354,24 +323,23 @@ class Labels:
 
     def find_image(self, folder: Path | str, name: str, deep: bool) -> str:
         """The path of the image `name`, which may be missing; see `add`."""
-        find: Callable[[Path | str, str], list[str]] = self.matches
         if deep:
-            find = self.matches_below
-        elif self.settings.images:
-            # A table from another machine has that machine's paths.
-            find = self.matches_by_end
-        found = find(folder, name)
-        if not found and '\\' in name:
-            found = find(folder, name.replace('\\', '/'))
+            found = self.nearest_below(folder, name)
+        else:
+            found = self.nearest([folder], name)
+        # A table from another machine has that machine's paths.
+        if not found and self.settings.images:
+            found = self.files_in(folder).paths(name, by_end=True)
+            if found:
+                self.found_by_end[name] = found[0]
         return unambiguous(name, found) if found else os.path.join(folder, name)
 
-    def merged_content(self, content: str, name: str, path: str) -> str:
-        """The content of an image in its first spelling, or the image's path if it has none.
+    def merged_content(self, content: str) -> str:
+        """A content in its first spelling: letter case and Unicode form make no other content.
 
-        Contents that differ only in letter case or Unicode form are merged. File names are not.
+        The names of the images themselves are not merged.
         """
-        content = str(content or path)
-        if content in (name, path):
+        if not self.has_contents:
             return content
         return self.contents.setdefault(normalized_name(content), content)
 
@@ -388,7 +356,9 @@ class Labels:
                 f'{self.file}, {vote.where}: {vote.path} is on {first.where} already; remove one '
                 'of the two, or give --average_votes where each row is a vote'
             )
-        if vote._replace(score=first.score, where=first.where) != first:
+        # Without contents, the content of each row is the image's name as it is written there.
+        same_content = vote.content == first.content or not self.has_contents
+        if not same_content or vote.official_set != first.official_set or vote.facts != first.facts:
             raise InputError(
                 f'{self.file}, {vote.where}: {vote.path} has another content, set or type than on '
                 f'{first.where}; correct one of the two'
@@ -409,16 +379,6 @@ class Labels:
             self.samples[k] = self.samples[k]._replace(score=statistics.fmean(votes), facts=facts)
 
 
-def names_in(folder: str) -> dict[str, list[str]]:
-    """The names in `folder` by their normalized form; none if it cannot be listed."""
-    # Sorted, since the order of a listing differs between machines.
-    found: dict[str, list[str]] = {}
-    with suppress(OSError, ValueError):
-        for name in sorted(os.listdir(folder or '.')):
-            found.setdefault(normalized_name(name), []).append(name)
-    return found
-
-
 def folders_in(folder: Path) -> list[Path]:
     """The folders in `folder`, sorted; none if it cannot be listed, as lost+found."""
     with suppress(OSError):
@@ -435,7 +395,12 @@ def known_set(text: Any) -> str:
 
     Such a word is refused once official sets are used (`set_of`).
     """
-    return SETS.get(normalized_name(text), str(text).strip(BLANK))
+    return SETS.get(word_of_set(text), str(text).strip(BLANK))
+
+
+def word_of_set(text: Any) -> str:
+    """The word in a set's name: 'test' of 'Test set', 'test_set' or 'testset'."""
+    return re.sub('[ _-]*set$', '', normalized_name(text))
 
 
 def set_of(
@@ -450,7 +415,7 @@ def set_of(
     Raises:
         InputError: it is none of `sets`.
     """
-    found = sets.get(normalized_name(text))
+    found = sets.get(word_of_set(text))
     if found is None:
         raise InputError(
             f'{file}, {where}: the set {text!r} is none of {", ".join(sets)}; {remedy}'
@@ -465,19 +430,6 @@ def scale_of(label_range: Sequence[float] | None, higher_is_better: bool) -> str
         low, high = label_range
         unit = f'{low:g} to {high:g}'
     return f'{unit}, {"higher" if higher_is_better else "lower"} is better'
-
-
-def unambiguous(name: str, found: list[str]) -> str:
-    """The only path in `found`.
-
-    Raises:
-        InputError: there are several.
-    """
-    if len(found) > 1:
-        raise InputError(
-            f'{name} can be {" or ".join(found[:3])}, equally near; remove or rename all but one'
-        )
-    return found[0]
 
 
 def unwrapped(cell: Any) -> Any:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from util.labels import scale_of
+
 
 class Meaning(NamedTuple):
     """What an image and a score mean to a network; `_asdict()` is the `model` of config.json.
@@ -15,7 +17,8 @@ class Meaning(NamedTuple):
             the unit of the labels.
         resize: (height, width) that every image is resized to, or None.
         exif_rotation: whether images are turned by their EXIF orientation.
-        srgb: whether images with a wide-gamut profile are converted to sRGB.
+        srgb: whether images with a wide-gamut profile are converted to sRGB; None in a run of the
+            first versions, which converted no image, those of --test_on included.
     """
 
     title: str | None
@@ -24,13 +27,25 @@ class Meaning(NamedTuple):
     score_range: Sequence[float] | None
     resize: Sequence[int] | None
     exif_rotation: bool
-    srgb: bool
+    srgb: bool | None
+
+    @property
+    def scale_line(self) -> str:
+        """One line about the scale of the scores."""
+        title = self.title or 'the training images'
+        scale = scale_of(self.label_range, self.higher_is_better)
+        return f'scores on the scale of the labels of {title}: {scale}'
+
+    @property
+    def srgb_of_all(self) -> bool | None:
+        """Whether the images of all databases are converted to sRGB; None: each in its own way."""
+        return False if self.srgb is None else None
 
     @classmethod
     def of_record(cls, model: Mapping[str, Any]) -> 'Meaning':
-        """Return the meaning that a config.json, or the metadata of export.py, holds.
+        """Return the meaning that the `model` of a config.json, or a checkpoint, holds.
 
-        Files of earlier versions lack some keys: they converted no image to sRGB.
+        Files of earlier versions lack some keys.
         """
         return cls(
             title=model.get('title'),
@@ -39,5 +54,5 @@ class Meaning(NamedTuple):
             score_range=model.get('score_range'),
             resize=model.get('resize'),
             exif_rotation=model.get('exif_rotation', False),
-            srgb=model.get('srgb', False),
+            srgb=model.get('srgb'),
         )

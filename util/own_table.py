@@ -9,11 +9,15 @@ from typing import Any
 
 from util.errors import InputError, log
 from util.labels import Labels, known_set
+from util.names import is_picture
 from util.tables import BLANK, Row, Table, find_columns, is_number, normalized_name, read_rows
 
 # Columns of these names look like a reference, but are used only if --columns names them.
 REFERENCES = {'ref', 'ref_image', 'reference_image', 'refnames_all', 'source', 'prompt'}
-FEW_CONTENTS = 5  # up to here a content column may be an attribute, such as a camera
+# A content column may be an attribute, such as a camera, if it has so few values or so many images
+# for each.
+FEW_CONTENTS = 10
+MANY_IMAGES = 200
 
 
 def read_csv(labels: Labels) -> None:
@@ -26,6 +30,7 @@ def read_csv(labels: Labels) -> None:
         optional=('content', 'set', 'type'),
     )
     folder = labels.settings.images or os.path.dirname(labels.file)
+    labels.has_contents = 'content' in table.columns
     for row in table.rows:
         cells = cells_by_role(labels, table, row)
         labels.add(
@@ -55,7 +60,7 @@ def read_csv(labels: Labels) -> None:
     rows_of_samples = {sample.where for sample in labels.samples}
     table = table._replace(rows=[row for row in table.rows if row.where in rows_of_samples])
     if 'content' in table.columns:
-        warn_of_attribute(labels, table)
+        warn_of_contents(labels, table)
     else:
         warn_of_references(labels, table)
 
@@ -133,26 +138,42 @@ def warn_of_references(labels: Labels, table: Table) -> None:
             )
 
 
-def warn_of_attribute(labels: Labels, table: Table) -> None:
-    """Warn of a content column that may be an attribute of the images and not their scene."""
+def warn_of_contents(labels: Labels, table: Table) -> None:
+    """Warn of a content column whose contents are perhaps not the scenes of the images."""
     contents = {sample.content for sample in labels.samples}
-    if len(contents) == len(labels.samples):
+    images = len(labels.samples)
+    if len(contents) == images:
         return
+    column = f'the column {table.header[table.columns["content"]]!r} of {labels.file}'
+    # A database of two parts can have the same references in the folders of both.
+    files = {file_name(content) for content in contents}
+    if len(files) < len(contents) and all(is_picture(content) for content in contents):
+        log(
+            f'warning: {column} has {len(contents)} contents, but only {len(files)} file names: '
+            'equal names in different folders can be one scene on both sides of a split; if they '
+            'are, write them without folders'
+        )
+        return
+
     # Whole numbers can be the numbers of scenes, other numbers cannot.
     are_whole = all(content.isdigit() for content in contents)
     are_numbers = all(is_number(content) for content in contents) and not are_whole
-    if are_numbers or len(contents) <= FEW_CONTENTS:
-        column = table.header[table.columns['content']]
-        values = f'{len(contents)} values for {len(labels.samples)} images'
+    are_few = len(contents) <= FEW_CONTENTS or images > MANY_IMAGES * len(contents)
+    if are_numbers or are_few:
+        values = f'{len(contents)} values for {images} images'
         if are_numbers:
             values += ', which are numbers'
         log(
-            f'warning: the column {column!r} of {labels.file} has {values}; images of one value '
-            'stay together in a split; --split_by image draws single images if it is no scene'
+            f'warning: {column} has {values}; images of one value stay together in a split; '
+            '--split_by image draws single images if it is no scene'
         )
+
+
+def file_name(path: Any) -> str:
+    """The normalized name of a file without its folder."""
+    return normalized_name(os.path.basename(str(path).strip().replace('\\', '/')))
 
 
 def stem_of(path: Any) -> str:
     """The normalized name of a file without its folder and ending."""
-    name = os.path.basename(str(path).strip().replace('\\', '/'))
-    return normalized_name(os.path.splitext(name)[0])
+    return normalized_name(os.path.splitext(file_name(path))[0])

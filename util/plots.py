@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from util.files import SOFTWARE
 from util.metrics import TestedImages, fit_logistic, logistic, plcc, srcc
 
 SMALLEST_SQUARE = 128
@@ -284,5 +285,5 @@ def png(figure: Figure) -> bytes:
     with warnings.catch_warnings():
         # A name can be in a script that the font lacks.
         warnings.filterwarnings('ignore', 'Glyph .* missing')
-        figure.savefig(buffer, format='png', dpi=110)
+        figure.savefig(buffer, format='png', dpi=110, metadata={'Software': SOFTWARE})
     return buffer.getvalue()

@@ -61,7 +61,10 @@ ROLES = {  # column names in published tables
     # The distortion type is used only if --columns names it: "type" often means something else.
     'type': (),
 }
-KNOWN = {name for names in ROLES.values() for name in names}
+# A further name of an image's column, which is used only if no name above is there: a table can
+# have the name and an id.
+IMAGE_ID = 'image_id'
+KNOWN = {name for names in ROLES.values() for name in names} | {IMAGE_ID}
 
 
 class Row(NamedTuple):
@@ -113,18 +116,25 @@ def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
     Raises:
         InputError: the file is no table, or a line of text has more or fewer cells than the first.
     """
+    content = read_content(path)
+    with named(path, 'a table'):
+        return rows_of(content, path, sheet)
+
+
+def read_content(path: Path | str) -> bytes:
+    """The bytes of a table's file; '-' reads standard input."""
     if path == '-':
-        with named(path, 'a table'):
-            return rows_of(sys.stdin.buffer.read(), path, sheet)
+        return sys.stdin.buffer.read()
     with reading(path, 'a table') as file:
-        return rows_of(file.read(), path, sheet)
+        return file.read()
 
 
-def rows_of(content: bytes, path: Path | str, sheet: str) -> list[Row]:
+def rows_of(content: bytes, path: Path | str, sheet: str = '', errors: str = 'strict') -> list[Row]:
+    """As `read_rows`, of a file's content; `errors` is what to do with bytes that are not UTF-8."""
     # By the content, since tables come with any ending, and standard input with none.
     if content.startswith(EXCEL):
         return rows_of_excel(content, sheet)
-    text = content.decode('utf-8-sig')  # Excel saves CSV with a byte-order mark
+    text = content.decode('utf-8-sig', errors)  # Excel saves CSV with a byte-order mark
     if text.lstrip().startswith(('{', '[')):
         return rows_of_json(text)
     return cut_to_width(rows_of_text(text, path), path)
@@ -137,8 +147,13 @@ def rows_of_excel(content: bytes, sheet: str) -> list[Row]:
     # Blank rows above the table are counted, so that the numbers are those that Excel shows.
     for number, cells in enumerate(found.to_python(skip_empty_area=False), start=1):
         if any(str(cell).strip() for cell in cells):
-            rows.append(Row(f'row {number}', cells))
+            rows.append(Row(f'row {number}', [plain(cell) for cell in cells]))
     return rows
+
+
+def plain(cell: Any) -> Any:
+    """A cell, with a whole number as an int: a sheet has every number as a float, also an id."""
+    return int(cell) if isinstance(cell, float) and cell.is_integer() else cell
 
 
 def rows_of_json(text: str) -> list[Row]:
@@ -157,13 +172,13 @@ def rows_of_json(text: str) -> list[Row]:
     header = list(dict.fromkeys(key for record in records for key in record))
     rows = [Row('line 1', header)]
     for number, record in enumerate(records, start=1):
-        rows.append(Row(f'record {number}', [record.get(key, '') for key in header]))
+        cells = [plain(record.get(key, '')) for key in header]
+        rows.append(Row(f'record {number}', cells))
     return rows
 
 
 def rows_of_text(text: str, path: Path | str) -> list[Row]:
-    # `splitlines` would also split at characters that can be part of a name.
-    lines = re.split(r'\r\n|\r|\n', text)
+    lines = lines_of(text)
     first = next((line for line in lines if line.strip()), '')
     delimiter = delimiter_of(first)
     if delimiter:
@@ -173,6 +188,17 @@ def rows_of_text(text: str, path: Path | str) -> list[Row]:
         if line.strip():
             rows.append(Row(f'line {number}', words_of(line)))
     return rows
+
+
+def lines_of(text: str) -> list[str]:
+    # `splitlines` would also split at characters that can be part of a name.
+    return re.split(r'\r\n|\r|\n', text)
+
+
+def cells_of(line: str) -> list[str]:
+    """The cells of a single line of a text."""
+    delimiter = delimiter_of(line)
+    return next(csv.reader([line], delimiter=delimiter)) if delimiter else words_of(line)
 
 
 def delimiter_of(first: str) -> str:
@@ -285,6 +311,13 @@ def find_columns(
     return Table(header, has_header, columns, body)
 
 
+def columns_in(path: Path | str, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Those of the `chosen` columns, names by role, that the header of the table `path` has."""
+    rows = read_rows(path)
+    header = {normalized_name(cell) for cell in rows[0].cells} if rows else set()
+    return {role: name for role, name in chosen.items() if normalized_name(name) in header}
+
+
 def is_header(cells: list[Any], chosen: Mapping[str, str], needed: Sequence[str]) -> bool:
     """Whether a table's first row holds the names of its columns.
 
@@ -325,7 +358,10 @@ def columns_of(role: str, header: list[str], chosen: str | None) -> list[int]:
     """
     names = [normalized_name(name) for name in header]
     if chosen is None:
-        return [k for k, name in enumerate(names) if name in ROLES[role]]
+        found = [k for k, name in enumerate(names) if name in ROLES[role]]
+        if role == 'image' and not found:
+            found = [k for k, name in enumerate(names) if name == IMAGE_ID]
+        return found
     if chosen == '':
         return []
     exact = [k for k, name in enumerate(header) if name == chosen]

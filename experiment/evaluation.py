@@ -1,0 +1,89 @@
+"""The folder that --evaluate leaves behind. Each evaluation has one of its own.
+
+predictions.csv           of the test images of the checkpoint's round, or
+predictions_<name>.csv    of each database of --test_on
+result.json               the checkpoint, the digest of its weights, and the printed metrics of each
+                          database by its name; written last
+"""
+
+import os
+from pathlib import Path
+
+from experiment.results import Result, without_nan
+from experiment.run_folder import refuse_unwritable
+from util.errors import InputError
+from util.files import refuse_in_run, write_json
+
+PARENT = 'evaluations'  # of the folders without --output, in the current folder
+
+
+def check_evaluation_folder(output: str | None) -> None:
+    """Refuse a folder in which nothing can be written, before any work is done.
+
+    Args:
+        output: what --output names, if anything.
+
+    Raises:
+        InputError: it is in a run folder, holds files or cannot be written.
+    """
+    folder = Path(output or PARENT)
+    refuse_in_run(folder, '--output DIR names a place outside of it')
+    refuse_unwritable(folder)
+    if output and folder.exists() and any(folder.iterdir()):
+        raise InputError(
+            f'{folder} holds files already, and an evaluation has a folder of its own; '
+            '--output DIR names another one'
+        )
+
+
+def make_evaluation_folder(output: str | None, checkpoint: str, weights: str) -> Path:
+    """Make the folder of an evaluation.
+
+    Args:
+        output: what --output names, if anything.
+        weights: the digest of the checkpoint's weights.
+    """
+    if output:
+        # Another evaluation may have written there since the first check.
+        check_evaluation_folder(output)
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    name = f'{name_of(checkpoint)}-{weights[:8]}'
+    folder = Path(PARENT, name)
+    number = 1
+    # Making it fails if it is that of an earlier evaluation, or of one that runs now.
+    while not is_made(folder):
+        number += 1
+        folder = Path(PARENT, f'{name}-{number}')
+    return folder
+
+
+def is_made(folder: Path) -> bool:
+    """Make a new folder; False if it is there already."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+def name_of(checkpoint: str) -> str:
+    """<run>-<round> for a checkpoint in the folder of a round, else the name of its file."""
+    path = Path(os.path.realpath(checkpoint))
+    if path.parent.name.startswith('round_'):
+        return f'{path.parents[1].name}-{path.parent.name}'
+    return path.stem
+
+
+def write_evaluation(
+    folder: Path, checkpoint: str, weights: str, results: dict[str, Result]
+) -> None:
+    """Write the result.json of an evaluation.
+
+    Args:
+        weights: the digest of the checkpoint's weights.
+        results: the metrics, by the name of the database.
+    """
+    content = {'checkpoint': checkpoint, 'weights': weights, 'databases': results}
+    write_json(folder / 'result.json', without_nan(content))

@@ -1,0 +1,61 @@
+"""The number of CPU cores that this process may use, in a container too."""
+
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+
+GROUPS = Path('/proc/self/cgroup')  # a line for each control group of this process
+TREES = Path('/sys/fs/cgroup')
+
+
+def cores() -> int:
+    """The number of threads that can decode at the same time."""
+    if hasattr(os, 'sched_getaffinity'):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    share = container_share(GROUPS, TREES)
+    return min(count, max(1, math.ceil(share))) if math.isfinite(share) else count
+
+
+def container_share(groups: Path, trees: Path) -> float:
+    """The cores whose time the control groups of this process may use, or infinity.
+
+    A container on a machine with many cores sees all of them, and is slowed down when it uses more
+    than its share of time. A share can be a fraction of a core.
+    """
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:  # not on Linux
+        return math.inf
+    share = math.inf
+    for line in lines:
+        _, controllers, path = line.split(':', 2)
+        # Version 1 has a tree of groups for each controller, and version 2 a single one.
+        if not controllers:
+            tree = trees
+        elif 'cpu' in controllers.split(','):
+            tree = trees / 'cpu'
+        else:
+            continue
+        # The limits of the groups around this one hold too. A container may see only the root.
+        group = tree / path.lstrip('/')
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(tree):
+                share = min(share, share_of(folder))
+    return share
+
+
+def share_of(folder: Path) -> float:
+    """The cores whose time the control group `folder` may use, or infinity."""
+    # 'max 100000' is no limit in version 2, and -1 in version 1.
+    with suppress(OSError, ValueError):
+        quota, period = (folder / 'cpu.max').read_text().split()
+        return int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        quota = (folder / 'cpu.cfs_quota_us').read_text()
+        period = (folder / 'cpu.cfs_period_us').read_text()
+        if int(quota) > 0:
+            return int(quota) / int(period)
+    return math.inf

@@ -1,0 +1,277 @@
+"""The rule by which a name finds an image, for label tables, split lists and lists of photos.
+
+1. The exact name wins, then a name in other letter case or Unicode form. A name without an ending,
+   as an id, means the picture that has it with an ending.
+2. If the whole name finds nothing, the longest end of it that does counts, for the names of
+   another machine. A folder in the name is dropped only if no folder of that name exists.
+
+A name that fits several images equally well is ambiguous and finds none of them.
+"""
+
+import functools
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import Image
+
+from util.errors import InputError
+from util.tables import (
+    BLANK,
+    EXCEL,
+    KNOWN,
+    cells_of,
+    guessed_columns,
+    lines_of,
+    normalized_name,
+)
+
+# Pillow registers endings of documents, videos and data too (.pdf, .mpg, .h5), which are no photos.
+FORMATS = {
+    'AVIF',
+    'BMP',
+    'DIB',
+    'GIF',
+    'JPEG',
+    'JPEG2000',
+    'MPO',
+    'PCX',
+    'PNG',
+    'PPM',
+    'SGI',
+    'TGA',
+    'TIFF',
+    'WEBP',
+}
+# Photos whether or not Pillow can read them: one that it cannot read is reported, not passed over.
+NEW_ENDINGS = {'.avif', '.heic', '.heif', '.hif', '.jxl'}
+# Raw files of cameras. Pillow reads the small picture that many of them begin with.
+# fmt: off
+RAW_ENDINGS = {
+    '.3fr', '.ari', '.arw', '.bay', '.bmq', '.cap', '.cine', '.cr2', '.cr3', '.crw', '.cs1', '.dc2',
+    '.dcr', '.dcs', '.dng', '.drf', '.eip', '.erf', '.fff', '.gpr', '.iiq', '.k25', '.kc2', '.kdc',
+    '.mdc', '.mef', '.mfw', '.mos', '.mrw', '.nef', '.nrw', '.orf', '.ori', '.pef', '.ptx', '.pxn',
+    '.qtk', '.raf', '.raw', '.rdc', '.rw1', '.rw2', '.rwl', '.rwz', '.sr2', '.srf', '.srw', '.sti',
+    '.x3f',
+}
+# fmt: on
+
+
+class Names:
+    """The rule; a subclass knows the images that exist."""
+
+    def find(self, name: str, by_end: bool = False) -> list[str]:
+        """The images that `name` can mean: none, one, or several that fit equally well.
+
+        Args:
+            by_end: whether an end of the name counts if the whole name finds nothing.
+        """
+        # A backslash separates folders on another system and can be part of a name on this one.
+        for spelling in (name, name.replace('\\', '/')):
+            steps = spelling.split('/')
+            for k, step in enumerate(steps):
+                end = '/'.join(steps[k:])
+                found = best_of(posixpath.normpath(end), self.candidates(end))
+                if found:
+                    return found
+                # Without this folder, an image of another folder that has the same name could fit.
+                if not by_end or (step and self.has_folder(step)):
+                    break
+        return []
+
+    def candidates(self, name: str) -> Sequence[str]:
+        """The images that have this name in any spelling, with or without their ending."""
+        raise NotImplementedError
+
+    def has_folder(self, name: str) -> bool:
+        """Whether there is a folder of this name in any spelling."""
+        raise NotImplementedError
+
+
+class FilesIn(Names):
+    """The files in a folder and below it. A folder is listed once, at its first use.
+
+    Args:
+        is_kind: accepts the paths of the wanted kind; files by default.
+    """
+
+    def __init__(self, folder: Path | str, is_kind: Callable[[str], bool] = os.path.isfile) -> None:
+        self.folder = str(folder)
+        self.is_kind = is_kind
+        self.names_in = functools.cache(names_in)
+
+    def candidates(self, name: str) -> Sequence[str]:
+        if self.is_kind(self.path_of(name)):
+            return [name]
+        # Several folders can fit a step of the path, so all of them are followed.
+        places = ['/' if os.path.isabs(name) else '']
+        for step in posixpath.normpath(name).strip('/').split('/'):
+            inner = []
+            for place in places:
+                entries = self.names_in(self.path_of(place)).get(normalized_name(step), [])
+                if step == '..':
+                    entries = ['..']  # no folder lists it
+                inner += [posixpath.join(place, entry) for entry in entries]
+            places = inner
+        return [place for place in places if self.is_kind(self.path_of(place))]
+
+    def has_folder(self, name: str) -> bool:
+        entries = self.names_in(self.folder).get(normalized_name(name), [])
+        return any(os.path.isdir(self.path_of(entry)) for entry in (name, *entries))
+
+    def paths(self, name: str, by_end: bool = False) -> list[str]:
+        """The paths of the files that `name` can mean."""
+        return [self.path_of(found) for found in self.find(name, by_end)]
+
+    def path(self, name: str, by_end: bool = False) -> str:
+        """The path of the file that `name` means, which may be missing.
+
+        Raises:
+            InputError: it can mean several.
+        """
+        found = self.paths(name, by_end)
+        return unambiguous(name, found) if found else self.path_of(name)
+
+    def path_of(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+
+class KnownNames(Names):
+    """A list of names. A name also finds an image by an end of that image's path."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.by_key: dict[str, list[str]] = {}
+        self.folders: set[str] = set()
+        for name in names:
+            for key in keys_of(name):
+                steps = key.split('/')
+                for k in range(len(steps)):
+                    end = '/'.join(steps[k:]).strip(BLANK)
+                    self.by_key.setdefault(end, []).append(name)
+                self.folders.update(steps[:-1])
+        self.folders.discard('..')
+
+    def candidates(self, name: str) -> Sequence[str]:
+        return self.by_key.get(normalized_name(posixpath.normpath(name)), [])
+
+    def has_folder(self, name: str) -> bool:
+        return normalized_name(name) in self.folders
+
+
+def best_of(name: str, candidates: Sequence[str]) -> list[str]:
+    """Those of `candidates` whose spelling is nearest to `name`."""
+    if len(candidates) < 2:
+        return list(candidates)
+    by_distance: dict[int, list[str]] = {}
+    for candidate in candidates:
+        by_distance.setdefault(distance(name, candidate), []).append(candidate)
+    return by_distance[min(by_distance)]
+
+
+def distance(name: str, candidate: str) -> int:
+    """How far the spelling of a candidate is from `name`; only the order counts."""
+    if candidate == name:
+        return 0
+    if without_ending(candidate) == name:
+        return 1
+    # A whole path in other letter case goes before the end of another path.
+    if normalized_name(name) in keys_of(candidate):
+        return 2
+    if candidate.endswith(f'/{name}'):
+        return 3
+    return 4
+
+
+def keys_of(name: str) -> list[str]:
+    """The keys under which an image is looked up: its normalized name, also without its ending."""
+    key = normalized_name(name)
+    return list(dict.fromkeys([key, without_ending(key).strip(BLANK)]))
+
+
+def without_ending(name: str) -> str:
+    """The name of a picture without its ending.
+
+    a.png.jpg keeps its own, since it is not the picture a.png.
+    """
+    stem = os.path.splitext(name)[0]
+    if is_picture(name) and not is_picture(stem):
+        return stem
+    return name
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file has the ending of a picture, which Pillow may or may not read."""
+    return os.path.splitext(name)[1].lower() in picture_endings()
+
+
+@functools.cache
+def picture_endings() -> set[str]:
+    endings = NEW_ENDINGS | RAW_ENDINGS
+    for ending, format in Image.registered_extensions().items():
+        if format in FORMATS:
+            endings.add(ending)
+    return endings
+
+
+def names_on_lines(
+    content: bytes,
+    is_name: Callable[[str], bool],
+    columns: Iterable[str] = (),
+    errors: str = 'strict',
+) -> list[str] | None:
+    """The names in a text with one on each line; None for a table with a header, JSON or Excel.
+
+    A line that is no name as it stands, commas and blanks included, has cells. Its name is then the
+    first cell that is not a number.
+
+    Args:
+        is_name: whether a name finds an image.
+        columns: normalized names that make the first line a header, besides the known ones.
+        errors: what to do with bytes that are not UTF-8.
+    """
+    if content.startswith(EXCEL):
+        return None
+    text = content.decode('utf-8-sig', errors)
+    lines = [line for line in lines_of(text) if line.strip(BLANK)]
+    # A name can start with a bracket too.
+    if re.match(r'\s*\[?\s*\{\s*"', text):
+        return None
+    if lines and not KNOWN.union(columns).isdisjoint(map(normalized_name, cells_of(lines[0]))):
+        return None
+    names = []
+    for line in lines:
+        if is_name(line):
+            names.append(line)
+        else:
+            cells = cells_of(line)
+            column = int(guessed_columns(cells)['image']) - 1
+            names.append(cells[column].strip(BLANK))
+    return names
+
+
+def names_in(folder: str) -> dict[str, list[str]]:
+    """The names in `folder` by their keys; none if it cannot be listed."""
+    # Sorted, since the order of a listing differs between machines.
+    found: dict[str, list[str]] = {}
+    with suppress(OSError, ValueError):
+        for name in sorted(os.listdir(folder or '.')):
+            for key in keys_of(name):
+                found.setdefault(key, []).append(name)
+    return found
+
+
+def unambiguous(name: str, found: list[str]) -> str:
+    """The only path in `found`.
+
+    Raises:
+        InputError: there are several.
+    """
+    if len(found) > 1:
+        raise InputError(
+            f'{name} can be {" or ".join(found[:3])}, equally near; remove or rename all but one, '
+            'or write the whole name'
+        )
+    return found[0]
