@@ -158,6 +158,18 @@ class Scorer:
                 'a tensor of images holds floats in the shape (N, 3, H, W), not '
                 f'{images.dtype} {tuple(images.shape)}'
             )
+        try:
+            return self.scores_with_gradient(images)
+        except (RuntimeError, MemoryError) as error:
+            if machine_fault(error) != MEMORY:
+                raise
+            raise InputError(
+                f'out of memory for {self.patches} patches of each of {len(images)} images; '
+                'a Scorer with fewer patches needs less'
+            )
+
+    def scores_with_gradient(self, images: torch.Tensor) -> torch.Tensor:
+        """As `tensor_scores`, of a tensor of images."""
         scaled = images.float() * 255
         if self.meaning.resize:
             scaled = resized(scaled, self.meaning.resize, whole=False)
@@ -167,16 +179,8 @@ class Scorer:
         crops = []
         for y, x in self.corners(height, width):
             crops.append(scaled[:, :, y : y + PATCH_SIZE, x : x + PATCH_SIZE])
-        try:
-            with self.autocast():
-                scores = self.network.of_images(torch.cat(crops))
-        except (RuntimeError, MemoryError) as error:
-            if machine_fault(error) != MEMORY:
-                raise
-            raise InputError(
-                f'out of memory for {self.patches} patches of each of {len(images)} images; '
-                'a Scorer with fewer patches needs less'
-            )
+        with self.autocast():
+            scores = self.network.of_images(torch.cat(crops))
         # The first patch of every image comes first.
         return scores.view(self.patches, -1).mean(0)
 
