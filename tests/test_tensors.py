@@ -42,20 +42,21 @@ def test_tensors_have_the_scores_of_arrays(checkpoints, resize):
     tensor = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255
     scores = scorer(tensor)
     assert scores.shape == (2,)
-    # The resize of a tensor does not round to 8 bits.
-    expected = scorer(list(arrays))
-    assert scores.tolist() == pytest.approx(expected, abs=1e-5 if resize is None else 2e-3)
+    expected = scorer(list(arrays), spread=True)
+    for score, (wanted, deviation) in zip(scores.tolist(), expected, strict=True):
+        # Only a resize of a tensor does not round to 8 bits.
+        limit = deviation / 10 if resize else 1e-5
+        assert score == pytest.approx(wanted, abs=limit)
 
 
 def test_the_gradient_is_that_of_a_finite_difference(checkpoints):
     scorer = demo.Scorer(checkpoints([256, 300]), 'cpu', patches=2)
-    scorer.network.double()
     images = torch.from_numpy(scenes(1, (320, 240))).permute(0, 3, 1, 2) / 255
     images.requires_grad_()
     [gradient] = torch.autograd.grad(scorer(images).sum(), images)
     assert not any(p.requires_grad for p in scorer.network.parameters())
     direction = gradient / gradient.norm()
-    step = 0.03
+    step = 0.0005
     with torch.no_grad():
         higher, lower = scorer(images + step * direction), scorer(images - step * direction)
     slope = ((higher - lower) / (2 * step)).item()
