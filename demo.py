@@ -31,6 +31,7 @@ from typing import Any
 from tqdm import tqdm
 
 from experiment.options import Parser, positive
+from experiment.run_folder import checkpoint_in
 from scoring.score_table import ScoreTable
 from util.errors import InputError, boundary, log, one_line
 from util.files import check_input, named, refuse_in_run, refuse_other_content, walk, write_whole
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         paths, has_unreadable = list_images(options.images)
         if options.list:
             paths += read_list(options.list)
+        options.checkpoint = checkpoint_in(options.checkpoint)
         check_input(options.checkpoint, 'a checkpoint')
         if options.csv:
             table = ScoreTable(options.csv, options.spread, options.patches, options.resume)

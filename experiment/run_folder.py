@@ -226,6 +226,23 @@ def open_run(
         write_record(config, model, surroundings)
 
 
+def checkpoint_in(path: Path | str) -> Path:
+    """The best.pth of the only finished round if `path` is a run folder; else `path` itself.
+
+    Raises:
+        InputError: several rounds of the run are finished, or none.
+    """
+    run = Path(path)
+    if not run.is_dir() or not record_path(run).exists():
+        return run
+    found = [round_path(run, number) / 'best.pth' for number in rounds_in(run)]
+    if not found:
+        raise InputError(f'{run} has no finished round; --resume {run} finishes it')
+    if len(found) > 1:
+        raise InputError(f'{run} has several networks; name one: {", ".join(map(str, found))}')
+    return found[0]
+
+
 def round_path(run: Path | str, round_number: int) -> Path:
     return Path(run) / f'round_{round_number:02d}'
 
