@@ -258,7 +258,7 @@ def test_folders_of_drives_raw_files_and_other_endings(tmp_path, in_process, che
         (folder / name).write_bytes(b'nothing that is read')
     done = in_process(demo.main, '--checkpoint', checkpoint, '--patches', 1, 'folder')
     assert done.returncode == 2 and [name for name, _ in scores(done)] == ['folder/a.png']
-    told = 'folder: files of other endings, which are not scored: 2 (.jpg_large, none)'
+    told = 'folder: files of other endings, which are not scored: 4 (.3fr, .jpg_large, .nrw, none)'
     lines = done.stderr.splitlines()
     assert lines[0] == told
     skipped = [line for line in lines if line.startswith('skipped: ')]
