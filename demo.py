@@ -35,7 +35,7 @@ from experiment.run_folder import checkpoint_in
 from scoring.score_table import ScoreTable
 from util.errors import InputError, boundary, log, one_line
 from util.files import check_input, named, refuse_in_run, refuse_other_content, walk, write_whole
-from util.names import FilesIn, is_picture, names_on_lines
+from util.names import RAW_ENDINGS, FilesIn, is_picture, names_on_lines
 from util.progress import progress
 from util.tables import (
     Row,
@@ -242,10 +242,12 @@ def photos_below(folder: str, unreadable: list[OSError]) -> list[Path]:
     photos = []
     others = []
     for name in walk(folder, unreadable):
+        ending = Path(name).suffix.lower()
         if is_picture(name):
             photos.append(Path(name))
-        else:
-            others.append(Path(name).suffix.lower() or 'none')
+        # A raw file of a camera is also refused by its name, when its turn comes.
+        if not is_picture(name) or ending in RAW_ENDINGS:
+            others.append(ending or 'none')
     if photos and others:
         kinds = sorted(set(others))
         shown = ', '.join(kinds[:ENDINGS_SHOWN]) + (' ...' if len(kinds) > ENDINGS_SHOWN else '')

@@ -123,7 +123,7 @@ def run_lock(run: Path | str) -> AbstractContextManager[bool]:
 def refuse_fewer(config: Any) -> None:
     """Refuse fewer epochs or rounds than the run in `config.output` has trained."""
     folder = Path(config.output)
-    for path in sorted(filter(has_begun, folder.glob('round_*'))):
+    for path in sorted(filter(has_begun, folder.glob('round_[0-9]*'))):
         number = round_index_of(path) + 1
         if number > config.train_test_num:
             raise InputError(
