@@ -407,8 +407,8 @@ def changed_options(options: dict[str, Any]) -> str:
     defaults |= folders.DATABASES[dataset].defaults
     words = []
     for name, value in options.items():
-        # Where the table is tells runs of different tables apart. The other FREE_OPTIONS do not
-        # change the results.
+        # --csv says which table a run was trained on. The other FREE_OPTIONS do not change the
+        # results.
         if name in FREE_OPTIONS and name != 'csv':
             continue
         if value not in (None, {}, []) and value != defaults.get(name):

@@ -47,7 +47,7 @@ from util.tables import (
 )
 
 ENDINGS_SHOWN = 5  # of the files in a folder that are not scored
-# The first columns of such a table, whose names start at the current folder.
+# A table that --csv wrote begins with these columns. Its names start at the current folder.
 SCORED = ['image', 'prediction']
 
 

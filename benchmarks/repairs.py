@@ -103,8 +103,9 @@ class UndoneSolver(HyperIQASolver):
             super().set_learning_rates(hypernet_lr, backbone_lr)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        # The state fits an Adam that an epoch has left: with 2 and 3 undone, one without the
-        # hypernetwork's parameters. Its rates come with the state.
+        # The state was saved after an epoch. With 2 and 3 undone the Adam had lost the
+        # hypernetwork's parameters by then, so such an Adam is made first. Its rates are those of
+        # the state.
         self.set_learning_rates(0, 0)
         super().load_state_dict(state)
 
@@ -120,15 +121,18 @@ def main(argv: list[str]) -> None:
         # Before hours of training, and not only at its end.
         refuse_other_content(Path(config.output) / 'arms.png')
     output = Path(config.output)
+    failed = False
     for number in config.rounds or range(1, config.train_test_num + 1):
         for arm in own.arms:
             print(f'\n{NAMES[arm]}', flush=True)
             place = ['--output', str(output / arm), '--resume', '--rounds', str(number)]
-            train_arm(
-                [*options, *place], ARMS[arm], round_path(output / arm, number) / 'history.csv'
-            )
+            history = round_path(output / arm, number) / 'history.csv'
+            # Of two --output the last one counts.
+            failed |= not train_arm([*options, *place], ARMS[arm], history)
     with boundary():
         report(output)
+    if failed:
+        sys.exit(2)
 
 
 def parse_own_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -144,7 +148,6 @@ def parse_own_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         '--arms',
         nargs='+',
         choices=ARMS,
-        default=list(ARMS),
         metavar='ARM',
         help=f'train only these: repaired and others of {", ".join(ARMS)} (default: all)',
     )
@@ -155,8 +158,9 @@ def parse_own_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help='train nothing; print the table of the arms in DIR and draw DIR/arms.png',
     )
     own, options = parser.parse_known_args(argv)
-    if own.report and options:
-        raise InputError(f'--report takes no other option, so leave out {options[0]}')
+    if own.report and (options or own.arms):
+        raise InputError('--report takes no other option')
+    own.arms = own.arms or list(ARMS)
     if 'repaired' not in own.arms or len(own.arms) < 2:
         raise InputError('--arms needs repaired, to which the others are compared, and another arm')
     names_database = any(word.startswith(('--dataset', '--csv')) for word in options)
@@ -165,13 +169,16 @@ def parse_own_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return own, [*DEFAULTS, *options]
 
 
-def train_arm(options: list[str], undone: Sequence[int], history: Path) -> None:
-    """Train one round of an arm, and go on if it fails after its first epoch.
+def train_arm(options: list[str], undone: Sequence[int], history: Path) -> bool:
+    """Train one round of an arm.
 
     A loop that diverges must not take the others with it. What is wrong with the command or the
-    database shows before the first epoch, and would stop every arm.
+    database shows before the first epoch, and stops every arm.
+
+    Returns:
+        whether it was finished; False if it failed after its first epoch.
     """
-    # `rounds` makes its solvers under this name.
+    # rounds.py looks up HyperIQASolver in its own module.
     solver = partial(UndoneSolver, undone=undone)
     with patch.object(rounds, 'HyperIQASolver', solver):
         try:
@@ -179,6 +186,8 @@ def train_arm(options: list[str], undone: Sequence[int], history: Path) -> None:
         except SystemExit as end:
             if end.code != 2 or not history.exists():
                 raise
+            return False
+    return True
 
 
 def report(output: Path) -> None:
@@ -275,7 +284,7 @@ def spread(values: Sequence[float]) -> str:
 def compare_arms(folders: Sequence[Path]) -> None:
     """Compare each arm with the repaired loop, the first one.
 
-    The p of several comparisons are adjusted for their number, and the verdicts are by these only.
+    The p of several comparisons are adjusted for their number, and only these decide.
     """
     runs = []
     for folder in folders:
@@ -308,7 +317,7 @@ def print_adjusted(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the p of the comparisons, adjusted for their number."""
     print(
         f'\np of the mean difference, adjusted by Holm for {len(rows)} comparisons; '
-        'the intervals are single'
+        'the intervals are not adjusted'
     )
     for row, p in zip(rows, holm([row['p'] for row in rows])):
         if p >= 0.05:

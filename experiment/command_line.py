@@ -49,10 +49,10 @@ def parse_options(argv: list[str] | None) -> Namespace:
     refuse_contradictions(config)
     set_data_paths(config)
     set_output(config)
+    if config.weights not in ('none', 'imagenet') and os.path.isdir(config.weights):
+        config.weights = str(checkpoint_in(config.weights))
     # --evaluate loads its checkpoint as training loads the initial weights.
     config.weights = config.evaluate or config.weights
-    if os.path.isdir(config.weights):
-        config.weights = str(checkpoint_in(config.weights))
     return config
 
 

@@ -117,8 +117,8 @@ def upgrade(record: Record) -> Record:
     # A run that is older than an option was made with what is now the option's default.
     for name, default in vars(with_defaults(SimpleNamespace())).items():
         options.setdefault(name, default)
-    # Earlier versions did not record how they read the pictures. On every device, their --amp was
-    # bfloat16.
+    # Earlier versions recorded neither how they read pictures, which was format 3 of util/frames.py,
+    # nor the type of --amp, which was bfloat16 on every device.
     record = {'frames': 3, 'amp_type': 'bfloat16', **record}
     return {**record, 'options': options, 'model': model}
 
@@ -194,7 +194,7 @@ def changed_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     changes = []
     may_change = FREE_OPTIONS | LENGTHS
     if old['split'] == 'folds':
-        may_change -= {'train_test_num'}  # the folds of another number are of other images
+        may_change -= {'train_test_num'}  # another number of folds draws other folds
     for name in sorted(old.keys() - may_change):
         before = old[name]
         now = new.get(name)

@@ -1,4 +1,4 @@
-"""A trained network written as one file for other programs, and compared with it beforehand."""
+"""A trained network written as one file for other programs, and checked before it appears."""
 
 import json
 import logging
@@ -59,9 +59,12 @@ def export(
             )
             refuse_difference(network, path)
         else:
-            whole = PhotoScorer(network, scorer.meaning.resize, patches)
-            sides = {0: torch.export.Dim('H', min=224), 1: torch.export.Dim('W', min=224)}
-            write_graph(whole, demo_picture(SIZES[1]), sides, path, metadata)
+            photo_scorer = PhotoScorer(network, scorer.meaning.resize, patches)
+            # A photo of any size is resized; otherwise a patch must fit in. For torch.export, a
+            # size of 1 is a constant.
+            least = 2 if scorer.meaning.resize else models.PATCH_SIZE
+            sides = {0: torch.export.Dim('H', min=least), 1: torch.export.Dim('W', min=least)}
+            write_graph(photo_scorer, demo_picture(SIZES[1]), sides, path, metadata)
             refuse_other_scores(scorer, path)
         write_whole(out, path.read_bytes())
     log(f'{out} answers as {checkpoint} does; it holds the metadata {metadata}')
@@ -79,7 +82,7 @@ def write_graph(
     """Write a module of one input as .pt2 or .onnx.
 
     Args:
-        example: an input, of no size that would be taken for a constant.
+        example: an input whose varying sizes are not 1, which torch.export takes for a constant.
         sizes: the dimensions of the input that vary.
     """
     graph = torch.export.export(module, (example,), dynamic_shapes=(sizes,))
@@ -115,7 +118,7 @@ def refuse_difference(network: PatchScorer, path: Path) -> None:
         expected = network(patches)
         difference = (answer(patches) - expected).abs().max().item()
         largest = max(1, expected.abs().max().item())
-        refuse_above(TOLERANCE * largest, difference, f'{count} scores')
+        refuse_above(TOLERANCE * largest, difference, f'the scores of {count} patches')
 
 
 def refuse_other_scores(scorer: Scorer, path: Path) -> None:
@@ -131,7 +134,8 @@ def refuse_other_scores(scorer: Scorer, path: Path) -> None:
     for size in SIZES:
         photo = demo_picture(size)
         expected, deviation = next(scorer.results([photo.numpy()], strict=True))
-        difference = abs(answer(photo)[0].item() - expected)
+        score, _ = answer(photo)
+        difference = abs(score.item() - expected)
         limit = max(TOLERANCE * max(1, abs(expected)), deviation / 10)
         refuse_above(limit, difference, f'the score of a photo of {size[1]}x{size[0]}')
 

@@ -9,7 +9,8 @@ from data_loader import imagenet_statistics
 from models import PATCH_SIZE, HyperNet, predict_scores
 from util.distributed import memory_format
 
-PLACE_STEPS = 65536  # a place is a fraction of the room for a patch, in such steps
+# A place k means k / 65536 of the way from the first possible start of a patch to the last one.
+PLACE_STEPS = 65536
 
 
 def places(count: int) -> torch.Tensor:
@@ -20,32 +21,34 @@ def places(count: int) -> torch.Tensor:
 
 def starts(steps: torch.Tensor, side: int) -> torch.Tensor:
     """Where patches start along a side, in pixels."""
-    return steps * (side - PATCH_SIZE + 1) // PLACE_STEPS
+    possible_starts = side - PATCH_SIZE + 1
+    return steps * possible_starts // PLACE_STEPS
 
 
-def resized(photo: torch.Tensor, size: Sequence[int], whole: bool) -> torch.Tensor:
+def resized(photo: torch.Tensor, size: Sequence[int], rounded: bool) -> torch.Tensor:
     """A photo in another size, as Pillow's bilinear resize makes it: first across, then down.
 
-    With `whole`, a pixel differs from Pillow's by at most one level of 255.
+    With `rounded`, a pixel differs from Pillow's by at most one level of 255.
 
     Args:
         photo: (..., H, W), from 0 to 255.
-        whole: round to whole numbers after each pass, as Pillow does. Without it the result is
+        rounded: round to whole numbers after each pass, as Pillow does. Without it the result is
             smooth, so that gradients flow.
     """
     height, width = size
     across = photo @ resize_weights(photo.shape[-1], width).to(photo.device).T
-    across = (across + 0.5).floor() if whole else across
+    across = (across + 0.5).floor() if rounded else across
     down = resize_weights(photo.shape[-2], height).to(photo.device) @ across
-    return (down + 0.5).floor() if whole else down
+    return (down + 0.5).floor() if rounded else down
 
 
 def resize_weights(side: int, wanted: int) -> torch.Tensor:
-    """The weight (wanted, side) of each pixel in each resized one: a triangle over its pixels."""
+    """The share (wanted, side) of each pixel in each resized one; it falls with their distance."""
     scale = side / wanted
     centres = (torch.arange(wanted) + 0.5) * scale
     # To enlarge, it takes the two nearest pixels; to reduce, all that the resized one covers.
-    reach = torch.clamp(torch.ones(1) * scale, min=1)
+    # As a tensor, since torch.export would keep only one branch of a maximum of numbers.
+    reach = (torch.ones(1) * scale).clamp(min=1)
     distances = (torch.arange(side) + 0.5 - centres[:, None]).abs()
     weights = (1 - distances / reach).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)
@@ -55,7 +58,7 @@ class PatchScorer(torch.nn.Module):
     """uint8 patches -> scores in the unit of the labels, with the preparation inside.
 
     Args:
-        score_range: the scores that the network's 0 and 1 stand for; None if it gives scores.
+        score_range: the scores that its outputs 0 and 1 mean; None if its output is a score.
     """
 
     def __init__(self, model: HyperNet, score_range: Sequence[float] | None) -> None:
@@ -91,7 +94,7 @@ class PhotoScorer(torch.nn.Module):
         self.scorer = scorer
         self.resize = resize
         self.places = torch.nn.Buffer(places(patches))
-        self.side = torch.nn.Buffer(torch.arange(PATCH_SIZE))
+        self.offsets = torch.nn.Buffer(torch.arange(PATCH_SIZE))
 
     def forward(self, photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(H, W, 3) uint8 RGB -> its score () and those of its patches (patches,), float32.
@@ -101,9 +104,10 @@ class PhotoScorer(torch.nn.Module):
         # Cast first: other runtimes cannot gather uint8.
         image = photo.float().permute(2, 0, 1)
         if self.resize:
-            image = resized(image, self.resize, whole=True)
-        rows = starts(self.places[:, :1], image.shape[1]) + self.side
-        columns = starts(self.places[:, 1:], image.shape[2]) + self.side
+            image = resized(image, self.resize, rounded=True)
+        rows = starts(self.places[:, :1], image.shape[1]) + self.offsets
+        columns = starts(self.places[:, 1:], image.shape[2]) + self.offsets
+        # (3, patches, 224, 224), and then with the patches first.
         patches = image[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
         scores = self.scorer.of_images(patches)
         return scores.mean(), scores

@@ -81,8 +81,8 @@ class Scorer:
         Args:
             images: a path, a `PIL.Image`, or an (H, W, 3) uint8 RGB array, or a list of these.
                 Files and opened pictures are shown as a viewer shows them: upright, and with the
-                colours of their profile in sRGB. A picture that is no longer an opened file is
-                not turned.
+                colours of their profile in sRGB. A picture that was made from an opened one is not
+                turned.
             spread: also give the standard deviation over the patches.
 
         Returns:
@@ -172,7 +172,7 @@ class Scorer:
         """As `tensor_scores`, of a tensor of images."""
         scaled = images.float() * 255
         if self.meaning.resize:
-            scaled = resized(scaled, self.meaning.resize, whole=False)
+            scaled = resized(scaled, self.meaning.resize, rounded=False)
         height, width = scaled.shape[2:]
         if min(height, width) < PATCH_SIZE:
             raise InputError(f'images of {width}x{height} are smaller than {PATCH_SIZE} pixels')

@@ -148,7 +148,7 @@ def test_the_resize_differs_from_pillows_by_a_level_at_most():
         picture = make_scene(np.random.RandomState(1)).resize(size)
         pillows = np.asarray(picture.resize(wanted, Image.Resampling.BILINEAR)).astype(int)
         tensor = torch.from_numpy(np.array(picture)).float().permute(2, 0, 1)
-        ours = photo.resized(tensor, wanted[::-1], whole=True).permute(1, 2, 0).numpy()
+        ours = photo.resized(tensor, wanted[::-1], rounded=True).permute(1, 2, 0).numpy()
         assert np.abs(ours - pillows).max() <= 1
 
 

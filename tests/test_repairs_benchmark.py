@@ -136,8 +136,10 @@ def test_the_command_trains_the_arms_alike_reports_them_and_continues(root, tmp_
         (run / 'round_01' / 'result.json').unlink()
     (runs[1] / 'round_01' / 'last.pth').write_bytes(b'damaged')
     capsys.readouterr()
-    repairs.main(options)
+    with pytest.raises(SystemExit) as end:
+        repairs.main(options)
     done = capsys.readouterr()
+    assert end.value.code == 2
     assert (runs[-1] / 'round_01' / 'result.json').exists()
     assert f'left out: {runs[1]} has no finished round' in done.err
     assert 'minus backbone rate stays' in done.out and 'minus original' not in done.out
@@ -188,7 +190,8 @@ def test_a_run_without_late_epochs_has_empty_columns_for_them():
 @pytest.mark.parametrize(
     'options, error',
     [
-        (['--report', 'arms', '--amp'], '--report takes no other option, so leave out --amp'),
+        (['--report', 'arms', '--amp'], '--report takes no other option'),
+        (['--report', 'arms', '--arms', 'repaired', 'original'], '--report takes no other option'),
         (['--arms', 'original'], '--arms needs repaired'),
         (['--arms', 'repaired', 'orignal'], "invalid choice: 'orignal'"),
         # Another table in the place of the demo database.
