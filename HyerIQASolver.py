@@ -45,7 +45,7 @@ FIT_HELPS = 2  # --fit_scale is suggested if it divides the error by more than t
 
 
 def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float]:
-    """Return the learning rates (hypernetwork, backbone) that follow the finished 0-based epoch.
+    """Return the learning rates (hypernetwork, backbone) to set after the finished 0-based epoch.
 
     This is the original's schedule. With its rates (2e-5 and ratio 10), and epochs counted from 1:
 
@@ -248,7 +248,8 @@ class HyperIQASolver:
         self.print_table()
 
         for epoch in range(len(self.history), self.config.epochs):
-            # A row's epoch counts from 1, so `stale` counts the finished epochs since the best.
+            # `epoch` epochs are finished, and the epochs of rows count from 1, so `stale` is the
+            # number of epochs since the best one.
             best_epoch = self.best['epoch'] if self.best else 0
             stale = epoch - best_epoch
             if 0 < self.config.patience <= stale:
@@ -428,7 +429,7 @@ class HyperIQASolver:
 
     @property
     def state_size(self) -> int:
-        """The bytes of the tensors of a `state_dict`, of which Adam has none before a step."""
+        """The bytes of a `state_dict` after the first step, when Adam has its moments."""
         weights = self.model_hyper.state_dict().values()
         size = sum(value.numel() * value.element_size() for value in weights)
         return 3 * size  # a first and a second moment for each weight

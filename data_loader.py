@@ -179,8 +179,9 @@ class DataLoader:
         patch_scores = self.patch_scores
         on_gpu = self.device.type == 'cuda'
         threads = max(1, self.num_workers)
-        gathered = ahead(self.gather, rows_of_batches, threads, BATCHES_AHEAD)
-        for rows, size, future in zip(rows_of_batches, sizes, gathered):
+        # The crops of each batch, in order.
+        futures = ahead(self.gather, rows_of_batches, threads, BATCHES_AHEAD)
+        for rows, size, future in zip(rows_of_batches, sizes, futures):
             # A rank that only fills in has a patch to flip, but no score.
             flip = torch.from_numpy(self.patches.flip[at_least_one(rows)])
             patches = to_device(future.result(), flip, self.device)

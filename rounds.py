@@ -39,7 +39,7 @@ def run(config: Any, job: Job) -> None:
     """Train and test the rounds into the run folder and print their medians."""
     device = join_ranks(config)
     is_start = starts_from_weights(config)
-    # The ranks meet where they read the weights, so all of them have to go there.
+    # Reading the weights waits for all ranks, so either all of them do it or none.
     distributed.refuse_differences(f'a round starts: {is_start}')
     digest = check_initial_weights(config) if is_start else None
     decode_images(config, [job.database, *job.others.values()])
@@ -57,7 +57,7 @@ def run(config: Any, job: Job) -> None:
         results = train_round(config, job, number - 1, epochs_after=config.epochs * rounds_after)
     if rank() == 0:
         print_medians(results)
-    # First leave the group of ranks: if the first one exited in it, the others would be aborted.
+    # Leave the process group before an exit: a first rank that exits inside it aborts the others.
     distributed.stop()
     exit_if_a_round_is_missing(config, results, rounds)
     is_whole = len(results['rounds']) == config.train_test_num
@@ -149,14 +149,14 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
     # The folder is locked until it is closed, so that no other process trains this round.
     with closing(RoundFolder(config, job.meaning, round_index, record)) as folder:
         print(f'Round {round_index + 1}', flush=True)
-        # All ranks meet in one of the two calls of `refuse_differences`. Ranks that do not share a
-        # disk could find the round finished on some machines only, or continue from different
-        # epochs.
+        # Both branches check that the ranks agree. Without a shared disk, only some of them would
+        # find the round finished, or they would start at different epochs.
         if folder.finished:
             distributed.refuse_differences('the round is finished')
         else:
             solver_config = config
-            # Its own weights follow from last.pth, so the file of the initial ones may be gone.
+            # A round that has begun takes its weights from last.pth, so the file of the initial ones
+            # is not read.
             if has_begun(folder.path):
                 solver_config = Namespace(**{**vars(config), 'weights': 'none'})
             solver = HyperIQASolver(
@@ -172,7 +172,7 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
             folder.restore(solver.load_state_dict)
             digest = checkpoints.digest(solver.model_hyper.state_dict())
             distributed.refuse_differences(f'{len(solver.history)} epochs, weights {digest[:8]}')
-            folder.reserve(solver.state_size)
+            folder.reserve(solver.state_size)  # on the disk, so that a full one shows now
             solver.train(folder.save, epochs_after)
             # There is no best epoch, and so no result, if the first one diverged or the SRCC that
             # selects it is nan in all.
@@ -290,7 +290,7 @@ def log_next(config: Any, number: int, is_whole: bool) -> None:
 
 
 def evaluate(config: Any, job: Job) -> None:
-    """Test the checkpoint `config.weights`, and write the results into a folder of their own.
+    """Test the checkpoint of --evaluate, and write the results into a folder of their own.
 
     With --test_on it is tested on those databases. Otherwise the test of its round is repeated.
     """
@@ -322,7 +322,8 @@ def solver_of_test(config: Any, job: Job) -> HyperIQASolver:
         train_idx=[],
         test_idx=test_images,
         round_index=job.round_index,
-        # Its scores are in the unit of the labels that the network was trained on.
+        # Its scores are in the unit of the labels that the network was trained on. Without a range,
+        # the network's output is the score.
         score_range=job.meaning.score_range or (0, 1),
     )
 

@@ -40,11 +40,13 @@ from util.tables import columns_in
 
 
 def main(argv: list[str] | None = None) -> None:
+    # Faults end as one line and an exit code. After an interrupt, the hints are printed too.
     with boundary() as hints_after_interrupt:
-        read_ranks()
-        # Only the first rank prints. It alone writes files too; each writer sees to that.
+        read_ranks()  # from torchrun's variables, for rank()
+        # Only the first rank prints. The functions that write files check the rank themselves.
         if rank() > 0:
             sys.stdout = open(os.devnull, 'w', errors='backslashreplace')  # noqa: SIM115
+        # A fault that all ranks have is reported by the first one only.
         with told_once():
             config = parse_options(argv)
         if config.list_datasets:
@@ -110,27 +112,30 @@ def prepare_run(config: Namespace) -> Job:
 
     All faults that show without torch and without decoding an image are found here.
     """
+    # The content of its config.json; None for a new run.
     record = record_to_continue(config.output)
+    # None: each database in its own way. False: no image is converted.
     srgb = None
     tables_as_documented = False
     if record:
         # A run is continued as it began. The first versions converted no image to sRGB.
         srgb = Meaning.of_record(record['model']).srgb_of_all
-        # Before config.json had a version, the options for --csv reached no other table.
+        # Before config.json had a version, the options for tables described only that of --csv, and
+        # not those of --test_on.
         tables_as_documented = 'version' not in record
 
     database = open_database(config, srgb)
     database.warn_if_incomplete()
     meaning = database.meaning(config.normalize_scores)
     if srgb is False:
-        meaning = meaning._replace(srgb=None)
+        meaning = meaning._replace(srgb=None)  # as in the record, which check_run compares
     # Now and not at the end of the first round, so that a fault in these databases shows before
     # the training.
     others = open_others(config, srgb, tables_as_documented)
     warn_of_training_images(others, meaning, config.csv, database.samples)
     splits = draw_splits(config, database)
-    records = [split_record(split, database) for split in splits]
-    check_run(config, meaning._asdict(), records, database.digest_in_any_order)
+    split_records = [split_record(split, database) for split in splits]
+    check_run(config, meaning._asdict(), split_records, database.digest_in_any_order)
     text = f'Run folder: {config.output}'
     if record is None:
         text += f' (--resume {shlex.quote(config.output)} continues it)'
@@ -143,7 +148,7 @@ def prepare_run(config: Namespace) -> Job:
         try:
             check_input(config.weights, 'a checkpoint')
         except InputError as error:
-            # Named, since a run that is continued took the file's name from its record.
+            # With the option's name: of a resumed run, the user typed no name of this file.
             raise InputError(f'--weights: {error}')
     return Job(database, others, splits, meaning)
 
@@ -151,6 +156,7 @@ def prepare_run(config: Namespace) -> Job:
 def prepare_test(config: Namespace) -> Job:
     """Return the job of --evaluate: to repeat the test of a round, or a test on other databases."""
     checkpoint = config.evaluate
+    # The same file in a round's folder, with links followed; None if it is no run's.
     path_in_run = checkpoint_in_run(checkpoint)
     if path_in_run is None and not config.test_on:
         raise InputError(
@@ -169,7 +175,8 @@ def prepare_test(config: Namespace) -> Job:
 
     if path_in_run and not config.test_on:
         database = open_database(config, meaning.srgb_of_all)
-        record = read_record(record_path(path_in_run.parents[1]))
+        run = path_in_run.parents[1]  # above round_01/
+        record = read_record(record_path(run))
         refuse_other_pixels(record, [database])
         split_path = path_in_run.with_name('split.json')
         split = read_split(split_path, database)
@@ -183,14 +190,14 @@ def prepare_test(config: Namespace) -> Job:
             split_record(split, database),
             'test on other labels with --test_on NAME=DIR',
             has_same_rows=record.get('labels') == database.digest_in_any_order,
-            is_finished=True,
+            is_finished=True,  # a repeated test does not depend on the order of the rows
         )
         return Job(database, {}, [split], meaning, round_index)
 
     others = open_others(config, meaning.srgb_of_all)
     path = record_of(checkpoint)
     training_table = read_record(path)['options']['csv'] if path else None
-    # The images that it was trained on are not read, so whole databases are compared.
+    # The list of its training images is not read, so databases are compared by their titles.
     warn_of_training_images(others, meaning, training_table, training_images=[])
     # The solver needs some open database; which one does not matter.
     first = next(iter(others.values()))
@@ -209,19 +216,22 @@ def open_others(
 
     Args:
         srgb: as for `OpenDatabase`.
-        tables_as_documented: with --csv, read other tables as if no option described them.
+        tables_as_documented: with --csv, read the tables of --test_on without the options for
+            tables, as runs without a version did.
     """
     others = {}
     for name, key, path in config.test_on or []:
-        settings = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
-        if key == 'csv' and not config.csv:
-            # The options for tables describe this one. It is tested as a whole: nothing splits it.
+        plain = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
+        if key != 'csv' or (config.csv and tables_as_documented):
+            settings = plain
+        elif config.csv:
+            # The options describe the table of --csv. Of them, this table has the direction of the
+            # scores, and those of the named columns that are in it.
+            columns = columns_in(path, config.columns)
+            settings = plain._replace(columns=columns, lower_is_better=config.lower_is_better)
+        else:
+            # The options describe this table. It is tested as a whole, so nothing splits it.
             settings = Settings.of(config)._replace(split_by=None)
-        elif key == 'csv' and not tables_as_documented:
-            # They describe the table of --csv. What they say of its lab holds for this one too.
-            settings = settings._replace(
-                columns=columns_in(path, config.columns), lower_is_better=config.lower_is_better
-            )
         settings = settings._replace(place=f'--test_on {name}=DIR')
         others[name] = OpenDatabase(key, path, resize=None, settings=settings, srgb=srgb)
     return others
@@ -237,10 +247,10 @@ def warn_of_training_images(
 
     Args:
         meaning: of the network's images and scores.
-        training_table: that of the user's own images, if it is known.
+        training_table: the table that the network is trained on; None if it is none or unknown.
         training_images: as far as they are known.
     """
-    # `file` is the identity of a file, the same under all of its names.
+    # `sample.file` identifies a file on the disk, and is no path, so links are found too.
     training_files = {sample.file for sample in training_images}
     for name, database in others.items():
         shared = sum(sample.file in training_files for sample in database.samples)

@@ -117,8 +117,8 @@ def upgrade(record: Record) -> Record:
     # A run that is older than an option was made with what is now the option's default.
     for name, default in vars(with_defaults(SimpleNamespace())).items():
         options.setdefault(name, default)
-    # Earlier versions recorded neither how they read pictures, which was format 3 of util/frames.py,
-    # nor the type of --amp, which was bfloat16 on every device.
+    # Earlier versions did not record how they read pictures (format 3 of util/frames.py), nor the
+    # type of --amp, which was bfloat16 on every device.
     record = {'frames': 3, 'amp_type': 'bfloat16', **record}
     return {**record, 'options': options, 'model': model}
 

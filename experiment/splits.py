@@ -47,7 +47,7 @@ class Job(NamedTuple):
     """The databases and splits of a run or a test.
 
     Attributes:
-        database: the one that is trained on.
+        database: the one that is trained on; of a test with --test_on, any of the others.
         others: those of --test_on, by their names.
         splits: of every round; of a test, the one that its checkpoint was trained with.
         meaning: of an image and a score to the network.
