@@ -155,8 +155,8 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
             distributed.refuse_differences('the round is finished')
         else:
             solver_config = config
-            # A round that has begun takes its weights from last.pth, so the file of the initial ones
-            # is not read.
+            # A round that has begun takes its weights from last.pth, and does not read the file of
+            # the initial ones.
             if has_begun(folder.path):
                 solver_config = Namespace(**{**vars(config), 'weights': 'none'})
             solver = HyperIQASolver(
