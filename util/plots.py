@@ -240,8 +240,7 @@ def draw_differences(axis: Axes, differences: Sequence[Mapping[str, Any]]) -> No
         if row is differences[-1]:
             style = {'color': ORANGE, 'linewidth': 2.5, 'label': row['round']}
         elif k == 0:  # in the legend once
-            has_intervals = any('low' in of_round for of_round in differences[:-1])
-            style['label'] = 'rounds with 95 % interval' if has_intervals else 'rounds'
+            style['label'] = 'rounds (lines: 95 % intervals)'
         # Without an interval there is only the dot.
         ends = [row.get('low', math.nan), row['difference'], row.get('high', math.nan)]
         # Only the difference has a dot.
