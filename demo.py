@@ -31,10 +31,11 @@ from typing import Any
 from tqdm import tqdm
 
 from experiment.options import Parser, positive
+from experiment.run_folder import checkpoint_in
 from scoring.score_table import ScoreTable
 from util.errors import InputError, boundary, log, one_line
 from util.files import check_input, named, refuse_in_run, refuse_other_content, walk, write_whole
-from util.names import FilesIn, is_picture, names_on_lines
+from util.names import RAW_ENDINGS, FilesIn, is_picture, names_on_lines
 from util.progress import progress
 from util.tables import (
     Row,
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         paths, has_unreadable = list_images(options.images)
         if options.list:
             paths += read_list(options.list)
+        options.checkpoint = checkpoint_in(options.checkpoint)
         check_input(options.checkpoint, 'a checkpoint')
         if options.csv:
             table = ScoreTable(options.csv, options.spread, options.patches, options.resume)
@@ -184,7 +186,7 @@ def read_list(source: str) -> list[Path]:
             if rows and rows[0].cells[:2] == SCORED:
                 files = FilesIn('')
     if not names:
-        raise InputError(f'{source} lists no image')
+        raise InputError(f'--list {source}: it names no image')
     return [Path(files.path(name)) for name in names]
 
 
@@ -240,10 +242,12 @@ def photos_below(folder: str, unreadable: list[OSError]) -> list[Path]:
     photos = []
     others = []
     for name in walk(folder, unreadable):
+        ending = Path(name).suffix.lower()
         if is_picture(name):
             photos.append(Path(name))
-        else:
-            others.append(Path(name).suffix.lower() or 'none')
+        # A raw file of a camera is also refused by its name, when its turn comes.
+        if not is_picture(name) or ending in RAW_ENDINGS:
+            others.append(ending or 'none')
     if photos and others:
         kinds = sorted(set(others))
         shown = ', '.join(kinds[:ENDINGS_SHOWN]) + (' ...' if len(kinds) > ENDINGS_SHOWN else '')

@@ -2,17 +2,19 @@
 
     python export.py runs/koniq-seed0/round_01/best.pth hyperiqa.onnx
 
-The file can end in .onnx, .pt2 (torch.export) or .safetensors. An .onnx or .pt2 takes `patches`,
-(N, 224, 224, 3) uint8 RGB for any N, and returns N scores in the unit of the labels. The patches
-are cut from an image that is resized as the metadata `hyperiqa` says, and the mean over an image's
-patches is its score. A .safetensors holds the weights for `demo.py`. Before a file appears it is
-loaded back and compared with the network.
+The file can end in .onnx, .pt2 (torch.export) or .safetensors. An .onnx or .pt2 takes a `photo`,
+(H, W, 3) uint8 RGB, upright and in sRGB, at least 224x224 after the resize that is inside. It
+returns its `score` in the unit of the labels, which is the mean of the `patch_scores` that it
+returns too. With `--input patches` it takes `patches`, (N, 224, 224, 3) uint8 RGB for any N, and
+returns N scores; the metadata `hyperiqa` says how an image is resized before they are cut. A
+.safetensors holds the weights for `demo.py`. Before a file appears it is loaded back and compared.
 """
 
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiment.options import Parser
+from experiment.options import Parser, positive
+from experiment.run_folder import checkpoint_in
 from util.errors import InputError, boundary
 from util.files import check_input, check_output
 
@@ -27,9 +29,13 @@ PACKAGES = {
 def main(argv: list[str] | None = None) -> None:
     parser = Parser('Write a trained HyperIQA as one file for other programs.', __doc__)
     parser.add_argument(
-        'checkpoint', help="a run's best.pth, or the authors' or pyiqa's KonIQ model"
+        'checkpoint', help="a run or its best.pth, or the authors' or pyiqa's KonIQ model"
     )
     parser.add_argument('out', help='a file that ends in .pt2, .onnx or .safetensors')
+    parser.add_argument(
+        '--input', choices=('photo', 'patches'), help='of an .onnx or .pt2 (default: photo)'
+    )
+    parser.add_argument('--patches', type=positive, help='patches of a photo (default: 25)')
     with boundary():
         options = parser.parse_args(argv)
         check_output(options.out, list(PACKAGES))
@@ -39,12 +45,18 @@ def main(argv: list[str] | None = None) -> None:
                 f'{options.out} needs a package that is missing here: '
                 f'pip install {" ".join(packages)}'
             )
-        check_input(options.checkpoint, 'a checkpoint')
+        is_graph = Path(options.out).suffix.lower() != '.safetensors'
+        if options.input and not is_graph:
+            raise InputError('--input: a .safetensors holds only weights; leave it out')
+        if options.patches and (not is_graph or options.input == 'patches'):
+            raise InputError('--patches is for an .onnx or .pt2 that takes a photo; leave it out')
+        checkpoint = checkpoint_in(options.checkpoint)
+        check_input(checkpoint, 'a checkpoint')
         # Here and not at the top, since torch takes seconds to import: --help, a typo and a missing
         # file are answered at once.
         from scoring.exporter import export
 
-        export(options.checkpoint, options.out)
+        export(checkpoint, options.out, options.input or 'photo', options.patches or 25)
 
 
 if __name__ == '__main__':

@@ -238,8 +238,8 @@ class Database(NamedTuple):
         official: the file or column that has official sets; '' if there are none.
         resize: (height, width) that every image is resized to before it is cropped, or None.
         exif_rotation: images are turned by their EXIF orientation.
-        srgb: images with a wide-gamut profile are converted to sRGB; published databases are read
-            as they are, as in published results.
+        srgb: images in a colour profile of their own are converted to sRGB; published databases
+            are read as they are, as in published results.
         defaults: the script's options that this database sets unless the user does.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 import folders
 from experiment.options import Parser, make_parser
 from experiment.record import FREE_OPTIONS, options_of_run, record_of, record_path
+from experiment.run_folder import checkpoint_in
 from util.errors import InputError
 
 # Options that --resume RUN does not take from the record: the rounds of one process only, and the
@@ -50,6 +51,8 @@ def parse_options(argv: list[str] | None) -> Namespace:
     set_output(config)
     # --evaluate loads its checkpoint as training loads the initial weights.
     config.weights = config.evaluate or config.weights
+    if os.path.isdir(config.weights):
+        config.weights = str(checkpoint_in(config.weights))
     return config
 
 

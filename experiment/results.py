@@ -223,11 +223,15 @@ def metrics_of_row(row: Mapping[str, float]) -> Result:
 
 
 def read_history(folder: Path) -> dict[str, list[float]]:
-    """The columns of the history.csv of the finished round in `folder`.
+    """The columns of the history.csv in a round's folder.
 
-    If the round is being extended, its newer epochs are left out, since its result is not of them.
+    If a finished round is being extended, its newer epochs are left out, since its result is not of
+    them.
     """
-    epochs = read_result(folder / 'result.json')['epochs']
+    epochs = None  # all
+    result = folder / 'result.json'
+    if result.exists():
+        epochs = read_result(result)['epochs']
     path = folder / 'history.csv'
     columns = read_columns(path)
     history = {}

@@ -123,7 +123,7 @@ def run_lock(run: Path | str) -> AbstractContextManager[bool]:
 def refuse_fewer(config: Any) -> None:
     """Refuse fewer epochs or rounds than the run in `config.output` has trained."""
     folder = Path(config.output)
-    for path in sorted(filter(has_begun, folder.glob('round_*'))):
+    for path in sorted(filter(has_begun, folder.glob('round_[0-9]*'))):
         number = round_index_of(path) + 1
         if number > config.train_test_num:
             raise InputError(
@@ -224,6 +224,23 @@ def open_run(
         for path in folder.glob('round_*/split.json'):
             path.unlink()
         write_record(config, model, surroundings)
+
+
+def checkpoint_in(path: Path | str) -> Path:
+    """The best.pth of the only finished round if `path` is a run folder; else `path` itself.
+
+    Raises:
+        InputError: several rounds of the run are finished, or none.
+    """
+    run = Path(path)
+    if not run.is_dir() or not record_path(run).exists():
+        return run
+    found = [round_path(run, number) / 'best.pth' for number in rounds_in(run)]
+    if not found:
+        raise InputError(f'{run} has no finished round; --resume {run} finishes it')
+    if len(found) > 1:
+        raise InputError(f'{run} has several networks; name one: {", ".join(map(str, found))}')
+    return found[0]
 
 
 def round_path(run: Path | str, round_number: int) -> Path:

@@ -8,66 +8,87 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import models
-from scoring.scorer import PatchScorer
-from scoring.trained import trained
+from scoring.photo import PatchScorer, PhotoScorer
+from scoring.scorer import Scorer
 from util.checkpoints import FACTS, read_checkpoint
+from util.demo_database import make_scene
 from util.errors import InputError, log
 from util.files import write_whole
 
 TOLERANCE = 2e-4  # relative to the largest score: another runtime adds up in another order
+INPUTS = {
+    'photo': 'photo (H, W, 3) uint8 RGB, upright, in sRGB',
+    'patches': 'patches (N, 224, 224, 3) uint8 RGB',
+}
+SIZES = ((224, 224), (300, 400), (480, 360))  # heights and widths of the pictures it is tried on
 
 
-def export(checkpoint: Path | str, out: Path | str) -> None:
+def export(
+    checkpoint: Path | str, out: Path | str, input: str = 'photo', patches: int = 25
+) -> None:
     """Write the network in `checkpoint` to `out`, in the format of its ending.
+
+    Args:
+        input: 'photo' or 'patches': what an .onnx or .pt2 takes.
+        patches: of a photo.
 
     Raises:
         InputError: a file cannot be read or written, or the exported file does not answer as the
             network does.
     """
-    model, meaning = trained(checkpoint)
-    about = {'model': 'HyperIQA', 'input': 'patches (N, 224, 224, 3) uint8 RGB'}
-    metadata = json.dumps({**about, **meaning._asdict()})
-    scorer = PatchScorer(model, meaning.score_range).eval()
+    scorer = Scorer(checkpoint, 'cpu', patches)
+    network = scorer.network
+    about = {'model': 'HyperIQA', 'input': INPUTS[input]}
+    metadata = json.dumps({**about, **scorer.meaning._asdict()})
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         # PyTorch's exporters warn and log about their own future.
         warnings.simplefilter('ignore')
         logging.getLogger('torch').setLevel(logging.CRITICAL)
         path = Path(folder) / f'exported{Path(out).suffix.lower()}'
-        write(scorer, path, metadata)
         # `out` appears only after the comparison.
-        refuse_difference(scorer, path)
+        if path.suffix == '.safetensors':
+            write_weights(network, path, metadata)
+            refuse_difference(network, path)
+        elif input == 'patches':
+            write_graph(
+                network, random_patches(2), {0: torch.export.Dim('N', min=1)}, path, metadata
+            )
+            refuse_difference(network, path)
+        else:
+            whole = PhotoScorer(network, scorer.meaning.resize, patches)
+            sides = {0: torch.export.Dim('H', min=224), 1: torch.export.Dim('W', min=224)}
+            write_graph(whole, demo_picture(SIZES[1]), sides, path, metadata)
+            refuse_other_scores(scorer, path)
         write_whole(out, path.read_bytes())
     log(f'{out} answers as {checkpoint} does; it holds the metadata {metadata}')
 
 
-def write(scorer: PatchScorer, path: Path, metadata: str) -> None:
-    """Write the scorer to `path`, in the format of its ending."""
-    if path.suffix == '.safetensors':
-        from safetensors.torch import save_file
+def write_weights(network: PatchScorer, path: Path, metadata: str) -> None:
+    from safetensors.torch import save_file
 
-        save_file(scorer.model.state_dict(), path, {'format': 'pt', FACTS: metadata})
-        return
-    any_number = {'patches': {0: torch.export.Dim('N', min=1)}}
-    # Two example patches: a size of 1 would be taken for a constant.
-    graph = torch.export.export(scorer, (random_patches(2),), dynamic_shapes=any_number)
+    save_file(network.model.state_dict(), path, {'format': 'pt', FACTS: metadata})
+
+
+def write_graph(
+    module: torch.nn.Module, example: torch.Tensor, sizes: dict[int, Any], path: Path, metadata: str
+) -> None:
+    """Write a module of one input as .pt2 or .onnx.
+
+    Args:
+        example: an input, of no size that would be taken for a constant.
+        sizes: the dimensions of the input that vary.
+    """
+    graph = torch.export.export(module, (example,), dynamic_shapes=(sizes,))
     if path.suffix == '.pt2':
         torch.export.save(graph, path, extra_files={FACTS: metadata})
-    else:
-        write_onnx(graph, path, metadata)
-
-
-def write_onnx(graph: Any, path: Path, metadata: str) -> None:
+        return
+    outputs = ['score', 'patch_scores'] if isinstance(module, PhotoScorer) else ['scores']
     try:
-        written: Any = torch.onnx.export(
-            graph,
-            dynamo=True,
-            dynamic_shapes={'patches': {0: 'N'}},
-            output_names=['scores'],
-            verbose=False,
-        )
+        written: Any = torch.onnx.export(graph, dynamo=True, output_names=outputs, verbose=False)
     except torch.onnx.OnnxExporterError:  # 2.6 fails at any number of patches, 2.7.1 does not
         raise InputError(
             f'PyTorch {torch.__version__} cannot write this network as .onnx; take .pt2 or a newer '
@@ -77,40 +98,77 @@ def write_onnx(graph: Any, path: Path, metadata: str) -> None:
     written.save(path)
 
 
-def refuse_difference(scorer: PatchScorer, path: Path) -> None:
-    """Load the exported file back and compare it with the network, on one patch and on several.
+def refuse_difference(network: PatchScorer, path: Path) -> None:
+    """Compare an exported file with the network, on one patch and on several.
 
     Raises:
         InputError: their scores differ.
     """
-    answer = answers_of(scorer, path)
+    if path.suffix == '.safetensors':
+        loaded = PatchScorer(models.hyperiqa(), (network.low, network.high)).eval()
+        loaded.model.load_state_dict(read_checkpoint(path)['state_dict'])
+        answer: Callable[[torch.Tensor], Any] = loaded
+    else:
+        answer = answers_of(path)
     for count in (1, 3):  # neither is the number that it was exported with
         patches = random_patches(count)
-        expected = scorer(patches)
+        expected = network(patches)
         difference = (answer(patches) - expected).abs().max().item()
         largest = max(1, expected.abs().max().item())
-        # Not `>`, which is false for nan.
-        if not difference <= TOLERANCE * largest:
-            raise InputError(
-                f'the exported network differs by {difference:.2g} from {count} scores; nothing '
-                'was written'
-            )
+        refuse_above(TOLERANCE * largest, difference, f'{count} scores')
 
 
-def answers_of(scorer: PatchScorer, path: Path) -> Callable[[torch.Tensor], Any]:
-    """The exported network as a function of patches."""
-    if path.suffix == '.safetensors':
-        written = PatchScorer(models.hyperiqa(), (scorer.low, scorer.high)).eval()
-        written.model.load_state_dict(read_checkpoint(path)['state_dict'])
-        return written
+def refuse_other_scores(scorer: Scorer, path: Path) -> None:
+    """Compare an exported file with the scorer, on photos of several sizes.
+
+    The resize of Pillow cannot be repeated to the last digit, so the scores may differ by a tenth
+    of their deviation over the patches.
+
+    Raises:
+        InputError: their scores differ by more.
+    """
+    answer = answers_of(path)
+    for size in SIZES:
+        photo = demo_picture(size)
+        expected, deviation = next(scorer.results([photo.numpy()], strict=True))
+        difference = abs(answer(photo)[0].item() - expected)
+        limit = max(TOLERANCE * max(1, abs(expected)), deviation / 10)
+        refuse_above(limit, difference, f'the score of a photo of {size[1]}x{size[0]}')
+
+
+def refuse_above(limit: float, difference: float, what: str) -> None:
+    # Not `>`, which is false for nan.
+    if not difference <= limit:
+        raise InputError(
+            f'the exported network differs by {difference:.2g} from {what}; nothing was written'
+        )
+
+
+def answers_of(path: Path) -> Callable[[torch.Tensor], Any]:
+    """An exported graph as a function of its input."""
     if path.suffix == '.pt2':
         return torch.export.load(path).module()
     from onnxruntime import InferenceSession
 
     session = InferenceSession(path)
-    return lambda patches: torch.from_numpy(session.run(None, {'patches': patches.numpy()})[0])
+    name = session.get_inputs()[0].name
+
+    def answer(value: torch.Tensor) -> Any:
+        outputs = [
+            torch.from_numpy(np.asarray(out)) for out in session.run(None, {name: value.numpy()})
+        ]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    return answer
 
 
 def random_patches(count: int) -> torch.Tensor:
     size = (count, models.PATCH_SIZE, models.PATCH_SIZE, 3)
     return torch.randint(0, 256, size, dtype=torch.uint8)
+
+
+def demo_picture(size: tuple[int, int]) -> torch.Tensor:
+    """A picture as the demo database has them, of a height and width: (H, W, 3) uint8."""
+    height, width = size
+    picture = make_scene(np.random.RandomState(0)).resize((width, height))
+    return torch.from_numpy(np.array(picture))

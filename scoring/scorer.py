@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_loader import draw_patches, imagenet_statistics
-from models import PATCH_SIZE, HyperNet, predict_scores
+from experiment.run_folder import checkpoint_in
+from models import PATCH_SIZE
+from scoring.photo import PatchScorer, places, resized, starts
 from scoring.trained import trained
 from util import checkpoints, frames
 from util.cores import cores
 from util.distributed import amp_type, memory_format, pick_device, warn_of_slow_amp
-from util.errors import InputError, log_once
+from util.errors import MEMORY, InputError, log_once, machine_fault
 from util.files import named
 
 BATCH_SIZE = 100
@@ -37,10 +38,10 @@ class Scorer:
     """A trained network that scores images.
 
     Args:
-        checkpoint: a run's best.pth or last.pth, the authors' KonIQ model or pyiqa's, or a
-            .safetensors file that export.py wrote.
+        checkpoint: a run's best.pth or last.pth, a run with one finished round, the authors' KonIQ
+            model or pyiqa's, or a .safetensors file that export.py wrote.
         device: as in the scripts; None is CUDA or MPS if there is one, else the CPU.
-        patches: random patches per image.
+        patches: patches per image.
         amp: compute in bfloat16, or in float16 on a GPU without it: faster, scores differ slightly.
 
     Raises:
@@ -59,9 +60,9 @@ class Scorer:
             warn_of_slow_amp(self.device)
         self.patches = patches
         self.amp = amp
-        self.checkpoint = checkpoint
-        model, self.meaning = trained(checkpoint)
-        self.network = PatchScorer(model, self.meaning.score_range).eval()
+        self.checkpoint = checkpoint_in(checkpoint)
+        model, self.meaning = trained(self.checkpoint)
+        self.network = PatchScorer(model, self.meaning.score_range).eval().requires_grad_(False)
         # The stub of `to` lacks `memory_format`.
         form = memory_format(self.device)
         self.network.to(self.device, memory_format=form)  # type: ignore[call-overload]
@@ -74,6 +75,8 @@ class Scorer:
         self, images: Picture | list[Picture] | tuple[Picture, ...], spread: bool = False
     ) -> Any:
         """Score one image or a list of them.
+
+        With a tensor of images it is `tensor_scores`.
 
         Args:
             images: a path, a `PIL.Image`, or an (H, W, 3) uint8 RGB array, or a list of these.
@@ -89,6 +92,8 @@ class Scorer:
         Raises:
             InputError: an image cannot be used.
         """
+        if isinstance(images, torch.Tensor):
+            return self.tensor_scores(images)
         if not isinstance(images, list | tuple):
             return self([images], spread)[0]
         found = []
@@ -126,12 +131,62 @@ class Scorer:
             yield fault if fault else next(scores)
 
     def crops(self, image: Picture) -> np.ndarray:
-        """(patches, 224, 224, 3) uint8 crops of an image, at random places."""
+        """(patches, 224, 224, 3) uint8 crops of an image, at the fixed `places`."""
         frame = self.pictures(image)[1]
-        # Seeded by the frame's height and width, so that the same image has the same score.
-        size = frame.shape[:2]
-        places = draw_patches(size, np.array([size]), self.patches, istrain=False)
-        return np.stack([crop_of(frame, y, x) for y, x in zip(places.top, places.left)])
+        return np.stack([crop_of(frame, y, x) for y, x in self.corners(*frame.shape[:2])])
+
+    def corners(self, height: int, width: int) -> Iterator[tuple[int, int]]:
+        """The top and left of each patch in a frame."""
+        down, across = places(self.patches).T
+        return zip(starts(down, height).tolist(), starts(across, width).tolist())
+
+    def tensor_scores(self, images: torch.Tensor) -> torch.Tensor:
+        """Score images so that gradients flow to them, as a loss or a metric in other trainings.
+
+        Args:
+            images: (N, 3, H, W) floats from 0 to 1, RGB, on the scorer's device.
+
+        Returns:
+            (N,) in the unit of the labels.
+
+        Raises:
+            InputError: it is another tensor, an image is smaller than a patch, or the memory does
+                not suffice.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise InputError(
+                'a tensor of images holds floats in the shape (N, 3, H, W), not '
+                f'{images.dtype} {tuple(images.shape)}'
+            )
+        try:
+            return self.scores_with_gradient(images)
+        except (RuntimeError, MemoryError) as error:
+            if machine_fault(error) != MEMORY:
+                raise
+            raise InputError(
+                f'out of memory for {self.patches} patches of each of {len(images)} images; '
+                'a Scorer with fewer patches needs less'
+            )
+
+    def scores_with_gradient(self, images: torch.Tensor) -> torch.Tensor:
+        """As `tensor_scores`, of a tensor of images."""
+        scaled = images.float() * 255
+        if self.meaning.resize:
+            scaled = resized(scaled, self.meaning.resize, whole=False)
+        height, width = scaled.shape[2:]
+        if min(height, width) < PATCH_SIZE:
+            raise InputError(f'images of {width}x{height} are smaller than {PATCH_SIZE} pixels')
+        crops = []
+        for y, x in self.corners(height, width):
+            crops.append(scaled[:, :, y : y + PATCH_SIZE, x : x + PATCH_SIZE])
+        with self.autocast():
+            scores = self.network.of_images(torch.cat(crops))
+        # The first patch of every image comes first.
+        return scores.view(self.patches, -1).mean(0)
+
+    def autocast(self) -> torch.autocast:
+        device_type = torch.device(self.device).type
+        return torch.autocast(device_type, amp_type(self.device), enabled=self.amp)
 
     def map(self, image: Picture) -> tuple[np.ndarray, np.ndarray, np.ndarray, Image.Image]:
         """Score a grid of overlapping patches; argument and errors as of a call.
@@ -205,8 +260,7 @@ class Scorer:
         """
         patches = torch.from_numpy(crops)
         parts = []
-        device_type = torch.device(self.device).type
-        with torch.autocast(device_type, amp_type(self.device), enabled=self.amp):
+        with self.autocast():
             for part in patches.split(BATCH_SIZE):
                 parts.append(self.network(part.to(self.device)).cpu())
         scores = torch.cat(parts).double()
@@ -216,30 +270,6 @@ class Scorer:
                 'epoch'
             )
         return scores
-
-
-class PatchScorer(torch.nn.Module):
-    """uint8 patches -> scores in the unit of the labels, with the preparation inside.
-
-    Args:
-        score_range: the scores that the network's 0 and 1 stand for; None if it gives scores.
-    """
-
-    def __init__(self, model: HyperNet, score_range: Sequence[float] | None) -> None:
-        super().__init__()
-        self.model = model
-        self.low, self.high = map(float, score_range or (0, 1))
-        mean, std = imagenet_statistics(torch.device('cpu'))
-        self.mean = torch.nn.Buffer(mean)
-        self.std = torch.nn.Buffer(std)
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """(N, 224, 224, 3) uint8 -> (N,) float32."""
-        # Cast first: TensorRT and Core ML refuse to transpose uint8.
-        images = patches.float().permute(0, 3, 1, 2)
-        images = (images / 255 - self.mean) / self.std
-        images = images.contiguous(memory_format=memory_format(patches.device))
-        return self.low + (self.high - self.low) * predict_scores(self.model, images)
 
 
 def crop_of(frame: np.ndarray, y: int, x: int) -> np.ndarray:

@@ -123,7 +123,7 @@ def run_of_two(finished_run, tmp_path):
 def test_what_is_given_beside_resume_must_agree_or_may_change(run_of_two, program):
     for options, reason in (
         (('--lr', 1), '--lr was 2e-05, is 1.0'),
-        (('--train_test_num', 1), '--train_test_num was 2, is 1'),
+        (('--train_test_num', 1), '--train_test_num: run/round_02 has been trained; give 2'),
         (('--split', 'official'), '--split official: LIVE Challenge has no official sets'),
         (('--output', 'other'), '--output: --resume RUN names the run folder already'),
     ):

@@ -230,7 +230,8 @@ def test_test_on_what_is_trained_on_is_a_warning(make_database, program, tmp_pat
     )  # ends before any training
     done = program(*options, '--test_on', 'livec=livec', 'csv=mine.csv')
     assert (
-        done.returncode == 2 and done.stderr.splitlines()[-1] == 'error: there is no file gone.pth'
+        done.returncode == 2
+        and done.stderr.splitlines()[-1] == 'error: --weights: there is no file gone.pth'
     )
     for start in ('livec: 10 of its 10', 'mine: 2 of its 2'):
         assert f'warning: --test_on {start} images are of the training database' in done.stderr

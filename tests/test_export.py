@@ -10,13 +10,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 import demo
 import models
 from export import main as export_main
-from scoring import exporter, scorer
+from scoring import exporter, photo, scorer
 from scoring.exporter import export
 from util import checkpoints
+from util.demo_database import make_scene
 from util.errors import InputError
 from util.files import check_output
 
@@ -60,7 +62,7 @@ def facts_of(metadata):
     torch.__version__.startswith('2.6.'), reason='PyTorch 2.6 cannot write this network as .onnx'
 )
 def test_onnx_runs_in_onnxruntime_on_any_number_of_patches(tmp_path, run, patches, expected):
-    export(run / 'best.pth', tmp_path / 'network.onnx')
+    export(run / 'best.pth', tmp_path / 'network.onnx', 'patches')
     session = onnxruntime.InferenceSession(tmp_path / 'network.onnx')
     assert session.run(None, {'patches': patches})[0].tolist() == pytest.approx(expected, abs=8e-4)
     assert session.run(['scores'], {'patches': patches[:1]})[0].tolist() == pytest.approx(
@@ -88,7 +90,7 @@ def test_onnx_runs_in_onnxruntime_on_any_number_of_patches(tmp_path, run, patche
 
 @pytest.mark.slow
 def test_pt2_runs_where_nothing_of_the_project_is(tmp_path, run, patches, expected):
-    export(run / 'best.pth', tmp_path / 'network.pt2')
+    export(run / 'best.pth', tmp_path / 'network.pt2', 'patches')
     np.save(tmp_path / 'patches.npy', patches)
     code = (
         'import json, sys, numpy, torch; extra = {"hyperiqa": ""}\n'
@@ -104,6 +106,57 @@ def test_pt2_runs_where_nothing_of_the_project_is(tmp_path, run, patches, expect
     check_output(tmp_path / 'network.pt2', ['.pt2'])  # it has the mark of this project
     scores, metadata = json.loads(done.stdout.splitlines()[-1])
     assert scores == pytest.approx(expected, abs=8e-4) and facts_of(metadata) == FACTS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    torch.__version__.startswith('2.6.'), reason='PyTorch 2.6 cannot write this network as .onnx'
+)
+def test_an_onnx_file_scores_whole_photos_without_this_project_and_torch(tmp_path, run):
+    export(run / 'best.pth', tmp_path / 'network.onnx', patches=3)
+    names = []
+    for k, (width, height) in enumerate(((224, 224), (640, 480), (300, 700), (90, 60), (401, 299))):
+        picture = make_scene(np.random.RandomState(k)).resize((width, height))
+        picture.save(tmp_path / f'{k}.png')
+        names.append(f'{k}.png')
+    code = (
+        'import sys, numpy, onnxruntime; from PIL import Image\n'
+        'session = onnxruntime.InferenceSession("network.onnx")\n'
+        'for name in sys.argv[1:]:\n'
+        '    photo = numpy.asarray(Image.open(name))\n'
+        '    score, of_patches = session.run(None, {"photo": photo})\n'
+        '    assert of_patches.shape == (3,) and abs(of_patches.mean() - score) < 1e-4\n'
+        '    print(score)\n'
+        'assert not {"torch", "models", "demo", "util"} & set(sys.modules)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code, *names], cwd=tmp_path, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    own = demo.Scorer(run / 'best.pth', 'cpu', patches=3)
+    expected = own([tmp_path / name for name in names], spread=True)
+    for line, (score, deviation) in zip(done.stdout.splitlines(), expected, strict=True):
+        assert float(line) == pytest.approx(score, abs=max(2e-4 * abs(score), deviation / 10))
+
+
+def test_the_resize_differs_from_pillows_by_a_level_at_most():
+    for size, wanted in (
+        ((384, 512), (300, 400)),
+        ((120, 100), (400, 300)),
+        ((900, 700), (512, 384)),
+    ):
+        picture = make_scene(np.random.RandomState(1)).resize(size)
+        pillows = np.asarray(picture.resize(wanted, Image.Resampling.BILINEAR)).astype(int)
+        tensor = torch.from_numpy(np.array(picture)).float().permute(2, 0, 1)
+        ours = photo.resized(tensor, wanted[::-1], whole=True).permute(1, 2, 0).numpy()
+        assert np.abs(ours - pillows).max() <= 1
+
+
+def test_a_photo_that_is_smaller_than_a_patch_is_an_error(run):
+    whole = photo.PhotoScorer(demo.Scorer(run / 'best.pth', 'cpu').network, None, 25)
+    for height, width in ((223, 300), (300, 223), (10, 10)):
+        with pytest.raises(IndexError):
+            whole(torch.zeros((height, width, 3), dtype=torch.uint8))
 
 
 def test_safetensors_is_exact_and_scores_as_the_checkpoint_does(tmp_path, run, patches):

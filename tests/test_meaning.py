@@ -150,7 +150,8 @@ def test_a_table_of_test_on_is_read_as_the_options_say(old_run, tmp_path):
     table = own_table(tmp_path, 'pic,opinion\na.png,1\nb.png,2\n')
     for name in ('a.png', 'b.png'):
         shutil.move(tmp_path / name, tmp_path / 'elsewhere' / name)
-    own = {'csv': 'gone.csv', 'dataset': 'csv', 'columns': {'image': 'x'}, 'image_root': 'gone'}
+    trained_on = str(own_table(tmp_path, 'x,score\na.png,1\n', images=(), name='train.csv'))
+    own = {'csv': trained_on, 'dataset': 'csv', 'columns': {'image': 'x'}, 'image_root': 'gone'}
     record = {'options': {**own, 'lower_is_better': False}, 'model': THIRD._asdict()}
     files.write_json(tmp_path / 'run' / 'config.json', record)
     config = parsed(
@@ -163,7 +164,7 @@ def test_a_table_of_test_on_is_read_as_the_options_say(old_run, tmp_path):
     assert not other.higher_is_better
     # To repeat the test of the round, the record says how its table is read.
     again = parsed(tmp_path, '--evaluate', old_run)
-    assert (again.csv, again.columns, again.image_root) == ('gone.csv', {'image': 'x'}, 'gone')
+    assert (again.csv, again.columns, again.image_root) == (trained_on, {'image': 'x'}, 'gone')
 
 
 def test_what_is_said_of_the_training_table_reaches_the_other_tables_of_its_lab(tmp_path):

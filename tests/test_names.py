@@ -338,6 +338,7 @@ def test_a_line_of_a_split_list_is_a_name_as_it_stands(tmp_path, monkeypatch):
         (['sub\\X1.JPG', 'SUB/x1.jpg'], ['sub/x1.jpg'] * 2),
         (['Oslo'], ['Oslo.jpg']),
         (['Oslo.jpg,3.5', '"Rome, 2020.jpg",4'], ['Oslo.jpg', 'Rome, 2020.jpg']),
+        (['"Rome, 2020.jpg"', '"Oslo.jpg"'], ['Rome, 2020.jpg', 'Oslo.jpg']),
         (['mos,image_id', '3,Oslo'], ['Oslo.jpg']),
         (['image,mos', 'Oslo.jpg,3', '"Rome, 2020.jpg",4'], ['Oslo.jpg', 'Rome, 2020.jpg']),
         (['gone, 1.jpg'], ['gone']),
@@ -360,7 +361,7 @@ def test_a_list_that_names_no_column_advises_no_option(tmp_path, monkeypatch):
         with pytest.raises(InputError, match='list.csv, line 1: one column must be called image'):
             demo.read_list('list.csv')
     write('list.csv', [''])
-    with pytest.raises(InputError, match='list.csv lists no image'):
+    with pytest.raises(InputError, match='--list list.csv: it names no image'):
         demo.read_list('list.csv')
 
 

@@ -19,6 +19,7 @@ from experiment.record import read_record
 from experiment.round_folder import RoundFolder
 from util import checkpoints
 from util.errors import InputError, boundary
+from util.files import locked
 
 
 @pytest.fixture
@@ -305,34 +306,50 @@ def options_of(*options):
     return parse_options([*map(str, TINY), '--output', 'run', *map(str, options)])
 
 
-def begin(start, number, tries):
-    """In a process of its own: begin round `number` of a new run, again and again."""
-    config = options_of('--rounds', number)
-    job = train_test_IQA.prepare_run(config)
+SURROUNDINGS = {'device': '', 'processes': 1, 'commit': None, 'initial_weights': None}
+
+
+def begin(step):
+    """In a process of its own: one step of how round 1 is begun."""
+    config = options_of()
+    job = train_test_IQA.prepare_run(config) if step == 'check' else prepared(config)
     records = [train_test_IQA.split_record(split, job.database) for split in job.splits]
-    model = job.meaning._asdict()
-    surroundings = {'device': '', 'processes': 1, 'commit': None, 'initial_weights': None}
-    for k in range(tries):
-        config.output = f'run{k}'
-        start.wait()
-        run_folder.check_run(config, model, records)
-        run_folder.open_run(config, model, records, surroundings)
-        folder = RoundFolder(config, job.meaning, number - 1, records[number - 1])
-        # All rounds are held at the same time, and each one has its split.
-        start.wait()
-        assert (folder.path / 'split.json').exists(), k
-        start.wait()
-        folder.close()
+    if step == 'open':
+        run_folder.open_run(config, job.meaning._asdict(), records, SURROUNDINGS)
+    elif step == 'round':
+        RoundFolder(config, job.meaning, 0, records[0])
 
 
-def test_rounds_that_start_together_keep_their_splits(tmp_path, finished_run):
+def prepared(config):
+    """As `prepare_run`, in a folder that has no run yet."""
+    place = config.output
+    config.output = 'elsewhere'
+    job = train_test_IQA.prepare_run(config)
+    config.output = place
+    return job
+
+
+@pytest.mark.parametrize('step', ['check', 'open', 'round'])
+def test_rounds_are_begun_one_process_at_a_time(tmp_path, finished_run, step):
+    """Another process is between its check and its write, which the lock of the run stands for."""
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
-    context = forked.server()
-    with context.Manager() as manager:
-        start = manager.Barrier(2, timeout=60)
-        processes = [forked.Forked(begin, start, number, 40, folder=tmp_path) for number in (1, 2)]
-        printed = [process.communicate() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
+    run = tmp_path / 'run'
+    round_1 = run / 'round_01'
+    round_1.mkdir(parents=True)
+    # Of a run that was killed in its first epoch.
+    for name in ('config.json', 'round_01/split.json'):
+        shutil.copy(finished_run / 'run' / name, run / name)
+    with locked(run / '.lock'):
+        process = forked.Forked(begin, step, folder=tmp_path)
+        waiting = 'waiting for another process, which holds run/.lock\n'
+        lines = iter(process.stderr.readline, '')
+        assert waiting in lines
+        assert (round_1 / 'split.json').exists()
+        assert not (round_1 / '.lock').exists()
+    _, printed = process.communicate()
+    assert process.returncode == 0, printed
+    # Only the one that opens the run removes the splits of the killed one.
+    assert (round_1 / 'split.json').exists() == (step != 'open')
 
 
 def test_a_run_that_another_process_began_anew_with_other_options_refuses_the_round(
@@ -340,11 +357,10 @@ def test_a_run_that_another_process_began_anew_with_other_options_refuses_the_ro
 ):
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
     monkeypatch.chdir(tmp_path)
-    surroundings = {'device': '', 'processes': 1, 'commit': None, 'initial_weights': None}
     configs = [options_of(), options_of('--lr', 1e-3)]
     jobs = [train_test_IQA.prepare_run(config) for config in configs]
     for config, job in zip(configs, jobs):
-        run_folder.open_run(config, job.meaning._asdict(), [], surroundings)
+        run_folder.open_run(config, job.meaning._asdict(), [], SURROUNDINGS)
     split = train_test_IQA.split_record(jobs[0].splits[0], jobs[0].database)
     with pytest.raises(InputError, match='--lr was 0.001, is 2e-05'):
         RoundFolder(configs[0], jobs[0].meaning, 0, split)

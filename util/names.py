@@ -248,7 +248,7 @@ def names_on_lines(
         else:
             cells = cells_of(line)
             column = int(guessed_columns(cells)['image']) - 1
-            names.append(cells[column].strip(BLANK))
+            names.append(cells[column].strip(BLANK + '"'))
     return names
 
 
