@@ -56,6 +56,7 @@ def small_program(tmp_path):
 
 PRINT_MUCH = 'for k in range(100000): print(k, flush=True)'
 
+INTERRUPT = 'os.kill, os.getpid(), signal.SIGINT'
 # The reader takes a line and ends; the program goes on when that has happened.
 HEAD = 'unset PYTHONUNBUFFERED; "$@" 2>&1 | head -1; exit ${PIPESTATUS[0]}'
 UNREAD = (
@@ -94,6 +95,7 @@ UNREAD = (
         (f'{UNREAD}; print(1); os.kill(os.getpid(), signal.SIGINT)', HEAD, 130, '0\n', ''),
         (f'{UNREAD}; print(1); sys.exit(3)', HEAD, 3, '0\n', ''),
         (f'{UNREAD}; log("x"); print(1)', HEAD, 141, '0\n', ''),
+        (f'import atexit; atexit.register({INTERRUPT}); print(1)', 'exec "$@"', -2, '1\n', ''),
         ('os.kill(os.getpid(), signal.SIGINT); print(1)', 'trap \'\' INT; exec "$@"', 0, '1\n', ''),
     ],
 )

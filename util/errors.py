@@ -24,6 +24,10 @@ from typing import Any, NamedTuple, NoReturn
 from tqdm import tqdm
 
 NO_RESULT = 3
+# The signals that ask a program to end. Slurm warns with SIGUSR1, which Windows does not have.
+ENDING = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, 'SIGUSR1'):
+    ENDING.append(signal.SIGUSR1)
 BROKEN_PIPE = 128 + 13  # Windows has no signal.SIGPIPE
 # The variables that torchrun sets for each process that it starts.
 TORCHRUN = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
@@ -259,6 +263,7 @@ def boundary() -> Iterator[list[str]]:
         remedy = REMEDIES.get(meaning, '')
         fail(f'{meaning}: {first_line(error)}{remedy}')
     finally:
+        release_signals()
         close_streams()
 
 
@@ -289,13 +294,17 @@ def close_streams() -> None:
 
 def catch_signals() -> None:
     """Let the signals that ask a program to end raise a KeyboardInterrupt."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, 'SIGUSR1'):  # not on Windows; Slurm warns with it
-        numbers.append(signal.SIGUSR1)
-    for number in numbers:
+    for number in ENDING:
         # Signals that are ignored stay so, as under `nohup`.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
+
+
+def release_signals() -> None:
+    """Let a signal end the program at once: it is ending, and nothing is left to be saved."""
+    for number in ENDING:
+        if signal.getsignal(number) is interrupt:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:
