@@ -145,6 +145,8 @@ def read_run(folder: Path, name: str) -> Run:
             images, or its rounds were not trained with the same --epochs.
     """
     path = record_path(folder)
+    if not folder.exists():
+        raise InputError(f'there is no folder {folder}')
     if not path.exists():
         raise InputError(f'{folder} has no config.json, so it is no run')
     run = Run(name, read_record(path), rounds={}, results={}, histories={}, splits={})

@@ -522,7 +522,7 @@ def read_json_list(file: str, part: str) -> Listed:
             content = {}
         # A split.json also has a digest of the labels, which is no list.
         lists = {key: records for key, records in content.items() if part_of_word(key)}
-        if not content or not all(isinstance(records, list) for records in lists.values()):
+        if not lists or not all(isinstance(records, list) for records in lists.values()):
             raise ValueError(
                 'it holds no list, whose records each need an "image", nor a train and a test list'
             )

@@ -337,7 +337,7 @@ def test_a_folder_that_cannot_be_compared_is_told_in_one_line(in_process, tmp_pa
     for other, reason in (
         (run, 'a run is given twice'),
         (tmp_path / 'empty', 'has no config.json, so it is no run'),
-        (tmp_path / 'missing', 'has no config.json, so it is no run'),
+        (tmp_path / 'missing', 'there is no folder '),
         (unfinished, 'has no finished round with test images; --resume'),
         (broken, "predictions.csv cannot be read as a table: 'content'"),
     ):

@@ -253,7 +253,7 @@ ANSWERS = {
         (('--help',), 0, 'usage: '),
         (('--checkpoint', 'absent.pth', 'a.jpg'), 2, 'there is no file absent.pth'),
     ),
-    'compare.py': ((('--help',), 0, 'usage: '), (('a', 'b'), 2, 'there is no file')),
+    'compare.py': ((('--help',), 0, 'usage: '), (('a', 'b'), 2, 'there is no folder ')),
     'export.py': (
         (('--help',), 0, 'usage: '),
         (('absent.pth', 'x.pt2'), 2, 'there is no file absent.pth'),

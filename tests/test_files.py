@@ -71,7 +71,7 @@ def test_an_output_is_checked_first_and_replaces_only_its_own_table(tmp_path):
         (tmp_path / 'labels.csv', 'labels.csv exists and is no such output of this project'),
         (tmp_path / 'folder.csv', 'folder.csv exists and is no such output'),
         (tmp_path / 'fifo.csv', 'fifo.csv exists and is no such output'),
-        (tmp_path / 'absent' / 'x.csv', 'the folder is missing or write-protected'),
+        (tmp_path / 'absent' / 'x.csv', 'is missing or write-protected'),
     ):
         with pytest.raises(InputError, match=reason):
             files.check_output(path, ['.csv'], header)

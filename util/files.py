@@ -317,7 +317,7 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
         places = [target.parent, target] if target.exists() else [target.parent]
         for place in places:
             if not os.access(place, os.W_OK):
-                raise PermissionError(errno.EACCES, 'the folder is missing or write-protected')
+                raise PermissionError(errno.EACCES, f'{place} is missing or write-protected')
     except OSError as error:
         raise InputError(f'{path} cannot be written: {error.strerror}; name another place')
 
