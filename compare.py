@@ -184,26 +184,29 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
     pairs = [same_images(number, first, second) for number in numbers]
     # Those of both runs, since the second may train on fewer images than the first.
     splits = [run.splits[number] for run in (first, second) for number in numbers]
-    ratio = tested_per_trained(splits)
-    is_redrawn = len({frozenset(one.images) for one, _ in pairs}) > 1
+    ratio = tested_per_trained(splits)  # for the corrected t-test
+    image_sets = {frozenset(one.images) for one, _ in pairs}
+    is_redrawn = len(image_sets) > 1
     # All rounds of both runs are resampled together, so each resample is of the same images in
     # both, and the difference in it is paired.
-    resamples = metrics.resampled([one for one, _ in pairs] + [other for _, other in pairs])
+    tested = [one for one, _ in pairs]
+    also_tested = [other for _, other in pairs]
+    # (metrics, rounds of both runs, RESAMPLES)
+    resamples = metrics.resampled(tested + also_tested)
     paired = resamples[:, : len(pairs)] - resamples[:, len(pairs) :]
 
     rows = []
     for metric, values in zip(metrics.CORRELATIONS, paired):
-        of_rounds = [row_of_round(metric, *columns) for columns in zip(numbers, pairs, values)]
+        of_rounds = []
+        for number, pair, resamples_of_round in zip(numbers, pairs, values):
+            of_rounds.append(row_of_round(metric, number, pair, resamples_of_round))
         at_last = rows_at_last(metric, numbers, first, second)
         if len(numbers) == 1:
             summary = at_last
         elif all(is_all_folds(run) for run in (first, second)):
             # Every image is tested once, so all folds together are one test.
-            pair = (
-                metrics.pooled([one for one, _ in pairs]),
-                metrics.pooled([two for _, two in pairs]),
-            )
-            summary = [row_of_folds(metric, pair), row_of_mean(LAST, at_last, ratio)]
+            pooled = (metrics.pooled(tested), metrics.pooled(also_tested))
+            summary = [row_of_folds(metric, pooled), row_of_mean(LAST, at_last, ratio)]
         elif is_redrawn:
             # Each round is a new draw of training and test images, which the t-test is made for.
             mean = row_of_mean('mean', of_rounds, ratio)
@@ -211,7 +214,6 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
         else:
             # No round has other test images, so the bootstrap draws them. The last epochs have no
             # interval: only the best epoch's predictions are kept, and can be resampled.
-            tested = [one for one, _ in pairs]
             median = row_of_median(of_rounds, tested, values)
             summary = [median, row_of_medians(LAST, at_last)]
         for row in of_rounds + summary:
@@ -296,12 +298,12 @@ def row_of_round(
         metrics.refuse_few_contents([one])
         metrics.refuse_degenerate([row['first_value'], row['second_value']])
         if metrics.uses_jackknife([one]):
-            # Without Fisher's z: that is for a correlation, and a difference of two is none.
+            # Without Fisher's z, which suits a correlation and not the difference of two.
             of_one = metrics.of_kept(one, function)
             of_other = metrics.of_kept(other, function)
             low, high = metrics.jackknife(one.contents, lambda kept: of_one(kept) - of_other(kept))
         else:
-            low, high = metrics.median_interval(resamples[None])
+            low, high = metrics.median_interval(resamples[None])  # the median of a single round
     except metrics.NoIntervalError as reason:
         return {**row, 'reason': str(reason)}
     return {**row, 'low': low, 'high': high}

@@ -128,19 +128,16 @@ def common_folder(paths: list[Path]) -> str:
 
 
 def name_below(common: str, path: Path) -> str:
-    """The path of an image below the folder `common`; if that is '', its path with its drive.
-
-    The maps are below their folder as the images are below the one that holds them all.
-    """
+    """The path of an image below the folder `common`; if that is '', its path with its drive."""
     if common:
         return os.path.relpath(path, common)
     drive, rest = os.path.splitdrive(os.path.abspath(path))
-    # The name of a drive is that of a folder without its : or, on a network, its separators.
+    # The drive C: becomes the folder C.
     return os.path.join(re.sub(r'[:\\/]', '', drive), rest.lstrip(os.path.sep))
 
 
 def map_paths(paths: list[Path], folder: str) -> dict[Path, Path]:
-    """The place of each image's map below `folder`, as the image lies below the common folder.
+    """The place of each image's map. The tree below `folder` is that of the images.
 
     Raises:
         InputError: a place is in a run folder, or holds a file of the user's.
@@ -176,11 +173,11 @@ def read_list(source: str) -> list[Path]:
     """
     files = FilesIn(os.path.dirname(source))
     content = read_content(source)
-    # A name that is not UTF-8 keeps its bytes. UTF-16 has zeros, and is no list of such names.
+    # A name that is not UTF-8 keeps its bytes. But a file with zeros is UTF-16, and no such list.
     errors = 'strict' if b'\0' in content else 'surrogateescape'
     with named(source, 'a table'):
         names = names_on_lines(content, lambda line: bool(files.find(line)), errors=errors)
-        if names is None:
+        if names is None:  # it is a table
             rows = rows_of(content, source, errors=errors)
             names = names_in_table(source, rows)
             if rows and rows[0].cells[:2] == SCORED:
@@ -196,6 +193,7 @@ def names_in_table(source: str, rows: list[Row]) -> list[str]:
         return []
     header = [str(cell) for cell in rows[0].cells]
     found = columns_of('image', header, None)
+    # Here and not by `find_columns`, whose advice is an option that demo.py does not have.
     if is_header(header, {}, ('image',)) and len(found) != 1:
         raise InputError(
             f'{source}, {rows[0].where}: one column must be called image; the header is '

@@ -53,13 +53,13 @@ def make_evaluation_folder(output: str | None, checkpoint: str, weights: str) ->
     folder = Path(PARENT, name)
     number = 1
     # Making it fails if it is that of an earlier evaluation, or of one that runs now.
-    while not is_made(folder):
+    while not try_to_make(folder):
         number += 1
         folder = Path(PARENT, f'{name}-{number}')
     return folder
 
 
-def is_made(folder: Path) -> bool:
+def try_to_make(folder: Path) -> bool:
     """Make a new folder; False if it is there already."""
     try:
         folder.mkdir(parents=True)

@@ -47,9 +47,9 @@ def record_path(run: Path | str) -> Path:
 
 
 def checkpoint_in_run(checkpoint: Path | str) -> Path | None:
-    """The path in a round's folder of the best.pth or last.pth that a checkpoint is, or None.
+    """The path of a checkpoint in a round's folder, if it is a round's best.pth or last.pth.
 
-    A link counts as where it is, and otherwise as the file that it points to.
+    A link is looked at under its own path first, and then under that of the file it points to.
     """
     for path in places_of(checkpoint):
         is_written_by_run = path.name in CHECKPOINTS and ROUND_NAME.fullmatch(path.parent.name)
@@ -65,7 +65,7 @@ def record_of(checkpoint: Path | str) -> Path | None:
         return record_path(path.parents[1])
     for path in places_of(checkpoint):
         folder = path.parent
-        # In the folder of a whole run, no file is known to be one of its checkpoints.
+        # A file directly in the folder of a run with rounds could come from anywhere.
         if is_run(folder) and not any(folder.glob('round_*')):
             return record_path(folder)
     return None
@@ -127,7 +127,7 @@ def options_of_run(path: Path, without: set[str]) -> dict[str, Any]:
     """The options of the run with the config.json `path`, as its command line gave them.
 
     Args:
-        without: options to leave out. Where the data is stays in.
+        without: options to leave out. `data_root` is always kept.
     """
     options = read_record(path)['options']
     kept = {name: value for name, value in options.items() if name not in without}

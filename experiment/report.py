@@ -52,8 +52,9 @@ def print_medians(results: dict[str, Any]) -> None:
         return
     if all(math.isnan(result['SRCC']) for result in rounds):
         return
-    if not median:
-        print(f'No median: {unequal_epochs(results["rounds"])}', flush=True)
+    reason = unequal_epochs(results['rounds'])
+    if reason:
+        print(f'No median: {reason}', flush=True)
         return
     notes = []
     if len(rounds) > 1:

@@ -101,7 +101,7 @@ def gathered(run: Path, last: int) -> dict[str, Any]:
         # A median would be neither of the shorter trainings nor of the longer ones.
         results.update(statistics([]))
     # The first versions computed no intervals. One such round leaves the median without one.
-    if rounds and not any(result.keys().isdisjoint(INTERVALS) for result in rounds.values()):
+    if rounds and all(result.keys() & set(INTERVALS) for result in rounds.values()):
         add_intervals(results, folders)
     return results
 
@@ -110,15 +110,20 @@ def add_intervals(results: dict[str, Any], folders: list[Path]) -> None:
     """Add to `results` the intervals of the medians over the rounds in `folders`."""
     tested = [read_predictions(folder / 'predictions.csv') for folder in folders]
     for result, images in zip(results['rounds'].values(), tested):
-        # Earlier versions named no method, or gave a perfect correlation an interval without width,
-        # or another reason why there is none. Then all are computed anew.
-        low, high = result.get('SRCC_interval', (0, 0))
-        if 'interval_method' not in result or high - low < SAME:
+        if has_old_interval(result):
             for name in INTERVALS:
                 result.pop(name, None)
             result.update(intervals([images]))
     if results['median']:
         results['median'].update(intervals(tested))
+
+
+def has_old_interval(result: Result) -> bool:
+    """Whether an earlier version may have written the interval of a round, or why there is none."""
+    if 'interval_method' not in result or 'SRCC_interval' not in result:
+        return True
+    low, high = result['SRCC_interval']
+    return high - low < SAME  # of a perfect correlation, which has no interval now
 
 
 def unequal_epochs(rounds: Mapping[Any, Result]) -> str:

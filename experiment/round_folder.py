@@ -214,7 +214,8 @@ class RoundFolder:
             state: the solver's `state_dict`.
         """
         if rank() == 0:
-            # `check_best` compares the digest with best.pth at the end of the round.
+            # The solver keeps this dict, so later states have the digest too. `check_best` compares
+            # it with best.pth at the end of the round.
             if is_best_last(state):
                 state['best']['weights'] = checkpoints.digest(state['model'])
             # last.pth comes first: the other files follow from it, so that a kill in between

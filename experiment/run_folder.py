@@ -113,9 +113,9 @@ def record_to_continue(folder: Path | str) -> Record | None:
 def run_lock(run: Path | str) -> AbstractContextManager[bool]:
     """The lock of a run, which is held to begin or continue it and to gather its results.
 
-    The lock of a round is taken, and asked for, only with this one held. So no process takes a
-    round between another one's check of the run and its write, or sees a lock that is only asked
-    for.
+    The lock of a round is taken or tested only by a process that holds this one. So no round is
+    taken between another process's check of the run and its write, and a test of a round's lock,
+    which takes it for a moment, is not mistaken for a process that trains.
     """
     return locked(Path(run) / '.lock')
 

@@ -112,7 +112,7 @@ class Scorer:
         """
         count = max(1, BATCH_SIZE // self.patches)
         threads = cores()
-        # Ahead by a whole batch, and by an image for every thread while the network computes.
+        # Decoded in advance: the next batch, and one more image for each thread.
         jobs = frames.ahead(self.crops, images, threads, count + threads)
         while batch := list(itertools.islice(jobs, count)):
             yield from self.results_of(batch, strict)
