@@ -172,9 +172,9 @@ def tests_on_others(config: Namespace) -> bool:
 def refuse_split_options(config: Namespace) -> None:
     """Refuse options about a random split where the split is another one."""
     for name in ('val_ratio', 'split_by'):
-        if getattr(config, name) and config.split not in (None, 'random'):
+        if getattr(config, name) and config.split not in (None, 'random', 'folds'):
             raise InputError(
-                f'--{name} goes with --split random; another split names its own parts'
+                f'--{name} goes with --split random or folds; another split names its own parts'
             )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from experiment.record import read_record, record_path
 from experiment.run_folder import round_path, rounds_in, run_lock
+from util.errors import InputError
 from util.files import named, reading, remove_abandoned, write_json, write_table, write_whole
 from util.metrics import CORRELATIONS, SAME, TestedImages, all_metrics, intervals, pooled
 from util.tables import read_rows
@@ -216,6 +217,11 @@ def read_round(folder: Path) -> Result:
     """
     result = read_result(folder / 'result.json')
     history = read_history(folder)
+    if result['epoch'] not in range(1, len(history['test_srcc']) + 1):
+        raise InputError(
+            f'{folder}: result.json and history.csv are of different epochs; put back the file that '
+            'was changed'
+        )
     if 'last_epoch' not in result:
         result['last_epoch'] = metrics_of_row({name: cells[-1] for name, cells in history.items()})
     result['chosen_on'] = 'validation' if 'val_srcc' in history else 'test'

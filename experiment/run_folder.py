@@ -214,7 +214,7 @@ def open_run(
     """
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    labels = surroundings['labels']
+    labels = surroundings.get('labels')
     with run_lock(folder):
         # Another process may have begun this run since the first check.
         if record_path(folder).exists() and check_locked_run(config, model, splits, labels):

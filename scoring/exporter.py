@@ -89,9 +89,12 @@ def write_graph(
     if path.suffix == '.pt2':
         torch.export.save(graph, path, extra_files={FACTS: metadata})
         return
+    names = ({axis: size.__name__ for axis, size in sizes.items()},)
     outputs = ['score', 'patch_scores'] if isinstance(module, PhotoScorer) else ['scores']
     try:
-        written: Any = torch.onnx.export(graph, dynamo=True, output_names=outputs, verbose=False)
+        written: Any = torch.onnx.export(
+            graph, dynamo=True, dynamic_shapes=names, output_names=outputs, verbose=False
+        )
     except torch.onnx.OnnxExporterError:  # 2.6 fails at any number of patches, 2.7.1 does not
         raise InputError(
             f'PyTorch {torch.__version__} cannot write this network as .onnx; take .pt2 or a newer '

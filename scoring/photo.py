@@ -26,7 +26,7 @@ def starts(steps: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def resized(photo: torch.Tensor, size: Sequence[int], rounded: bool) -> torch.Tensor:
-    """A photo in another size, as Pillow's bilinear resize makes it: first across, then down.
+    """A photo in another size, as Pillow's bilinear resize makes it: in a pass across and one down.
 
     With `rounded`, a pixel differs from Pillow's by at most one level of 255.
 
@@ -36,10 +36,21 @@ def resized(photo: torch.Tensor, size: Sequence[int], rounded: bool) -> torch.Te
             smooth, so that gradients flow.
     """
     height, width = size
-    across = photo @ resize_weights(photo.shape[-1], width).to(photo.device).T
-    across = (across + 0.5).floor() if rounded else across
-    down = resize_weights(photo.shape[-2], height).to(photo.device) @ across
-    return (down + 0.5).floor() if rounded else down
+    across = resize_weights(photo.shape[-1], width).to(photo.device).T
+    down = resize_weights(photo.shape[-2], height).to(photo.device)
+    if not rounded:
+        return down @ (photo @ across)
+    across_first = to_levels(down @ to_levels(photo @ across))
+    down_first = to_levels(to_levels(down @ photo) @ across)
+    # The order of Pillow 13: down first if the height falls by more than twice as much as the
+    # width. In tensors, since torch.export would keep only one branch.
+    lower = torch.ones(1, device=photo.device) * (photo.shape[-2] - height)
+    narrower = torch.ones(1, device=photo.device) * (photo.shape[-1] - width)
+    return torch.where((lower > 0) & (lower > 2 * narrower), down_first, across_first)
+
+
+def to_levels(values: torch.Tensor) -> torch.Tensor:
+    return (values + 0.5).floor()
 
 
 def resize_weights(side: int, wanted: int) -> torch.Tensor:

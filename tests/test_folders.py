@@ -767,9 +767,7 @@ def test_what_lies_in_the_place_of_a_label_file_is_named(make_database, name, fi
 def test_names_that_no_file_system_takes(make_database):
     long = 'n' * 300
     assert f'there is no folder {long}' in refusal('koniq', long)
-    with pytest.raises(
-        OSError, match='File name too long'
-    ):  # which the boundary of the programs makes one line
+    with pytest.raises(InputError, match='cannot be read: File name too long'):
         folders.read_labels('csv', long)
     root = make_database('own', text=f'image,score\na.png,1\n{long}.png,2\nb.png,3\n')
     assert '1 of the 3 images' in refusal('csv', root / 'mine.csv')
