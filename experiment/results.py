@@ -219,7 +219,7 @@ def read_round(folder: Path) -> Result:
     history = read_history(folder)
     if result['epoch'] not in range(1, len(history['test_srcc']) + 1):
         raise InputError(
-            f'{folder}: result.json and history.csv are of different epochs; put back the file that '
+            f'{folder}: result.json and history.csv are of different epochs; put back the one that '
             'was changed'
         )
     if 'last_epoch' not in result:

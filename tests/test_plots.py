@@ -215,7 +215,7 @@ def test_a_comparison_explains_its_differences_and_long_names_cover_nothing(draw
     plots.comparison({name: [[0.1, 0.8, 0.9], [0.1, 0.7]] for name in names}, rows)
     figure = drawn[0]
     by_epoch, by_round = figure.axes
-    assert legend(by_round) == ['rounds with 95 % interval', 'median']
+    assert legend(by_round) == ['rounds (lines: 95 % intervals)', 'median']
     assert all(
         MINUS in label.get_text()
         for label in by_round.get_xticklabels()
