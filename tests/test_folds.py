@@ -82,7 +82,7 @@ def test_the_predictions_of_all_folds_are_one_result(make_database, tmp_path, pr
     assert pooled['SRCC_interval'][0] < pooled['SRCC'] < pooled['SRCC_interval'][1]
     assert f'All folds: SRCC {pooled["SRCC"]:.4f} [' in done.stdout
     with Image.open(tmp_path / 'run' / 'curves.png') as picture:
-        assert picture.width == 800
+        assert picture.width == 880
 
     more = program('--resume', 'run', '--train_test_num', 4)
     assert more.returncode == 2 and '--train_test_num was 3, is 4' in more.stderr
