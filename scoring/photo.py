@@ -11,6 +11,7 @@ from util.distributed import memory_format
 
 # A place k means k / 65536 of the way from the first possible start of a patch to the last one.
 PLACE_STEPS = 65536
+WEIGHT_STEPS = 2**22
 
 
 def places(count: int) -> torch.Tensor:
@@ -28,8 +29,6 @@ def starts(steps: torch.Tensor, side: int) -> torch.Tensor:
 def resized(photo: torch.Tensor, size: Sequence[int], rounded: bool) -> torch.Tensor:
     """A photo in another size, as Pillow's bilinear resize makes it: in a pass across and one down.
 
-    With `rounded`, a pixel differs from Pillow's by at most one level of 255.
-
     Args:
         photo: (..., H, W), from 0 to 255.
         rounded: round to whole numbers after each pass, as Pillow does. Without it the result is
@@ -39,14 +38,19 @@ def resized(photo: torch.Tensor, size: Sequence[int], rounded: bool) -> torch.Te
     across = resize_weights(photo.shape[-1], width).to(photo.device).T
     down = resize_weights(photo.shape[-2], height).to(photo.device)
     if not rounded:
-        return down @ (photo @ across)
+        return down.float() @ (photo @ across.float())
+    # Pillow's weights are multiples of 2 ** -22. float64 adds up their products exactly, so that
+    # what lies between two levels is rounded as by Pillow.
+    across = (across * WEIGHT_STEPS).round() / WEIGHT_STEPS
+    down = (down * WEIGHT_STEPS).round() / WEIGHT_STEPS
+    photo = photo.double()
     across_first = to_levels(down @ to_levels(photo @ across))
     down_first = to_levels(to_levels(down @ photo) @ across)
     # The order of Pillow 13: down first if the height falls by more than twice as much as the
     # width. In tensors, since torch.export would keep only one branch.
     lower = torch.ones(1, device=photo.device) * (photo.shape[-2] - height)
     narrower = torch.ones(1, device=photo.device) * (photo.shape[-1] - width)
-    return torch.where((lower > 0) & (lower > 2 * narrower), down_first, across_first)
+    return torch.where((lower > 0) & (lower > 2 * narrower), down_first, across_first).float()
 
 
 def to_levels(values: torch.Tensor) -> torch.Tensor:
@@ -56,11 +60,11 @@ def to_levels(values: torch.Tensor) -> torch.Tensor:
 def resize_weights(side: int, wanted: int) -> torch.Tensor:
     """The share (wanted, side) of each pixel in each resized one; it falls with their distance."""
     scale = side / wanted
-    centres = (torch.arange(wanted) + 0.5) * scale
+    centres = (torch.arange(wanted, dtype=torch.float64) + 0.5) * scale
     # To enlarge, it takes the two nearest pixels; to reduce, all that the resized one covers.
     # As a tensor, since torch.export would keep only one branch of a maximum of numbers.
-    reach = (torch.ones(1) * scale).clamp(min=1)
-    distances = (torch.arange(side) + 0.5 - centres[:, None]).abs()
+    reach = (torch.ones(1, dtype=torch.float64) * scale).clamp(min=1)
+    distances = (torch.arange(side, dtype=torch.float64) + 0.5 - centres[:, None]).abs()
     weights = (1 - distances / reach).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)
 
