@@ -224,7 +224,8 @@ def test_a_run_on_votes_reports_them(program, make_database, tmp_path):
     assert results['median']['types']['blur'] == {'SRCC': of_types['blur']['SRCC']}
     again = program('--evaluate', 'run/round_01/best.pth')
     assert again.returncode == 0, again.stderr
-    assert (tmp_path / 'predictions.csv').read_text() == (
+    [evaluation] = (tmp_path / 'evaluations').iterdir()
+    assert (evaluation / 'predictions.csv').read_text() == (
         tmp_path / 'run' / 'round_01' / 'predictions.csv'
     ).read_text()
 
