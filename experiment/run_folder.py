@@ -32,7 +32,7 @@ RESULTS = ('last.pth', 'best.pth', 'history.csv', 'predictions.csv', 'result.jso
 
 
 def check_run(
-    config: Any, model: dict[str, Any], splits: list[SplitRecord], labels: str
+    config: Any, model: dict[str, Any], splits: list[SplitRecord], labels: str | None
 ) -> Record | None:
     """Refuse the run folder `config.output` if this run may neither make nor continue it.
 
@@ -60,7 +60,7 @@ def check_run(
 
 
 def check_locked_run(
-    config: Any, model: dict[str, Any], splits: list[SplitRecord], labels: str
+    config: Any, model: dict[str, Any], splits: list[SplitRecord], labels: str | None
 ) -> Record | None:
     """As `check_run`, of a folder that holds a config.json, with the run's lock held."""
     folder = Path(config.output)
