@@ -1,6 +1,8 @@
 """How programs end: exit codes and single lines, whatever fails and whichever signal comes."""
 
+import functools
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -44,11 +46,14 @@ def small_program(tmp_path):
             f'with boundary() as remedies:\n    remedies.append("go on")\n'
             f'{textwrap.indent(body, "    ")}\n'
         )
+        # The workers of pytest-xdist ignore SIGINT, and programs would inherit that.
+        restore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         return subprocess.run(
             ['bash', '-c', shell, 'bash', sys.executable, str(path)],
             capture_output=True,
             text=True,
             env={**os.environ, **environment},
+            preexec_fn=restore,
         )
 
     return run

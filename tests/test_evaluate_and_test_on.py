@@ -152,7 +152,12 @@ def test_a_switch_of_the_run_can_be_left_when_it_is_evaluated(tmp_path):
         assert parse_options(evaluate).amp is expected
 
 
-def test_names_of_an_own_table_still_start_at_data_root_when_the_run_is_evaluated(tmp_path):
+def test_names_of_an_own_table_still_start_at_data_root_when_the_run_is_evaluated(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'b.csv').write_text('image,x\n')
     given = parse_options(
         [
             '--dataset',
