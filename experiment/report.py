@@ -52,9 +52,8 @@ def print_medians(results: dict[str, Any]) -> None:
         return
     if all(math.isnan(result['SRCC']) for result in rounds):
         return
-    reason = unequal_epochs(results['rounds'])
-    if reason:
-        print(f'No median: {reason}', flush=True)
+    if not median:
+        print(f'No median: {unequal_epochs(results["rounds"])}', flush=True)
         return
     notes = []
     if len(rounds) > 1:
