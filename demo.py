@@ -9,8 +9,8 @@ Prints `path<TAB>score`. From Python:
     from demo import Scorer
     score = Scorer('runs/koniq-seed0/round_01/best.pth')('photo.jpg')
 
-An image's score is the mean over random patches. Their places depend only on its height and width,
-so the score is the same at every call, up to the last digits if other images share its batch.
+An image's score is the mean over patches. Their places are the same fractions of every image. So
+the score is the same at every call, up to the last digits if other images share its batch.
 Photos are shown as a viewer shows them: upright, and in sRGB.
 
 --map FOLDER draws each photo under the scores of a grid of patches. Content moves them as much as
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from experiment.options import Parser, positive
 from experiment.run_folder import checkpoint_in
-from scoring.score_table import ScoreTable
+from scoring.score_table import FIRST_COLUMNS, ScoreTable
 from util.errors import InputError, boundary, log, one_line
 from util.files import check_input, named, refuse_in_run, refuse_other_content, walk, write_whole
 from util.names import RAW_ENDINGS, FilesIn, is_picture, names_on_lines
@@ -47,8 +47,6 @@ from util.tables import (
 )
 
 ENDINGS_SHOWN = 5  # of the files in a folder that are not scored
-# A table that --csv wrote begins with these columns. Its names start at the current folder.
-SCORED = ['image', 'prediction']
 
 
 def __getattr__(name: str) -> Any:
@@ -180,7 +178,8 @@ def read_list(source: str) -> list[Path]:
         if names is None:  # it is a table
             rows = rows_of(content, source, errors=errors)
             names = names_in_table(source, rows)
-            if rows and rows[0].cells[:2] == SCORED:
+            # The names in a table that --csv wrote start at the current folder.
+            if rows and tuple(rows[0].cells[:2]) == FIRST_COLUMNS:
                 files = FilesIn('')
     if not names:
         raise InputError(f'--list {source}: it names no image')
@@ -284,7 +283,7 @@ def make_parser() -> Parser:
         help="a run's best.pth, or the authors' or pyiqa's KonIQ model",
     )
     parser.add_argument(
-        '--patches', type=positive, default=25, help='random patches per image (default: 25)'
+        '--patches', type=positive, default=25, help='patches per image (default: 25)'
     )
     parser.add_argument(
         '--spread', action='store_true', help='print the standard deviation over the patches too'

@@ -313,7 +313,7 @@ def evaluate(config: Any, job: Job) -> None:
 
 
 def solver_of_test(config: Any, job: Job) -> HyperIQASolver:
-    """The solver with the weights of a checkpoint, of which only `predict` is used."""
+    """The solver with the weights of a checkpoint; only its `predict` is used."""
     # A test has only the split of its checkpoint's round, or none, and then no images of its own.
     test_images = job.splits[0]['test'] if job.splits else []
     return HyperIQASolver(

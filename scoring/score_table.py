@@ -14,14 +14,15 @@ from pathlib import Path
 from util.errors import InputError
 from util.files import check_output, locked, named
 
+FIRST_COLUMNS = ('image', 'prediction')
 # The headers of earlier versions, which a person's labels can have too.
 EARLIER_HEADERS = ('image,score', 'image,score,spread')
 
 
 def columns_of(spread: bool) -> tuple[str, ...]:
     """The columns of a table with or without the deviation over the patches."""
-    measured = ('prediction', 'spread') if spread else ('prediction',)
-    return ('image', *measured, 'patches', 'weights')
+    measured = ('spread',) if spread else ()
+    return (*FIRST_COLUMNS, *measured, 'patches', 'weights')
 
 
 class ScoreTable:

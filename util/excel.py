@@ -1,7 +1,7 @@
 """The rows of an Excel file's sheet.
 
 A reader of these files stores every cell up to the last one, gives formulas without a value as
-empty cells, and whole numbers as 1.0. The XML of an .xlsx tells more before it is read.
+empty cells, and whole numbers as 1.0. So the XML of an .xlsx is looked at first.
 """
 
 import io
