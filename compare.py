@@ -18,13 +18,12 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import folders
-from experiment.options import Parser, with_defaults
+from experiment.options import Parser, default_options
 from experiment.record import FREE_OPTIONS, read_record, record_path
 from experiment.report import is_chosen_on_test, with_intervals
 from experiment.results import Result, read_history, read_predictions, read_round, unequal_epochs
@@ -187,26 +186,26 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
     ratio = tested_per_trained(splits)  # for the corrected t-test
     image_sets = {frozenset(one.images) for one, _ in pairs}
     is_redrawn = len(image_sets) > 1
-    # All rounds of both runs are resampled together, so each resample is of the same images in
-    # both, and the difference in it is paired.
+    paired = paired_resamples(pairs)
     tested = [one for one, _ in pairs]
-    also_tested = [other for _, other in pairs]
-    # (metrics, rounds of both runs, RESAMPLES)
-    resamples = metrics.resampled(tested + also_tested)
-    paired = resamples[:, : len(pairs)] - resamples[:, len(pairs) :]
+    is_folds = len(numbers) > 1 and is_all_folds(first) and is_all_folds(second)
+    if is_folds:
+        # Every image is tested once, so all folds together are one test.
+        all_folds = (metrics.pooled(tested), metrics.pooled([other for _, other in pairs]))
+        paired_of_folds = paired_resamples([all_folds])
 
     rows = []
-    for metric, values in zip(metrics.CORRELATIONS, paired):
+    for k, metric in enumerate(metrics.CORRELATIONS):
+        values = paired[k]
         of_rounds = []
         for number, pair, resamples_of_round in zip(numbers, pairs, values):
             of_rounds.append(row_of_round(metric, number, pair, resamples_of_round))
         at_last = rows_at_last(metric, numbers, first, second)
         if len(numbers) == 1:
             summary = at_last
-        elif all(is_all_folds(run) for run in (first, second)):
-            # Every image is tested once, so all folds together are one test.
-            pooled = (metrics.pooled(tested), metrics.pooled(also_tested))
-            summary = [row_of_folds(metric, pooled), row_of_mean(LAST, at_last, ratio)]
+        elif is_folds:
+            of_folds = row_of_round(metric, FOLDS, all_folds, paired_of_folds[k, 0])
+            summary = [of_folds, row_of_mean(LAST, at_last, ratio)]
         elif is_redrawn:
             # Each round is a new draw of training and test images, which the t-test is made for.
             mean = row_of_mean('mean', of_rounds, ratio)
@@ -219,6 +218,16 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
         for row in of_rounds + summary:
             rows.append({'first': first.name, 'second': second.name, 'metric': metric, **row})
     return rows
+
+
+def paired_resamples(pairs: Sequence[tuple[TestedImages, TestedImages]]) -> np.ndarray:
+    """The difference of each pair in each resample: (metrics, pairs, RESAMPLES).
+
+    All are resampled together, so each resample is of the same images in both, and the difference
+    in it is paired.
+    """
+    resamples = metrics.resampled([one for one, _ in pairs] + [other for _, other in pairs])
+    return resamples[:, : len(pairs)] - resamples[:, len(pairs) :]
 
 
 def rows_at_last(metric: str, numbers: list[int], first: Run, second: Run) -> list[dict[str, Any]]:
@@ -315,13 +324,6 @@ def is_all_folds(run: Run) -> bool:
     return options['split'] == 'folds' and len(run.rounds) == options['train_test_num']
 
 
-def row_of_folds(metric: str, pair: tuple[TestedImages, TestedImages]) -> dict[str, Any]:
-    """The difference on the images of all folds, with an interval over them."""
-    resamples = metrics.resampled(pair)
-    of_metric = dict(zip(metrics.CORRELATIONS, resamples[:, 0] - resamples[:, 1]))
-    return row_of_round(metric, FOLDS, pair, of_metric[metric])
-
-
 def row_of_mean(name: str, rows: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
     """The mean over rounds that draw from the same images, with the corrected t-test.
 
@@ -406,7 +408,7 @@ def cells_of(run: Run) -> list[str]:
 
 def changed_options(options: dict[str, Any]) -> str:
     """The options of a run that differ from the defaults of its database, as on a command line."""
-    defaults = vars(with_defaults(SimpleNamespace()))
+    defaults = default_options()
     dataset = options.get('dataset', defaults['dataset'])
     defaults |= folders.DATABASES[dataset].defaults
     words = []

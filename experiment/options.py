@@ -79,8 +79,12 @@ class Parser(argparse.ArgumentParser):
 
 def with_defaults(config: argparse.Namespace | SimpleNamespace) -> SimpleNamespace:
     """`config` with the default of every option that it lacks."""
-    defaults = vars(make_parser().parse_args([]))
-    return SimpleNamespace(**{**defaults, **vars(config)})
+    return SimpleNamespace(**{**default_options(), **vars(config)})
+
+
+def default_options() -> dict[str, Any]:
+    """The default of every option of train_test_IQA.py."""
+    return vars(make_parser().parse_args([]))
 
 
 def make_parser() -> Parser:

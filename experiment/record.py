@@ -6,11 +6,10 @@ import re
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import folders
-from experiment.options import with_defaults
+from experiment.options import default_options
 from util.errors import InputError, log
 from util.files import is_run, read_json, write_json
 from util.frames import FORMAT, is_shown_anew
@@ -115,7 +114,7 @@ def upgrade(record: Record) -> Record:
     model.setdefault('srgb', None)
 
     # A run that is older than an option was made with what is now the option's default.
-    for name, default in vars(with_defaults(SimpleNamespace())).items():
+    for name, default in default_options().items():
         options.setdefault(name, default)
     # Earlier versions did not record how they read pictures (format 3 of util/frames.py), nor the
     # type of --amp, which was bfloat16 on every device.

@@ -26,7 +26,9 @@ from util.tables import (
     ROLES,
     Row,
     Table,
+    choices_in,
     find_columns,
+    names_in,
     normalized_name,
     read_content,
     read_rows,
@@ -540,13 +542,14 @@ def name_in(record: Any) -> str:
 def read_names(file: str, chosen: dict[str, str], names: ImageNames) -> list[str]:
     """The names in a list of a single part: one on each line, or a column of a table."""
     content = read_content(file)
-    own_columns = {normalized_name(name) for name in chosen.values() if not name.isdigit()} - {''}
     with named(file, 'a table'):
-        found = names_on_lines(content, names.is_known, own_columns)
+        found = names_on_lines(content, names.is_known, names_in(chosen))
         if found is not None:
             return found
         rows = rows_of(content, file)
-    table = find_columns(file, rows, choices_in(rows, chosen), needed=('image',))
+    # Those of another table, that of the labels, are left out.
+    choices = choices_in(rows, chosen, kept=('set',))
+    table = find_columns(file, rows, choices, needed=('image',))
     return [name_of_row(table, row) for row in table.rows]
 
 
@@ -556,22 +559,13 @@ def read_sets(file: str, chosen: dict[str, str], round_number: int) -> Listed:
     header = [normalized_name(cell) for cell in rows[0].cells] if rows else []
     if 'set' not in chosen and not any(name in ROLES['set'] for name in header):
         chosen = {**chosen, **column_of_round(file, header, round_number)}
-    table = find_columns(file, rows, choices_in(rows, chosen), needed=('image', 'set'))
+    choices = choices_in(rows, chosen, kept=('set',))
+    table = find_columns(file, rows, choices, needed=('image', 'set'))
     listed = []
     for row in table.rows:
         part = set_of(row.cells[table.columns['set']], file, row.where)
         listed.append((name_of_row(table, row), part))
     return listed
-
-
-def choices_in(rows: list[Row], chosen: dict[str, str]) -> dict[str, str]:
-    """The choices of columns that are about this table and not about that of the labels."""
-    header = [normalized_name(cell) for cell in rows[0].cells] if rows else []
-    return {
-        role: name
-        for role, name in chosen.items()
-        if role == 'set' or normalized_name(name) in header
-    }
 
 
 def name_of_row(table: Table, row: Row) -> str:

@@ -21,7 +21,8 @@ QUICK = (
     *('--weights', 'none', '--device', 'cpu', '--epochs', 2, '--train_test_num', 1),
     *('--train_patch_num', 1, '--test_patch_num', 2, '--batch_size', 4),
 )
-TINY = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--train_test_num', 2)
+LIVEC = ('--dataset', 'livec', '--data_root', 'livec', *QUICK)
+TINY = (*LIVEC, '--train_test_num', 2)
 
 
 def command(name, *options):

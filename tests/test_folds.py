@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import QUICK, read_table
+from helpers import LIVEC, read_table
 from PIL import Image
 from scipy import stats
 
@@ -15,7 +15,7 @@ from experiment.splits import fold
 from folders import OpenDatabase
 from util import files
 
-FOLDS = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--split', 'folds', '--epochs', 1)
+FOLDS = (*LIVEC, '--split', 'folds', '--epochs', 1)
 
 
 def options_of(*words):
@@ -105,7 +105,6 @@ def test_the_predictions_of_all_folds_are_one_result(make_database, tmp_path, pr
 def test_the_picture_of_a_run_needs_a_test_part(make_database, tmp_path, program, finished_run):
     assert (finished_run / 'run' / 'curves.png').exists()
     make_database('livec', images=8)
-    base = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--epochs', 1)
-    assert program(*base, '--train_on_all', '--output', 'all').returncode == 0
+    assert program(*LIVEC, '--epochs', 1, '--train_on_all', '--output', 'all').returncode == 0
     assert (tmp_path / 'all' / 'results.json').exists()
     assert not (tmp_path / 'all' / 'curves.png').exists()

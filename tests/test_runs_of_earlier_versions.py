@@ -9,7 +9,7 @@ import databases
 import numpy as np
 import pytest
 import torch
-from helpers import QUICK, TINY, history, link_run, own_table, read_table
+from helpers import TINY, history, link_run, own_table, read_table
 from parity import fill
 from PIL import Image
 
@@ -113,19 +113,7 @@ def test_an_unfinished_run_of_that_version_is_continued(finished_run, tmp_path, 
     shutil.copytree(OLD, run, ignore=shutil.ignore_patterns('pinned.json', 'last.json'))
     torch.save(last_checkpoint(), run / 'round_01' / 'last.pth')
     before = {name: (run / name).read_bytes() for name in ('config.json', 'round_01/split.json')}
-    options = (
-        '--dataset',
-        'livec',
-        '--data_root',
-        'livec',
-        *QUICK,
-        '--train_test_num',
-        2,
-        '--rounds',
-        1,
-        '--output',
-        'run',
-    )
+    options = (*TINY, '--rounds', 1, '--output', 'run')
     done = program(*options, '--resume')
     assert done.returncode == 0, done.stderr
     assert all((run / name).read_bytes() == content for name, content in before.items())

@@ -15,7 +15,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import QUICK, open_database, tensors
+from helpers import LIVEC, open_database, tensors
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import rounds
@@ -25,7 +25,7 @@ from HyerIQASolver import HyperIQASolver, is_better, learning_rates
 from util.errors import SMALLER
 from util.metrics import plcc, srcc
 
-ONE_ROUND = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--epochs', 1)
+ONE_ROUND = (*LIVEC, '--epochs', 1)
 
 
 @pytest.fixture(scope='module')

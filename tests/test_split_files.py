@@ -5,7 +5,7 @@ import json
 import databases
 import numpy as np
 import pytest
-from helpers import QUICK, read_table
+from helpers import LIVEC, read_table
 
 import folders
 from experiment.command_line import parse_options
@@ -307,19 +307,7 @@ def test_images_that_are_left_out_are_listed_in_the_run_folder(in_process, make_
 
     make_database('livec', images=10)
     next((tmp_path / 'livec' / 'Images').glob('5.*')).unlink()
-    options = (
-        '--dataset',
-        'livec',
-        '--data_root',
-        'livec',
-        *QUICK,
-        '--train_test_num',
-        1,
-        '--epochs',
-        1,
-        '--output',
-        'run',
-    )
+    options = (*LIVEC, '--epochs', 1, '--output', 'run')
     assert '--skip_missing leaves them out' in in_process(train_test_IQA.main, *options).stderr
     done = in_process(train_test_IQA.main, *options, '--skip_missing')
     assert done.returncode == 0, done.stderr

@@ -311,9 +311,24 @@ def find_columns(
 
 def columns_in(path: Path | str, chosen: Mapping[str, str]) -> dict[str, str]:
     """Those of the `chosen` columns, names by role, that the header of the table `path` has."""
-    rows = read_rows(path)
+    return choices_in(read_rows(path), chosen)
+
+
+def choices_in(
+    rows: list[Row], chosen: Mapping[str, str], kept: Sequence[str] = ()
+) -> dict[str, str]:
+    """As `columns_in`, of a table's rows; the choices for the roles `kept` stay in any case."""
     header = {normalized_name(cell) for cell in rows[0].cells} if rows else set()
-    return {role: name for role, name in chosen.items() if normalized_name(name) in header}
+    choices = {}
+    for role, name in chosen.items():
+        if role in kept or normalized_name(name) in header:
+            choices[role] = name
+    return choices
+
+
+def names_in(chosen: Mapping[str, str]) -> set[str]:
+    """The normalized names among chosen columns; the others are numbers or ''."""
+    return {normalized_name(name) for name in chosen.values() if not name.isdigit()} - {''}
 
 
 def is_header(cells: list[Any], chosen: Mapping[str, str], needed: Sequence[str]) -> bool:
@@ -322,8 +337,7 @@ def is_header(cells: list[Any], chosen: Mapping[str, str], needed: Sequence[str]
     It does if one of them is known or chosen. Without such a name, it is data if it has a number,
     or if the table is a list of images.
     """
-    own_names = {normalized_name(name) for name in chosen.values() if not name.isdigit()}
-    wanted = KNOWN | own_names - {''}
+    wanted = KNOWN | names_in(chosen)
     if any(normalized_name(cell) in wanted for cell in cells):
         return True
     # A row without numbers looks the same as a header, and a list of images has no others.
