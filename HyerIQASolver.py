@@ -1,7 +1,9 @@
 """Training and testing of HyperIQA, with the three repairs of its training loop.
 
+The file has the original's name, without its missing "p".
+
 1. The backbone's learning rate decays too (`learning_rates`).
-2. One Adam is made in the constructor and lives through the run; its learning rates are set in
+2. One Adam is made in the constructor and used until the round ends; its learning rates are set in
    place (`set_learning_rates`).
 3. `hypernet_params` is a list, so the hypernetwork's parameters are still there after the optimizer
    has read them once.
@@ -41,11 +43,11 @@ COLUMNS = {  # of the printed table: title, width and format
     'left': ('Left', 12, 's'),
 }
 SCALE_IMAGES = 200  # images used to compare the initial weights' scores with the labels
-FIT_HELPS = 2  # --fit_scale is suggested if it divides the error by more than this
+FIT_SUGGESTED_FROM = 2  # --fit_scale is suggested if it divides the error by more than this
 
 
 def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float]:
-    """Return the learning rates (hypernetwork, backbone) to set after the finished 0-based epoch.
+    """Return the learning rates (hypernetwork, backbone) of the epochs that follow.
 
     This is the original's schedule. With its rates (2e-5 and ratio 10), and epochs counted from 1:
 
@@ -54,6 +56,12 @@ def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float
         8 to 10    2e-5          2e-6
         11 to 13   2e-6          2e-6
         14 to 16   2e-7          2e-7
+
+    Args:
+        epoch: the one that has just ended, counted from 0. So the rates of epochs 8 to 10 in the
+            table are set after the epochs 6 to 8 in this counting.
+        lr, lr_ratio: the options: the backbone's first rate, and by how much the hypernetwork's is
+            higher.
     """
     backbone = lr / 10 ** (epoch // 6)
     hypernet = backbone if epoch > 8 else backbone * lr_ratio
@@ -82,9 +90,10 @@ class HyperIQASolver:
             chosen on the validation part, else on the test part; without both it is the last one.
         round_index: 0-based; the initial weights and the drawn patches depend on it and on
             `config.seed`.
-        score_range: (low, high): the network's output y means the score low + (high - low) * y. The
-            default is the range of the labels with `config.normalize_scores`, else (0, 1), with
-            which the output is the score.
+        score_range: (low, high), the scores that the network's outputs 0 and 1 stand for. The
+            default is the range of the labels with `config.normalize_scores`, else (0, 1): then the
+            output is the score.
+        weights: initial weights in the place of `config.weights` (see `checkpoints.load_weights`).
         amp_type: the type in which `config.amp` computes; the default is that of the device
             (`distributed.amp_type`).
 
@@ -95,7 +104,7 @@ class HyperIQASolver:
         hypernet_params: list of the parameters outside the backbone.
         database: the `OpenDatabase` of the three parts.
         history: a dict for each finished epoch, with the columns of history.csv.
-        best: the best epoch's row and its test images' `scores`, or None.
+        best: the best epoch's row and the predicted `scores` of the test images, or None.
     """
 
     def __init__(
@@ -108,6 +117,7 @@ class HyperIQASolver:
         val_idx: Sequence[int] = (),
         round_index: int = 0,
         score_range: Sequence[float] | None = None,
+        weights: Path | str | None = None,
         amp_type: torch.dtype | None = None,
     ) -> None:
         config = with_defaults(config)
@@ -132,32 +142,34 @@ class HyperIQASolver:
         self.database = database
         self.train_data = self.loader(database, train_idx, istrain=True)
         self.test_data = self.loader(database, test_idx, istrain=False)
-        self.val_data = self.loader(database, val_idx, istrain=False) if val_idx else None
+        has_val = len(val_idx) > 0
+        self.val_data = self.loader(database, val_idx, istrain=False) if has_val else None
 
         if score_range is None:
             score_range = database.score_range if config.normalize_scores else (0, 1)
         self.score_range = score_range
-        if val_idx:
+        if has_val:
             self.selected_on = 'val_srcc'
-        elif test_idx:
+        elif len(test_idx) > 0:
             self.selected_on = 'test_srcc'
         else:
             self.selected_on = 'epoch'  # it rises with every epoch, so the last one is the best
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
-        self.make_network()
+        self.make_network(weights or config.weights)
         self.make_optimizer()
 
-    def make_network(self) -> None:
-        """Make the network with its initial weights, on the device."""
+    def make_network(self, weights: Path | str) -> None:
+        """Make the network with its initial `weights`, on the device."""
         # A seed of its own for every round, so that a round's weights do not depend on the rounds
         # that ran before it.
         seed = 1000 * self.config.seed + self.round_index
-        torch.manual_seed(seed % 2**64)  # it takes 64 bits
+        torch.manual_seed(seed % 2**64)  # --seed may be any integer, and this takes 64 bits
         self.model_hyper = models.hyperiqa()
-        self.layout = checkpoints.load_weights(self.model_hyper, self.config.weights)
-        # Channels last is taken because it is the fastest layout. It costs digits: in fp32 training
-        # on a CPU, batch norm's variance at batch 96 is off by 7e-4, by 1.7e-7 in the plain layout.
+        # Of the weights' file: whether it was a ResNet-50 or gave scores already.
+        self.layout = checkpoints.load_weights(self.model_hyper, weights)
+        # Channels last is the fastest layout, but less exact in fp32 on a CPU: for 96 patches, the
+        # variance in batch norm is off by 7e-4, and in the plain layout by 1.7e-7.
         memory_format = distributed.memory_format(self.device)
         self.model_hyper.to(  # type: ignore[call-overload]  # not in its stub
             self.device, memory_format=memory_format
@@ -248,15 +260,14 @@ class HyperIQASolver:
         self.print_table()
 
         for epoch in range(len(self.history), self.config.epochs):
-            # `epoch` epochs are finished, and the epochs of rows count from 1, so `stale` is the
-            # number of epochs since the best one.
-            best_epoch = self.best['epoch'] if self.best else 0
-            stale = epoch - best_epoch
+            # The epochs since the best one, which is counted from 1; all of them if there is none.
+            stale = len(self.history) - (self.best['epoch'] if self.best else 0)
             if 0 < self.config.patience <= stale:
-                log(
-                    f'{stale} epochs without a better {self.selected_on}; epoch {best_epoch} was '
-                    'best: this round stops here'
-                )
+                if self.best:
+                    reason = f'no better {self.selected_on} since epoch {self.best["epoch"]}'
+                else:
+                    reason = f'no epoch has a {self.selected_on}'
+                log(f'{reason}: this round stops here')
                 break
 
             row, test_scores = self.run_epoch(epoch)
@@ -270,6 +281,7 @@ class HyperIQASolver:
                 break
             best_value = self.best[self.selected_on] if self.best else math.nan
             if is_better(row[self.selected_on], best_value):
+                # A tensor, since checkpoints hold only tensors and plain types.
                 self.best = {**row, 'scores': torch.from_numpy(test_scores)}
             self.history.append(row)
             self.print_row(row, self.time_left(epochs_after))
@@ -339,7 +351,7 @@ class HyperIQASolver:
                 f'{summary}; fitted with slope {slope:.4g} and offset {offset:.4g}: '
                 f'the mean absolute error falls from {error:.4g} to {error_fitted:.4g}'
             )
-        elif slope < 0 or error_fitted < error / FIT_HELPS:
+        elif slope < 0 or error_fitted < error / FIT_SUGGESTED_FROM:
             log(f'{summary}; --fit_scale fits them to the labels before training')
         else:
             log(summary)
@@ -353,8 +365,8 @@ class HyperIQASolver:
         # These two generate the weight and the bias of the target network's last layer.
         weight_head = self.model_hyper.fc5w_fc
         bias_head = self.model_hyper.fc5b_fc
-        # The new output is slope * y + shift. Where y is 0, the old score is `low` and the new one
-        # has to be slope * low + offset, so that is what `shift` alone must stand for.
+        # The score is low + range * y. The new one is slope * (low + range * y) + offset, so the
+        # new output is slope * y + to_output(slope * low + offset).
         shift = self.to_output(slope * low + offset)
         with torch.no_grad():
             for parameter in (*weight_head.parameters(), *bias_head.parameters()):
@@ -384,7 +396,7 @@ class HyperIQASolver:
         if self.val_data is not None:
             row['val_srcc'], row['val_plcc'] = self.test(self.val_data)
         row['seconds'] = round(time.monotonic() - started, 3)
-        # Added later than the others, so it stays last: the files of older runs lack it.
+        # Last, so that the other columns of history.csv are where they are in older runs.
         row['test_mae'] = mae(predicted, labels)
         return row, predicted
 
@@ -442,7 +454,8 @@ class HyperIQASolver:
         self.history = state['history']
         self.best = state['best']
         torch.set_rng_state(state['rng'])
-        # On a machine with another number of GPUs, their generators keep the seed of the round.
+        # With another number of GPUs the states do not fit, and the generators keep the seed that
+        # make_network has set.
         if self.device.type == 'cuda' and len(state['cuda_rng']) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state['cuda_rng'])
 
@@ -476,14 +489,14 @@ class HyperIQASolver:
 
         Args:
             patches: (B, 3, 224, 224), this rank's part of a batch.
-            scores: (B,); empty if the batch has no patch for this rank, which then runs a copy of
-                another rank's.
+            scores: (B,); empty on a rank that has no patch of a small batch, and runs the copy of
+                another rank's only to take part.
             count: patches of the whole batch, on all ranks.
 
         Returns:
             the scores that the network gave before the step, of the same shape as `scores`.
         """
-        is_full = count == self.config.batch_size
+        is_full = count == self.config.batch_size  # only full batches are compiled
         output = self.forward(self.train_model, patches, is_full)
         # A copy has no score, so it is cut off here and adds nothing to the gradient.
         output = output[: len(scores)]
@@ -539,10 +552,11 @@ class HyperIQASolver:
         """Return the scores (B,) of patches (B, 3, 224, 224).
 
         Args:
-            is_full: False for the shorter last batch of an epoch; the compiler leaves it out.
+            is_full: whether the batch has its full size; a shorter one is not compiled.
         """
         # The compiler makes a graph for each length of a batch, or a slower one for all lengths. So
-        # only full batches are compiled: one graph for training and one for testing.
+        # only full batches are compiled: one graph for training and one for testing. The others run
+        # as if the network were not compiled ('force_eager').
         is_eager = self.config.compile and not is_full
         stance = torch.compiler.set_stance('force_eager') if is_eager else nullcontext()
         with stance, torch.autocast(self.device.type, self.amp_type, enabled=self.config.amp):

@@ -33,9 +33,9 @@ SCALE_STREAM = 2
 class Patches(NamedTuple):
     """The patches of an epoch in order: four arrays with one entry per patch."""
 
-    image: np.ndarray  # position of the image among those of the loader
-    top: np.ndarray  # of the crop, as `left`
-    left: np.ndarray
+    image: np.ndarray  # index of the image in `DataLoader.images`
+    top: np.ndarray  # first row of the crop
+    left: np.ndarray  # first column of the crop
     flip: np.ndarray  # whether the crop is mirrored
 
 
@@ -45,11 +45,11 @@ class Batch(NamedTuple):
     rows: slice  # of the epoch's `Patches`
     size: int  # patches of the whole batch, on all ranks
     patches: torch.Tensor  # (B, 3, 224, 224) float32, normalised
-    scores: torch.Tensor  # (B,) float32; empty if this rank only fills in (see `DataLoader`)
+    scores: torch.Tensor  # (B,) float32; empty on a rank without a patch (see `DataLoader`)
 
 
 def draw_patches(
-    seed: tuple[int, ...] | np.ndarray, sizes: np.ndarray, patch_num: int, istrain: bool
+    seed: tuple[int, ...], sizes: np.ndarray, patch_num: int, istrain: bool
 ) -> Patches:
     """Draw `patch_num` crops per image.
 
@@ -76,8 +76,8 @@ class DataLoader:
     """An iterable of (patches, scores): float32 (B, 3, 224, 224), normalised, and float32 (B,).
 
     Under torchrun each rank gets its part of every batch. A batch may have fewer patches than there
-    are ranks. A rank without a patch then fills in: it gets a copy of another rank's patch, without
-    a score. So every rank runs the step, and its batch norm sees a real photo.
+    are ranks. A rank without a patch then gets a copy of another rank's patch, without a score. So
+    every rank runs the step, and its batch norm sees a real photo.
 
     Before an epoch of training call `set_epoch`, as with torch's `DistributedSampler`. Otherwise
     each pass has the same patches.
@@ -88,7 +88,7 @@ class DataLoader:
         img_indx: positions of the wanted units (see `folders.OpenDatabase`): images, or references
             for LIVE, CSIQ, TID2013, KADID-10k and the demo. With an `OpenDatabase` they are
             positions of images.
-        patch_size: the network takes only 224.
+        patch_size: 224. The original's callers pass it.
         patch_num: random patches per image and epoch.
         batch_size: patches per batch; the last batch may be smaller.
         istrain: shuffle, flip half of the patches, and draw new ones for each epoch. Otherwise the
@@ -123,7 +123,7 @@ class DataLoader:
             raise InputError(patch_size_reason(patch_size))
         if isinstance(path, OpenDatabase):
             database = path
-            self.images = list(img_indx)
+            self.images = list(img_indx)  # positions in `database.samples`
         else:
             database = OpenDatabase(dataset, path).open_frames(patch_size)
             self.images = database.images(img_indx)
@@ -134,6 +134,7 @@ class DataLoader:
         self.patch_num = patch_num
         self.batch_size = batch_size
         self.istrain = istrain
+        # Together they seed the generator of the patches.
         self.seed = (seed, round_index, stream)
         self.device = torch.device(device)
         self.num_workers = num_workers
@@ -169,28 +170,34 @@ class DataLoader:
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches of an epoch in order, their crops gathered ahead."""
-        rows_of_batches = []
         sizes = []
+        # This rank's rows of each batch. They are none if it has no patch of a batch, and then it
+        # runs another rank's patch.
+        rows_of_batches = []
+        rows_to_run = []
         for start in range(0, self.patch_count, self.batch_size):
             stop = min(start + self.batch_size, self.patch_count)
-            rows_of_batches.append(distributed.rank_slice(start, stop))
+            rows = distributed.rank_slice(start, stop)
             sizes.append(stop - start)
+            rows_of_batches.append(rows)
+            rows_to_run.append(at_least_one(rows))
 
         patch_scores = self.patch_scores
         on_gpu = self.device.type == 'cuda'
         threads = max(1, self.num_workers)
-        # The crops of each batch, in order.
-        futures = ahead(self.gather, rows_of_batches, threads, BATCHES_AHEAD)
-        for rows, size, future in zip(rows_of_batches, sizes, futures):
-            # A rank that only fills in has a patch to flip, but no score.
-            flip = torch.from_numpy(self.patches.flip[at_least_one(rows)])
+        # The crops of each batch, in order. At most BATCHES_AHEAD batches are gathered before they
+        # are asked for.
+        crops_of_batches = ahead(self.gather, rows_to_run, threads, BATCHES_AHEAD)
+        for size, rows, run_rows, future in zip(
+            sizes, rows_of_batches, rows_to_run, crops_of_batches
+        ):
+            flip = torch.from_numpy(self.patches.flip[run_rows])
             patches = to_device(future.result(), flip, self.device)
             scores = torch.from_numpy(patch_scores[rows]).to(self.device, non_blocking=on_gpu)
             yield Batch(rows, size, patches, scores)
 
     def gather(self, rows: slice) -> torch.Tensor:
         """Return the (B, 224, 224, 3) uint8 crops of the slice `rows` of `patches`."""
-        rows = at_least_one(rows)
         # Python's integers, since they index the frames faster than NumPy's.
         images = self.patches.image[rows].tolist()
         tops = self.patches.top[rows].tolist()
@@ -212,7 +219,7 @@ class DataLoader:
 def at_least_one(rows: slice) -> slice:
     """Return `rows`, or the one row that an empty slice starts at.
 
-    That row is another rank's patch, for a rank that only fills in (see `DataLoader`).
+    That row is another rank's patch, for a rank without one (see `DataLoader`).
     """
     return slice(rows.start, max(rows.stop, rows.start + 1))
 

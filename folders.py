@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from util.demo_database import DEFAULTS, IMAGES, generate
+from util import demo_database
 from util.errors import InputError, log, nearest, visible
 from util.files import path_from
 from util.frames import (
@@ -36,15 +36,17 @@ from util.tables import normalized_name
 
 THUMBNAIL = 256  # pixels, at most
 # Patterns of an image's path, whose group is the type of its distortion.
-FOLDER = r'([^/\\]+)[/\\][^/\\]+$'  # jp2k/img1.bmp
-BEFORE_LEVEL = r'[._]([^._/\\]+)[._]\d+\.\w+$'  # I01_24_5.png or 1600.AWGN.1.png
+FOLDER = r'([^/\\]+)[/\\][^/\\]+$'  # the last folder: jp2k of jp2k/img1.bmp
+# What stands before the last number: 24 of I01_24_5.png, AWGN of 1600.AWGN.1.png.
+BEFORE_LEVEL = r'[._]([^._/\\]+)[._]\d+\.\w+$'
 
 LIVE_TYPES = {'jp2k': 227, 'jpeg': 233, 'wn': 174, 'gblur': 174, 'fastfading': 174}  # images each
 # CSIQ's types in the order of csiq_label.txt
 CSIQ_ORDER = ('awgn', 'jpeg', 'jpeg2000', 'fnoise', 'blur', 'contrast')
 # Where CSIQ's sheet calls a type otherwise than its image files do.
 CSIQ_TYPES = {'noise': 'AWGN', 'jpeg 2000': 'jpeg2000'}
-FLIVE_SETS = {'true': 'val', '1': 'val', 'false': '', '0': ''}  # of a cell of `is_valid`
+# The set that a cell of FLIVE's `is_valid` stands for, '' for none.
+FLIVE_SETS = {'true': 'val', '1': 'val', 'false': '', '0': ''}
 
 
 def read_live(labels: Labels) -> None:
@@ -60,7 +62,7 @@ def read_live(labels: Labels) -> None:
     for kind, count in LIVE_TYPES.items():
         for number in range(1, count + 1):
             names.append(f'{kind}/img{number}.bmp')
-    if not len(names) == len(scores) == len(pristine) == len(references):
+    if {len(scores), len(pristine), len(references)} != {len(names)}:
         raise InputError(
             f'{labels.file}: {len(scores)} scores for {len(names)} images; use the files of the '
             'second release'
@@ -94,18 +96,19 @@ def read_csiq_sheet(labels: Labels, folder: Path) -> None:
     keys = []
     for where, (scene, kind, level, score) in labels.rows(*columns, sheet='all_by_image'):
         scene = str(scene).strip()  # 1600 is a number in Excel
-        kind = CSIQ_TYPES.get(normalized_name(kind), str(kind).strip())
+        kind = str(kind).strip()
+        kind = CSIQ_TYPES.get(normalized_name(kind), kind)
         level = labels.number(level, where, 'distortion level')
         name = f'{scene}.{kind}.{level:g}.png'
         labels.add(folder, name, score, where, content=scene, deep=True)
-        known = kind.lower() in CSIQ_ORDER
-        type_number = CSIQ_ORDER.index(kind.lower()) if known else len(CSIQ_ORDER)
+        is_known = kind.lower() in CSIQ_ORDER
+        type_number = CSIQ_ORDER.index(kind.lower()) if is_known else len(CSIQ_ORDER)
+        # csiq_label.txt sorts the scenes without their underscores.
         keys.append((type_number, scene.replace('_', ''), level))
     # Published splits count the rows of csiq_label.txt, which are sorted by these keys.
-    in_order = sorted(range(len(keys)), key=lambda k: keys[k])
-    row_of = {k: row for row, k in enumerate(in_order)}
-    for k, sample in enumerate(labels.samples):
-        labels.samples[k] = sample._replace(row=row_of[k])
+    in_order = sorted(range(len(labels.samples)), key=lambda k: keys[k])
+    for row, k in enumerate(in_order):
+        labels.samples[k] = labels.samples[k]._replace(row=row)
 
 
 def read_tid2013(labels: Labels) -> None:
@@ -153,7 +156,7 @@ def read_koniq(labels: Labels) -> None:
         for _, (name, text) in labels.rows('image_name', 'set'):
             sets[name] = known_set(text)
     labels.open(scores_file, sets_file)
-    # The 0..100 scores; in the first file, MOS is in the unit of 1..5.
+    # The scores of 0..100. In the first file they are called MOS_zscore, and MOS is of 1..5.
     column = 'MOS_zscore' if labels.file.name == scores_file else 'MOS'
     folder = labels.folder('1024x768', '512x384')
     for where, (name, score) in labels.rows('image_name', column):
@@ -215,7 +218,7 @@ def read_agiqa3k(labels: Labels) -> None:
 
 def read_demo(labels: Labels) -> None:
     """Read the demo database, which is generated if it is not there yet."""
-    generate(labels.root)
+    demo_database.generate(labels.root)
     labels.open('labels.csv')
     for where, (name, score, content) in labels.rows('image', 'score', 'content'):
         labels.add(labels.root, name, score, where, content=content)
@@ -344,7 +347,7 @@ DATABASES = {
         images=10073,
         score_range=(0, 100),
         official='koniq10k_distributions_sets.csv',
-        # As the original squeezes these photos, which are wider than high.
+        # (height, width) as in the original: it squeezes these photos, which are wider than high.
         resize=(512, 384),
     ),
     'bid': Database(
@@ -404,11 +407,11 @@ DATABASES = {
         read=read_demo,
         source='this project: it is generated on first use',
         layout='labels.csv and its images',
-        images=IMAGES,
+        images=demo_database.IMAGES,
         score_range=(1, 5),
         by_content=True,
         type_pattern=BEFORE_LEVEL,
-        defaults=DEFAULTS,
+        defaults=demo_database.DEFAULTS,
     ),
 }
 ALIASES = {  # without the - and _ that names can have
@@ -439,7 +442,7 @@ def remedy_of(key: str, path: Path | str, settings: Settings) -> str:
     if key == 'csv':
         start = settings.images or f'{Path(path).parent}{os.sep}'
         remedy = f'Each line names an image and its score; a relative name starts at {start}'
-        # A table of --test_on is itself named by that option.
+        # Not of a table of --test_on, whose names have no other start.
         if settings.place == AS_DOCUMENTED.place:
             remedy += f' or at {settings.place}'
         return f'{remedy}.'
@@ -513,8 +516,8 @@ class OpenDatabase:
         by_content: whether a split keeps the images of one content together.
         left_out: with `settings.skip_missing`, the name, row and reason of each listed image that
             is left out.
-        units: for each unit that a split draws, the positions of its samples. If splits are by
-            content, a unit is a content, in the order of their names. Otherwise it is an image.
+        units: what a split keeps together: a list of positions in `samples` for each content,
+            sorted by name, or for each image.
         frames: its images (see `util/frames.py`), once they are open.
 
     Raises:
@@ -609,7 +612,8 @@ class OpenDatabase:
         """Make the images ready, decoding them into the cache if they are not in it.
 
         Args:
-            smallest, cache: as in `util.frames.open_frames`.
+            smallest: the least height and width of an image, after the resize.
+            cache: as in `util.frames.open_frames`.
 
         Returns:
             the database itself.
@@ -621,6 +625,7 @@ class OpenDatabase:
             exif_rotation=self.entry.exif_rotation,
             srgb=self.srgb,
             folder=self.folder,
+            # Another column of images is another cache.
             column=self.settings.columns.get('image', ''),
         )
         self.frames = open_frames(direct, self.path, self.key, cache)
@@ -668,13 +673,13 @@ class OpenDatabase:
         return rows
 
     def plain_content(self, sample: Sample) -> str:
-        """The content of a sample, the same on every machine even if it is the image's path."""
+        """The content of a sample. If it is an image's path, only the part below the folder."""
         return sample.content.removeprefix(f'{folder_of(self.path)}{os.sep}')
 
     def contents(self, positions: Iterable[int]) -> list[str]:
         """The content of each image if splits are by content, else its name.
 
-        Images with the same one are not independent.
+        Intervals resample these, since images of one content are not independent.
         """
         if not self.by_content:
             return self.names(positions)
@@ -718,7 +723,7 @@ class OpenDatabase:
     def warn_if_incomplete(self) -> None:
         """Warn if the labels list more or fewer images than the complete database has."""
         listed = len(self.samples) + len(self.left_out)
-        if self.entry.images not in (None, listed):
+        if self.entry.images is not None and self.entry.images != listed:
             log(
                 f'warning: {self.entry.title} has {self.entry.images} images; {listed} are listed '
                 'in the labels of this copy'
@@ -780,7 +785,7 @@ def dataset_facts(key: str) -> str:
 
 
 class DatabaseFolder:
-    """A database as a map-style dataset, as torch's DataLoader takes it, of (image, score).
+    """A map-style dataset of (image, score), for code that was written for the original's datasets.
 
     Each image comes `patch_num` times in a row.
 
@@ -807,12 +812,14 @@ class DatabaseFolder:
             sample = database.samples[k]
             for _ in range(patch_num):
                 self.samples.append((sample.path, sample.score))
-        self.exif_rotation = database.entry.exif_rotation
+        self.database = database
         self.transform = transform
 
     def __getitem__(self, index: int) -> tuple[Any, float]:
         path, score = self.samples[index]
-        return self.transform(load_image(path, exif_rotation=self.exif_rotation)), score
+        rotation = self.database.entry.exif_rotation
+        image = load_image(path, exif_rotation=rotation, srgb=self.database.srgb)
+        return self.transform(image), score
 
     def __len__(self) -> int:
         return len(self.samples)

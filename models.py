@@ -26,8 +26,8 @@ class ResNetBackbone(ResNet):
 
     Args:
         lda_out_channels: features that each of the first three heads gives.
-        in_chn: features of the four heads together. It is the input size of the target network,
-            and has the original's name.
+        in_chn: size of the vector that the four heads give together, the input of the target
+            network (224). The name is the original's.
     """
 
     def __init__(self, lda_out_channels: int, in_chn: int) -> None:
@@ -37,13 +37,13 @@ class ResNetBackbone(ResNet):
         # After the four layers of ResNet-50 there are 56x56, 28x28, 14x14 and 7x7 features. Pooled
         # in steps of 7, they are 8x8, 4x4, 2x2 and 1x1.
         self.lda1_pool = nn.Sequential(nn.Conv2d(256, 16, 1, bias=False), nn.AvgPool2d(7, stride=7))
-        self.lda1_fc = nn.Linear(16 * 64, lda_out_channels)
+        self.lda1_fc = nn.Linear(16 * 8 * 8, lda_out_channels)
         self.lda2_pool = nn.Sequential(nn.Conv2d(512, 32, 1, bias=False), nn.AvgPool2d(7, stride=7))
-        self.lda2_fc = nn.Linear(32 * 16, lda_out_channels)
+        self.lda2_fc = nn.Linear(32 * 4 * 4, lda_out_channels)
         self.lda3_pool = nn.Sequential(
             nn.Conv2d(1024, 64, 1, bias=False), nn.AvgPool2d(7, stride=7)
         )
-        self.lda3_fc = nn.Linear(64 * 4, lda_out_channels)
+        self.lda3_fc = nn.Linear(64 * 2 * 2, lda_out_channels)
         self.lda4_pool = nn.AvgPool2d(7, stride=7)
         self.lda4_fc = nn.Linear(2048, in_chn - lda_out_channels * 3)
 
@@ -119,7 +119,8 @@ class HyperNet(nn.Module):
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
 
-        # fc1w_conv, fc1b_fc ... fc4w_conv, fc4b_fc: they generate the layers' weights and biases.
+        # These generate the layers' weights and biases. They are made by their names in the weight
+        # files, self.fc1w_conv, self.fc1b_fc ... self.fc4w_conv, self.fc4b_fc.
         for k, (f_in, f_out) in enumerate(pairwise(self.sizes), start=1):
             # Each position of the 7x7 feature gives an equal share of the f_in * f_out weights.
             channels = f_in * f_out // feature_size**2
@@ -213,7 +214,8 @@ class TargetNet(nn.Module):
         # contains the switch.
         device = x.device.type
         is_on = torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False) if is_on else nullcontext():
+        without_autocast = torch.autocast(device, enabled=False) if is_on else nullcontext()
+        with without_autocast:
             x = x.float()
             for layer in self.layers[:-1]:
                 x = torch.sigmoid(layer(x))

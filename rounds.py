@@ -3,7 +3,6 @@
 import math
 import shlex
 import sys
-from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from PIL import Image
 import models
 from data_loader import DataLoader
 from experiment.evaluation import make_evaluation_folder, write_evaluation
-from experiment.record import read_record, record_path
+from experiment.record import read_record, record_of, record_path
 from experiment.report import print_medians, print_on_others, print_round, with_intervals
 from experiment.results import ON_OTHERS, gather_results, write_predictions
 from experiment.round_folder import RoundFolder, surroundings
@@ -38,10 +37,10 @@ from util.metrics import TestedImages, all_metrics, by_type, intervals, mae
 def run(config: Any, job: Job) -> None:
     """Train and test the rounds into the run folder and print their medians."""
     device = join_ranks(config)
-    is_start = starts_from_weights(config)
+    reads_weights = starts_from_weights(config)
     # Reading the weights waits for all ranks, so either all of them do it or none.
-    distributed.refuse_differences(f'a round starts: {is_start}')
-    digest = check_initial_weights(config) if is_start else None
+    distributed.refuse_differences(f'the initial weights are read: {reads_weights}')
+    digest = check_initial_weights(config) if reads_weights else None
     decode_images(config, [job.database, *job.others.values()])
     if rank() == 0:
         write_run_files(config, job, device, digest)
@@ -139,56 +138,53 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
 
     Args:
         round_index: 0-based.
-        epochs_after: how many epochs of later rounds follow.
+        epochs_after: epochs of the rounds after this one, for the estimate of the time left.
 
     Returns:
         the results of all rounds that are finished (see `gather_results`); none on the other ranks.
     """
     split = job.splits[round_index]
-    record = split_record(split, job.database)
+    names = split_record(split, job.database)
     # The folder is locked until it is closed, so that no other process trains this round.
-    with closing(RoundFolder(config, job.meaning, round_index, record)) as folder:
+    with closing(RoundFolder(config, job.meaning, round_index, names)) as folder:
         print(f'Round {round_index + 1}', flush=True)
-        # Both branches check that the ranks agree. Without a shared disk, only some of them would
-        # find the round finished, or they would start at different epochs.
-        if folder.finished:
-            distributed.refuse_differences('the round is finished')
-        else:
-            solver_config = config
-            # A round that has begun takes its weights from last.pth, and does not read the file of
-            # the initial ones.
-            if has_begun(folder.path):
-                solver_config = Namespace(**{**vars(config), 'weights': 'none'})
+        # All ranks must take the same branch. A network disk may show a file to some of them later.
+        distributed.refuse_differences(f'the round is finished: {folder.finished}')
+        if not folder.finished:
             solver = HyperIQASolver(
-                solver_config,
+                config,
                 job.database,
                 split['train'],
                 split['test'],
                 val_idx=split['val'],
                 round_index=round_index,
-                amp_type=amp_type_of_run(config.output),
+                # A round that has begun takes its weights from last.pth, so the file of the
+                # initial ones is not read.
+                weights='none' if has_begun(folder.path) else config.weights,
+                amp_type=amp_type_of_run(record_path(config.output)),
             )
             # The state of the last finished epoch, if there is one.
             folder.restore(solver.load_state_dict)
             digest = checkpoints.digest(solver.model_hyper.state_dict())
             distributed.refuse_differences(f'{len(solver.history)} epochs, weights {digest[:8]}')
-            folder.reserve(solver.state_size)  # on the disk, so that a full one shows now
+            # The room of last.pth is allocated now, so that a full disk shows before the training.
+            folder.reserve(solver.state_size)
             solver.train(folder.save, epochs_after)
-            # There is no best epoch, and so no result, if the first one diverged or the SRCC that
-            # selects it is nan in all.
+            # There is no best epoch, and so no result, if the first epoch diverged, or if no epoch
+            # has an SRCC to choose by.
             if solver.best:
                 finish_round(folder, solver, solver.best, job)
 
     if rank() > 0:
         return {'rounds': {}}
     results = gather_results(config.output)
-    print_round(results['rounds'].get(str(round_index + 1)), record)
+    print_round(results['rounds'].get(str(round_index + 1)), names)
     return results
 
 
-def amp_type_of_run(run: Path | str) -> torch.dtype:
+def amp_type_of_run(config_path: Path) -> torch.dtype:
     """The type in which --amp of a run computes, on whatever device the run is continued."""
-    return getattr(torch, read_record(record_path(run))['amp_type'])
+    return getattr(torch, read_record(config_path)['amp_type'])
 
 
 def finish_round(
@@ -262,7 +258,9 @@ def exit_if_a_round_is_missing(config: Any, results: dict[str, Any], rounds: lis
     missing = []
     for number in rounds:
         result = results['rounds'].get(str(number))
-        if result is None or (math.isnan(result['SRCC']) and not config.train_on_all):
+        # Without a test part there is no SRCC.
+        has_result = result and (config.train_on_all or not math.isnan(result['SRCC']))
+        if not has_result:
             missing.append(str(number))
     if missing:
         numbers = ', '.join(missing[:5])
@@ -298,7 +296,7 @@ def evaluate(config: Any, job: Job) -> None:
     decode_images(config, list(job.others.values()) or [job.database])
     solver = solver_of_test(config, job)
     weights = checkpoints.digest(solver.model_hyper.state_dict())
-    folder = Path()
+    folder = Path()  # the other ranks write nothing
     if rank() == 0:
         folder = make_evaluation_folder(config.output, config.evaluate, weights)
     if job.others:
@@ -314,17 +312,19 @@ def evaluate(config: Any, job: Job) -> None:
 
 def solver_of_test(config: Any, job: Job) -> HyperIQASolver:
     """The solver with the weights of a checkpoint; only its `predict` is used."""
-    # A test has only the split of its checkpoint's round, or none, and then no images of its own.
+    # The job has the one split of the checkpoint's round, or with --test_on none.
     test_images = job.splits[0]['test'] if job.splits else []
+    config_path = record_of(config.evaluate)
     return HyperIQASolver(
         config,
         job.database,
         train_idx=[],
         test_idx=test_images,
         round_index=job.round_index,
-        # Its scores are in the unit of the labels that the network was trained on. Without a range,
-        # the network's output is the score.
+        # That of the network's training, which the database of the job need not be of. Without a
+        # range the network's output is the score.
         score_range=job.meaning.score_range or (0, 1),
+        amp_type=amp_type_of_run(config_path) if config_path else None,
     )
 
 

@@ -40,10 +40,11 @@ from util.tables import columns_in
 
 
 def main(argv: list[str] | None = None) -> None:
-    # Faults end as one line and an exit code. After an interrupt, the hints are printed too.
+    # boundary() turns a fault into one line and an exit code. It yields a list; what is appended to
+    # it is printed after an interrupt.
     with boundary() as hints_after_interrupt:
         read_ranks()  # from torchrun's variables, for rank()
-        # Only the first rank prints. The functions that write files check the rank themselves.
+        # Only the first rank prints. 'backslashreplace', since the name of a file may not be UTF-8.
         if rank() > 0:
             sys.stdout = open(os.devnull, 'w', errors='backslashreplace')  # noqa: SIM115
         # A fault that all ranks have is reported by the first one only.
@@ -111,24 +112,28 @@ def prepare_run(config: Namespace) -> Job:
     """Open the databases, draw the splits and check the run folder.
 
     All faults that show without torch and without decoding an image are found here.
+
+    Returns:
+        the databases, the splits of all rounds, and what an image and a score mean.
     """
     # The content of its config.json; None for a new run.
     record = record_to_continue(config.output)
-    # None: each database in its own way. False: no image is converted.
+    # Whether images are converted to sRGB. None: each database decides.
     srgb = None
     tables_as_documented = False
     if record:
         # A run is continued as it began. The first versions converted no image to sRGB.
         srgb = Meaning.of_record(record['model']).srgb_of_all
-        # Before config.json had a version, the options for tables described only that of --csv, and
-        # not those of --test_on.
+        # Before config.json had a version, --columns and --lower_is_better described only the table
+        # of --csv, and not those of --test_on.
         tables_as_documented = 'version' not in record
 
     database = open_database(config, srgb)
     database.warn_if_incomplete()
     meaning = database.meaning(config.normalize_scores)
     if srgb is False:
-        meaning = meaning._replace(srgb=None)  # as in the record, which check_run compares
+        # The record of such a run has null here, and check_run compares the two.
+        meaning = meaning._replace(srgb=None)
     # Now and not at the end of the first round, so that a fault in these databases shows before
     # the training.
     others = open_others(config, srgb, tables_as_documented)
@@ -148,7 +153,7 @@ def prepare_run(config: Namespace) -> Job:
         try:
             check_input(config.weights, 'a checkpoint')
         except InputError as error:
-            # With the option's name: of a resumed run, the user typed no name of this file.
+            # Name the option: with --resume RUN, the user did not type this file's name.
             raise InputError(f'--weights: {error}')
     return Job(database, others, splits, meaning)
 
@@ -156,7 +161,7 @@ def prepare_run(config: Namespace) -> Job:
 def prepare_test(config: Namespace) -> Job:
     """Return the job of --evaluate: to repeat the test of a round, or a test on other databases."""
     checkpoint = config.evaluate
-    # The same file in a round's folder, with links followed; None if it is no run's.
+    # Its path in the folder of a round, which may be where a link points; None if it is in none.
     path_in_run = checkpoint_in_run(checkpoint)
     if path_in_run is None and not config.test_on:
         raise InputError(
@@ -188,18 +193,18 @@ def prepare_test(config: Namespace) -> Job:
         refuse_other_images(
             split_path,
             split_record(split, database),
-            'test on other labels with --test_on NAME=DIR',
+            remedy='test on other labels with --test_on NAME=DIR',
             has_same_rows=record.get('labels') == database.digest_in_any_order,
             is_finished=True,  # a repeated test does not depend on the order of the rows
         )
         return Job(database, {}, [split], meaning, round_index)
 
     others = open_others(config, meaning.srgb_of_all)
-    path = record_of(checkpoint)
-    training_table = read_record(path)['options']['csv'] if path else None
+    config_path = record_of(checkpoint)
+    training_table = read_record(config_path)['options']['csv'] if config_path else None
     # The list of its training images is not read, so databases are compared by their titles.
     warn_of_training_images(others, meaning, training_table, training_images=[])
-    # The solver needs some open database; which one does not matter.
+    # The solver makes loaders of its own database too. They stay empty here, so any one serves.
     first = next(iter(others.values()))
     return Job(first, others, [], meaning, round_index)
 
@@ -221,17 +226,15 @@ def open_others(
     """
     others = {}
     for name, key, path in config.test_on or []:
-        plain = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
-        if key != 'csv' or (config.csv and tables_as_documented):
-            settings = plain
-        elif config.csv:
-            # The options describe the table of --csv. Of them, this table has the direction of the
-            # scores, and those of the named columns that are in it.
-            columns = columns_in(path, config.columns)
-            settings = plain._replace(columns=columns, lower_is_better=config.lower_is_better)
-        else:
+        settings = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
+        if key == 'csv' and not config.csv:
             # The options describe this table. It is tested as a whole, so nothing splits it.
             settings = Settings.of(config)._replace(split_by=None)
+        elif key == 'csv' and not tables_as_documented:
+            # The options describe the table of --csv. This table shares its direction of the
+            # scores, and those of the named columns that it has.
+            columns = columns_in(path, config.columns)
+            settings = settings._replace(columns=columns, lower_is_better=config.lower_is_better)
         settings = settings._replace(place=f'--test_on {name}=DIR')
         others[name] = OpenDatabase(key, path, resize=None, settings=settings, srgb=srgb)
     return others
@@ -247,10 +250,11 @@ def warn_of_training_images(
 
     Args:
         meaning: of the network's images and scores.
-        training_table: the table that the network is trained on; None if it is none or unknown.
+        training_table: the path of the user's own table that the network is trained on; None for
+            a published database, or if it is not known.
         training_images: as far as they are known.
     """
-    # `sample.file` identifies a file on the disk, and is no path, so links are found too.
+    # `sample.file` is equal for all paths of one file, links among them.
     training_files = {sample.file for sample in training_images}
     for name, database in others.items():
         shared = sum(sample.file in training_files for sample in database.samples)

@@ -59,9 +59,9 @@ class Result(NamedTuple):
     figure: str
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     with boundary():
-        options = parse_options()
+        options = parse_options(argv)
         name = device_name(options.device)
         version = f'torch {torch.__version__}'
         batches = f'batches of {options.batch_size}'
@@ -83,13 +83,13 @@ def main() -> None:
             sys.exit(1)
 
 
-def parse_options() -> Namespace:
+def parse_options(argv: list[str] | None) -> Namespace:
     parser = Parser('Checks that need a GPU, with a table to send.', __doc__)
     parser.add_argument('--device', default='cuda', help='cuda, cuda:1 ... or cpu (default: cuda)')
     parser.add_argument(
         '--no_compile', action='store_true', help='leave out torch.compile, which takes minutes'
     )
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     options.device = pick_device(options.device)
     if is_cuda(options.device):
         options.batch_size = 96

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from experiment.record import checkpoint_in_run, read_record, record_of
 from folders import DATABASES
 from models import HyperNet, hyperiqa
@@ -19,10 +21,15 @@ def trained(checkpoint: Path | str) -> tuple[HyperNet, Meaning]:
         InputError: the file is no checkpoint, or does not hold exactly the weights of a HyperIQA.
     """
     weights = checkpoints.read_trained(checkpoint)
-    model = hyperiqa()
+    # Without initial weights: to draw them takes a second, and all of them are replaced.
+    with torch.device('meta'):
+        model = hyperiqa()
     state = checkpoints.fitting_state(model, weights.state, weights.layout, checkpoint)
-    # Not strict: batch norm's counters may be missing.
-    model.load_state_dict(state, strict=False)
+    # Batch norm's counters, which nothing uses, may be missing.
+    for name in model.state_dict().keys() - state.keys():
+        state[name] = torch.tensor(0)
+    model.to_empty(device='cpu')
+    model.load_state_dict(state)
     return model, meaning_of(checkpoint, weights)
 
 

@@ -139,9 +139,11 @@ def finished_run(tmp_path_factory):
     def make(folder):
         (folder / 'livec').mkdir()
         databases.livec(folder / 'livec', images=8)
-        run = command('train_test_IQA.py', *TINY, '--output', 'run')
-        with open(folder / 'stdout.txt', 'w') as out, open(folder / 'stderr.txt', 'w') as err:
-            subprocess.run(run, cwd=folder, stdout=out, stderr=err, check=True)
+        run = forked_program(train_test_IQA.main, *TINY, '--output', 'run', folder=folder)
+        printed, errors = run.communicate()
+        assert run.returncode == 0, errors
+        (folder / 'stdout.txt').write_text(printed)
+        (folder / 'stderr.txt').write_text(errors)
 
     return made_once(tmp_path_factory, 'finished', make)
 

@@ -15,7 +15,8 @@ from multiprocessing import forkserver
 import pytest
 from helpers import PROJECT
 
-IMPORTS = ['HyerIQASolver', 'train_test_IQA', 'demo', 'scoring.scorer']
+# What the programs import at their start, and rounds and plots, which they import when they train.
+IMPORTS = ['train_test_IQA', 'rounds', 'util.plots', 'demo', 'scoring.scorer']
 TESTS = str(PROJECT / 'tests')
 
 

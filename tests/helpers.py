@@ -19,7 +19,7 @@ PROJECT = Path(__file__).parent.parent
 
 QUICK = (
     *('--weights', 'none', '--device', 'cpu', '--epochs', 2, '--train_test_num', 1),
-    *('--train_patch_num', 1, '--test_patch_num', 2, '--batch_size', 4),
+    *('--train_patch_num', 1, '--test_patch_num', 1, '--batch_size', 4),
 )
 LIVEC = ('--dataset', 'livec', '--data_root', 'livec', *QUICK)
 TINY = (*LIVEC, '--train_test_num', 2)

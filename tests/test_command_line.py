@@ -1,15 +1,16 @@
 """Options: names, defaults, contradictions, and typing errors, which get one line that helps."""
 
 import json
-import subprocess
 import textwrap
 
+import forked
 import pytest
 import torch
-from helpers import PROJECT, QUICK, assert_same_run, command, history, link_run, read_table
+from helpers import PROJECT, QUICK, assert_same_run, history, link_run, read_table
 
 import compare
 import folders
+import train_test_IQA
 from experiment.command_line import parse_options
 from util import demo_database
 from util.distributed import pick_device
@@ -104,13 +105,9 @@ def test_a_killed_run_continues_with_its_name_alone(killed_run, finished_run, tm
     (tmp_path / 'livec').symlink_to(finished_run / 'livec')
     link_run(killed_run, tmp_path / 'renamed')
     link_run(finished_run / 'run' / 'round_02', tmp_path / 'renamed' / 'round_02')
-    done = subprocess.run(
-        command('train_test_IQA.py', '--resume', 'renamed'),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )  # the device is the recorded one
-    assert done.returncode == 0, done.stderr
+    resumed = forked.program(train_test_IQA.main, '--resume', 'renamed', folder=tmp_path)
+    _, errors = resumed.communicate()  # the device is the recorded one
+    assert resumed.returncode == 0, errors
     assert_same_run(tmp_path / 'renamed', finished_run / 'run')
 
 

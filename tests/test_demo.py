@@ -38,7 +38,7 @@ def scores(done):
     return [line.split('\t') for line in done.stdout.splitlines()]
 
 
-def test_files_and_folders_score_the_same_at_every_call(tmp_path, script, in_process, checkpoint):
+def test_files_and_folders_score_the_same_at_every_call(tmp_path, in_process, checkpoint):
     for name, size in (
         ('a.jpg', (600, 500)),
         ('folder/b.PNG', (520, 400)),
@@ -46,8 +46,8 @@ def test_files_and_folders_score_the_same_at_every_call(tmp_path, script, in_pro
     ):
         databases.picture(tmp_path / name, seed=len(name), size=size)
     (tmp_path / 'folder' / 'notes.txt').write_text('no image')
-    first = script(
-        'demo.py',
+    first = in_process(
+        demo.main,
         '--checkpoint',
         checkpoint,
         '--patches',

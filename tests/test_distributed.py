@@ -15,6 +15,9 @@ import pytest
 import torch
 from helpers import PROJECT, TINY, assert_same_run, link_run, read_table, wait_until
 
+import compare
+import demo
+import export
 import train_test_IQA
 from util import distributed, errors, files
 from util.errors import LOST, InputError, rank
@@ -310,30 +313,26 @@ def set_variables(monkeypatch, variables):
             monkeypatch.setenv(name, value)
 
 
-def test_only_a_training_has_ranks(script, tmp_path):
+def test_only_a_training_has_ranks(in_process, monkeypatch):
     """The others never look at the variables, and report what they always do."""
-    variables = {**SINGLE, 'WORLD_SIZE': '2'}
-    for name, options in (
-        ('demo.py', ('--checkpoint', 'absent.pth', 'photo.jpg')),
-        ('export.py', ('absent.pth', 'x.pt2')),
-        ('compare.py', ('absent', 'other')),
+    set_variables(monkeypatch, {**SINGLE, 'WORLD_SIZE': '2'})
+    for main, options in (
+        (demo.main, ('--checkpoint', 'absent.pth', 'photo.jpg')),
+        (export.main, ('absent.pth', 'x.pt2')),
+        (compare.main, ('absent', 'other')),
     ):
-        done = script(name, *options, **variables)
+        done = in_process(main, *options)
         assert done.returncode == 2 and done.stderr.startswith('error: there is no ')
 
 
 @pytest.mark.slow
 def test_a_fault_in_the_command_line_is_told_once(tmp_path):
     """By the first rank; by another one only if the first one has no fault."""
-    done = subprocess.run(
-        torchrun(2, PROJECT / 'train_test_IQA.py', '--batch_sice', 3),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-    assert len(lines) == 1 and '--batch_sice' in lines[0]
+    ranks = forked_ranks(train_test_IQA.main, ['--batch_sice', '3'], folders=[tmp_path] * 2)
+    error = ranks[0].communicate()[1]
+    assert ranks[0].returncode == 2 and error.count('\n') == 1 and '--batch_sice' in error
+    ranks[1].send_signal(signal.SIGTERM)  # as torchrun does
+    assert ranks[1].communicate()[1] == '' and ranks[1].returncode == 143
 
     options = {'folder': tmp_path, **SINGLE, 'WORLD_SIZE': '2'}
     second = forked.program(train_test_IQA.main, '--batch_sice', 3, **options)

@@ -1,6 +1,7 @@
 """How programs end: exit codes and single lines, whatever fails and whichever signal comes."""
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import textwrap
 
 import pytest
 import torch
-from helpers import PROJECT, command
+from helpers import PROJECT
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import InvalidCxxCompiler
 
@@ -243,23 +244,41 @@ def test_nccl_keeps_its_reason(small_program):
     )
 
 
+# Calls a program with each list of options in turn, and prints exit codes and outputs.
+CALLS = """
+import contextlib, importlib, io, json, sys
+main = importlib.import_module(sys.argv[1]).main
+for options in json.loads(sys.argv[2]):
+    printed = io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            main(options)
+        except SystemExit as end:
+            code = end.code or 0
+    print(json.dumps([code, printed.getvalue()]))
+"""
 ANSWERS = {
-    'train_test_IQA.py': (
+    'train_test_IQA': (
         (('--help',), 0, 'usage: '),
         (('--list_datasets',), 0, 'koniq'),
         (('--batch_sice', '3'), 2, '--batch_sice'),
         (('--data_root', 'nowhere'), 2, 'there is no folder nowhere'),
-        (('--dataset', 'demo', '--weights', 'absent.pth'), 2, 'there is no file absent.pth'),
+        (
+            ('--dataset', 'livec', '--data_root', 'livec', '--weights', 'absent.pth'),
+            2,
+            'there is no file absent.pth',
+        ),
         (('--dataset', 'csv', '--csv', 'absent.csv'), 2, 'there is no file absent.csv'),
         (('--evaluate', 'run/round_01/best.pth'), 2, 'is not the best.pth or last.pth of a run'),
         (('--summarize', 'absent'), 2, 'there is no file absent/config.json'),
     ),
-    'demo.py': (
+    'demo': (
         (('--help',), 0, 'usage: '),
         (('--checkpoint', 'absent.pth', 'a.jpg'), 2, 'there is no file absent.pth'),
     ),
-    'compare.py': ((('--help',), 0, 'usage: '), (('a', 'b'), 2, 'there is no folder ')),
-    'export.py': (
+    'compare': ((('--help',), 0, 'usage: '), (('a', 'b'), 2, 'there is no folder ')),
+    'export': (
         (('--help',), 0, 'usage: '),
         (('absent.pth', 'x.pt2'), 2, 'there is no file absent.pth'),
     ),
@@ -272,16 +291,24 @@ def test_a_python_that_leaves_out_docstrings_runs_the_programs(script):
 
 
 @pytest.mark.parametrize('name', ANSWERS)
-def test_help_typos_and_missing_files_answer_without_torch(tmp_path, name):
+def test_help_typos_and_missing_files_answer_without_torch(make_database, tmp_path, name):
     """A module that fails stands in torch's place."""
+    make_database('livec', images=8)
     (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
-    for options, code, text in ANSWERS[name]:
-        environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
-        done = subprocess.run(
-            command(name, *options), cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == code and text in done.stdout + done.stderr, done.stderr
-        assert 'torch was imported' not in done.stderr and 'Traceback' not in done.stderr
+    environment = {**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{PROJECT}'}
+    calls = [options for options, _, _ in ANSWERS[name]]
+    done = subprocess.run(
+        [sys.executable, '-c', CALLS, name, json.dumps(calls)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(calls), done.stderr
+    for (options, code, text), (found, printed) in zip(ANSWERS[name], answers):
+        assert (found, text in printed) == (code, True), (options, printed)
+        assert 'Traceback' not in printed
 
 
 @pytest.mark.parametrize(

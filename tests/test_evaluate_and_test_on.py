@@ -33,6 +33,8 @@ def test_images_of_ones_own_with_normalised_scores_tested_on_another_database(
         '--csv',
         file,
         *QUICK,
+        '--epochs',
+        1,
         '--normalize_scores',
         '--test_on',
         'livec=livec',

@@ -22,7 +22,7 @@ def make_solver(make_database, tmp_path):
             for parameter in (*model.fc5w_fc.parameters(), *model.fc5b_fc.parameters()):
                 parameter.mul_(slope)
         torch.save(model.state_dict(), tmp_path / 'start.pth')
-        options = {'weights': str(tmp_path / 'start.pth'), 'test_patch_num': 2, **options}
+        options = {'weights': str(tmp_path / 'start.pth'), 'test_patch_num': 1, **options}
         return helpers.make_solver(root, range(8), [8, 9], epochs=0, **options)
 
     return make

@@ -6,15 +6,14 @@ import sys
 import pytest
 from helpers import PROJECT
 
-
-def gpu_check(*options):
-    command = [sys.executable, PROJECT / 'benchmarks' / 'gpu_check.py', *options]
-    return subprocess.run(command, capture_output=True, text=True)
+sys.path.insert(0, str(PROJECT / 'benchmarks'))
+import gpu_check
 
 
 @pytest.mark.slow
 def test_gpu_check_runs_on_a_cpu():
-    done = gpu_check('--device', 'cpu', '--no_compile')
+    command = [sys.executable, PROJECT / 'benchmarks' / 'gpu_check.py', '--device', 'cpu']
+    done = subprocess.run([*command, '--no_compile'], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines, _, table = done.stdout.partition('\n\n')
     for line in (
@@ -34,9 +33,9 @@ def test_gpu_check_runs_on_a_cpu():
     assert table.count('\n') >= len(lines.splitlines())
 
 
-def test_gpu_check_has_a_help():
-    done = gpu_check('--help')
-    assert done.returncode == 0 and '--no_compile' in done.stdout and not done.stderr
+def test_gpu_check_has_a_help(in_process):
+    done = in_process(gpu_check.main, '--help')
+    assert not done.returncode and '--no_compile' in done.stdout and not done.stderr
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,7 @@ def test_gpu_check_has_a_help():
         (['--devise', 'cpu'], 'unrecognized arguments: --devise'),
     ],
 )
-def test_a_missing_gpu_and_a_wrong_option_are_one_line(options, reason):
-    done = gpu_check(*options)
+def test_a_missing_gpu_and_a_wrong_option_are_one_line(in_process, options, reason):
+    done = in_process(gpu_check.main, *options)
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith(f'error: {reason}') and done.stderr.count('\n') == 1

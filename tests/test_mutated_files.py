@@ -66,13 +66,13 @@ def outcome(function, *arguments):
 
 
 def test_mutated_run_files(tmp_path, finished_run):
-    """The summary, and all else that reads config.json, split.json and result.json, 150 in all."""
+    """Whatever reads the files of a run, at 30 mutations of each and at odd values of each key."""
     run = tmp_path / 'run'
     shutil.copytree(finished_run / 'run', run, ignore=shutil.ignore_patterns('*.pth', '*.png'))
     database = folders.OpenDatabase('livec', finished_run / 'livec')
     readers = {
         'config.json': lambda path: results.gather_results(run),
-        'round_01/result.json': lambda path: results.gather_results(run),
+        'round_01/result.json': lambda path: results.gathered(run, 2),
         'round_01/split.json': lambda path: splits.read_split(path, database),
         'round_01/history.csv': results.read_columns,
         'round_01/predictions.csv': results.read_columns,

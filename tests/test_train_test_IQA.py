@@ -81,12 +81,14 @@ def test_constant_predictions_have_srcc_nan_and_are_never_the_best(
         {name: torch.zeros_like(value) for name, value in models.hyperiqa().state_dict().items()},
         tmp_path / 'zero.pth',
     )
-    done = program(*ONE_ROUND, '--weights', 'zero.pth', '--lr', 0, '--weight_decay', 0)
-    assert [row[2:5] for row in rows(done.stdout)] == [['nan'] * 3] * 2
+    zero = ('--weights', 'zero.pth', '--lr', 0, '--weight_decay', 0)
+    done = program(*ONE_ROUND, *zero, '--patience', 1)
+    assert [row[2:5] for row in rows(done.stdout)] == [['nan'] * 3]
     assert 'Best test SRCC nan, PLCC nan' in done.stdout and done.stdout.endswith(
         'SRCC nan, median PLCC nan\n'
     )
     assert 'Warning' not in done.stderr
+    assert 'no epoch has a test_srcc: this round stops here' in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -135,16 +137,14 @@ def test_faults_of_a_database_give_one_line_and_exit_code_2(make_database, progr
         assert 'Traceback' not in done.stderr
 
 
-def test_imagenet_weights_without_a_network_say_what_to_do(make_database, script, tmp_path):
+def test_imagenet_weights_without_a_network_say_what_to_do(
+    make_database, program, monkeypatch, tmp_path
+):
     make_database('livec', images=10)
-    done = script(
-        'train_test_IQA.py',
-        *ONE_ROUND,
-        '--weights',
-        'imagenet',
-        TORCH_HOME=str(tmp_path / 'empty'),
-        https_proxy='http://127.0.0.1:9',
-    )  # nothing listens there, with or without a network
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'empty'))
+    # Nothing listens there, with or without a network.
+    monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')
+    done = program(*ONE_ROUND, '--weights', 'imagenet')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert 'resnet50-0676ba61.pth' in last and '--weights FILE' in last and '--weights none' in last
