@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -381,6 +382,7 @@ def default_folders(root: Path | str) -> list[Path]:
     return folders
 
 
+@dataclass
 class DirectFrames:
     """Frames that are decoded and resized at every access.
 
@@ -394,23 +396,13 @@ class DirectFrames:
         column: the column of a table that names the images, if the user chose it.
     """
 
-    def __init__(
-        self,
-        paths: list[str],
-        smallest: int,
-        resize: Sequence[int] | None,
-        exif_rotation: bool,
-        srgb: bool,
-        folder: Path | str,
-        column: str,
-    ) -> None:
-        self.paths = paths
-        self.smallest = smallest
-        self.resize = resize
-        self.exif_rotation = exif_rotation
-        self.srgb = srgb
-        self.folder = folder
-        self.column = column
+    paths: list[str]
+    smallest: int
+    resize: Sequence[int] | None
+    exif_rotation: bool
+    srgb: bool
+    folder: Path | str
+    column: str
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -444,13 +436,13 @@ def changed(path: str) -> InputError:
     )
 
 
+@dataclass
 class CachedFrames:
     """Frames in one array of `pixels` (uint8), each from its place in `starts` (N + 1,)."""
 
-    def __init__(self, pixels: np.ndarray, sizes: np.ndarray, starts: np.ndarray) -> None:
-        self.pixels = pixels
-        self.sizes = sizes
-        self.starts = starts
+    pixels: np.ndarray
+    sizes: np.ndarray
+    starts: np.ndarray
 
     def __getitem__(self, k: int) -> np.ndarray:
         height, width = self.sizes[k]
