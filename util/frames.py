@@ -94,16 +94,9 @@ def load_image(path: Path | str, exif_rotation: bool = False, srgb: bool = False
     Raises:
         InputError: it cannot be read, or holds numbers of an unknown range.
     """
-    image, _ = decode_image(path, exif_rotation, srgb)
-    return image
-
-
-def decode_image(
-    path: Path | str, exif_rotation: bool = False, srgb: bool = False
-) -> tuple[Image.Image, list[str]]:
-    """The picture of `load_image`, and its oddities as in `Picture`."""
     with opened(path) as image:
-        return as_rgb(image, exif_rotation, srgb)
+        rgb, _ = as_rgb(image, exif_rotation, srgb)
+    return rgb
 
 
 @contextmanager
@@ -160,11 +153,12 @@ def has_mosaic(image: TiffImageFile, starts: int | Sequence[int]) -> bool:
 def read_picture(path: str, exif_rotation: bool) -> Picture:
     """The facts about an image file, whether it can be read or not."""
     try:
-        image, oddities = decode_image(path, exif_rotation)
+        with opened(path) as image:
+            rgb, oddities = as_rgb(image, exif_rotation, srgb=False)
     except InputError as error:
         return Picture(size=None, digest=None, fault=str(error).removeprefix(path).strip())
-    size = (image.height, image.width)
-    digest = hashlib.sha256(repr(size).encode() + image.tobytes()).digest()
+    size = (rgb.height, rgb.width)
+    digest = hashlib.sha256(repr(size).encode() + rgb.tobytes()).digest()
     return Picture(size, digest, oddities=oddities)
 
 
