@@ -191,7 +191,7 @@ def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.I
     if transform:
         oddities.append(PRINTED if is_printed else WIDE)
         if srgb:
-            rgb = transformed(stored, transform)
+            rgb = transform.apply(stored)
 
     # After the conversion: the white is sRGB's.
     if alpha:
@@ -201,13 +201,6 @@ def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.I
     if turn is not None:
         rgb = rgb.transpose(turn)
     return rgb, oddities
-
-
-def transformed(image: Image.Image, transform: Any) -> Image.Image:
-    """A new picture: `image` in other colours."""
-    converted = ImageCms.applyTransform(image, transform)
-    assert converted is not None  # it is None only where the image itself is changed
-    return converted
 
 
 def alpha_of(image: Image.Image) -> tuple[Image.Image | None, list[str]]:
@@ -279,7 +272,7 @@ def srgb_transform(profile: bytes, mode: str) -> Any:
             'RGB',
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
         )
-        converted = transformed(colours.convert(mode), to_srgb)
+        converted = to_srgb.apply(colours.convert(mode))
     except (ImageCms.PyCMSError, OSError):  # a damaged profile counts as none
         return None
     # As int16, since the difference of two uint8 wraps around.
