@@ -442,10 +442,10 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
     Raises:
         UnreadableCache: they exist and cannot be read.
         OSError: the folder cannot be written.
-        InputError: an image cannot be read or is too small.
+        InputError: an image cannot be read, is too small, or changed while they were built.
     """
     place = path_from(os.path.realpath(folder), os.path.realpath(root))
-    stamps = stamps_of(direct.paths, direct.folder)
+    stamps = stamps_of(direct)
     path = folder / cache_name(name, place, direct, stamps)
     try:
         frames = read_cache(path, len(stamps))
@@ -463,7 +463,10 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
             remove_abandoned(folder)
             remove_abandoned(folder, path.name, owned=is_held)
             build(path, sizes, direct)
-            remove_if_changed(path, direct.paths, stamps, stamps_of(direct.paths, direct.folder))
+            for image, before, now in zip(direct.paths, stamps, stamps_of(direct)):
+                if before != now:
+                    path.unlink()
+                    raise changed(image)
     frames = read_cache(path, len(stamps))
     if frames is None:
         raise OSError(errno.EIO, 'it does not read as it was written')
@@ -490,14 +493,15 @@ def cache_name(name: str, place: str, direct: DirectFrames, stamps: Sequence[Any
     return f'{name}-{of_place[:8]}-{of_files[:16]}.frames'
 
 
-def stamps_of(paths: Sequence[str], folder: Path | str) -> list[tuple[Any, ...]]:
+def stamps_of(direct: DirectFrames) -> list[tuple[Any, ...]]:
     """A value for each image file that changes when the file does.
 
-    It has the path below `folder`, the size and the modification time, and for some of the images
-    the first and last kilobyte too: two databases that a container shows under one path, one after
-    the other, can have equal names, sizes and times.
+    It has the path below `direct.folder`, the size and the modification time, and for some of the
+    images the first and last kilobyte too: two databases that a container shows under one path, one
+    after the other, can have equal names, sizes and times.
     """
-    start = os.path.join(folder, '')
+    paths = direct.paths
+    start = os.path.join(direct.folder, '')
     stamps: list[tuple[Any, ...]] = []
     for path in paths:
         status = os.stat(path)
@@ -510,20 +514,6 @@ def stamps_of(paths: Sequence[str], folder: Path | str) -> list[tuple[Any, ...]]
             tail = file.read(1024)
         stamps[k] += (head, tail)
     return stamps
-
-
-def remove_if_changed(
-    path: Path, images: Sequence[str], before: Sequence[Any], after: Sequence[Any]
-) -> None:
-    """Remove the new cache `path` if an image's stamp changed while it was built.
-
-    Raises:
-        InputError: the stamp of one of the images changed.
-    """
-    for image, old, new in zip(images, before, after):
-        if old != new:
-            path.unlink()
-            raise changed(image)
 
 
 def read_cache(path: Path, count: int) -> CachedFrames | None:
