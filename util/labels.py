@@ -4,6 +4,7 @@ Every message about a fault names the file and the row.
 """
 
 import functools
+import math
 import os
 import re
 import statistics
@@ -143,28 +144,29 @@ class Labels:
 
     def nearest(
         self,
-        folders: Sequence[Path | str],
+        folder: Path | str,
         name: str,
+        depth: float,
         is_kind: Callable[[str], bool] = os.path.isfile,
     ) -> list[str]:
-        """The paths that `name` can mean in any of `folders`."""
-        found = []
-        for folder in folders:
-            found += self.files_in(folder, is_kind).paths(name)
-        return found
+        """The paths that `name` can mean in `folder`, else in the folders inside, level by level.
 
-    def nearest_below(self, folder: Path | str, name: str) -> list[str]:
-        """As `nearest`, else in the folders inside `folder`, level by level."""
+        Args:
+            depth: the number of levels below `folder` that are looked at.
+        """
         # The nearest level wins: copies of the images further down do not count.
-        level = [Path(folder)]
+        level = [folder]
         while level:
-            found = self.nearest(level, name)
-            if found:
+            found = []
+            for place in level:
+                found += self.files_in(place, is_kind).paths(name)
+            if found or depth == 0:
                 return found
             inner = []
             for place in level:
                 inner += self.folders_in(place)
             level = inner
+            depth -= 1
         return []
 
     def first(
@@ -173,14 +175,13 @@ class Labels:
         """The path of the first of `names` that exists in one of `bases` or one folder down."""
         if not os.path.isdir(self.root):
             raise InputError(f'{self.title}: there is no folder {self.root}. {self.remedy}')
-        # The nearest one wins: each base, then the folders inside each.
-        levels = [[base] for base in bases]
-        levels += [self.folders_in(base) for base in bases]
         for name in names:
-            for level in levels:
-                found = self.nearest(level, name, is_kind)
-                if found:
-                    return Path(unambiguous(name, found))
+            # The nearest one wins: each base, then the folders inside each.
+            for depth in (0, 1):
+                for base in bases:
+                    found = self.nearest(base, name, depth, is_kind)
+                    if found:
+                        return Path(unambiguous(name, found))
         return None
 
     def open(self, *names: str, needed: bool = True) -> bool:
@@ -327,10 +328,7 @@ class Labels:
 
     def find_image(self, folder: Path | str, name: str, deep: bool) -> str:
         """The path of the image `name`, which may be missing; see `add`."""
-        if deep:
-            found = self.nearest_below(folder, name)
-        else:
-            found = self.nearest([folder], name)
+        found = self.nearest(folder, name, depth=math.inf if deep else 0)
         # A table from another machine has that machine's paths.
         if not found and self.settings.images:
             found = self.files_in(folder).paths(name, by_end=True)
@@ -383,10 +381,11 @@ class Labels:
             self.samples[k] = self.samples[k]._replace(score=statistics.fmean(votes), facts=facts)
 
 
-def folders_in(folder: Path) -> list[Path]:
+def folders_in(folder: Path | str) -> list[Path]:
     """The folders in `folder`, sorted; none if it cannot be listed, as lost+found."""
     with suppress(OSError):
-        return sorted(path for path in folder.iterdir() if is_entered(path.name) and path.is_dir())
+        inner = Path(folder).iterdir()
+        return sorted(path for path in inner if is_entered(path.name) and path.is_dir())
     return []
 
 
