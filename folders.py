@@ -85,7 +85,7 @@ def read_csiq(labels: Labels) -> None:
     if labels.file.suffix != '.txt':
         read_csiq_sheet(labels, folder)
         return
-    for where, (name, score) in labels.rows(0, 1, header=False):
+    for where, (name, score) in labels.rows('1', '2', header=False):
         scene = name.split('.')[0]  # of 1600.AWGN.1.png it is 1600
         labels.add(folder, name, score, where, content=scene, deep=True)
 
@@ -115,7 +115,7 @@ def read_tid2013(labels: Labels) -> None:
     """Read TID2013; I01_24_5.bmp is a distorted image of the scene I01."""
     labels.open('mos_with_names.txt')
     folder = labels.folder('distorted_images')
-    for where, (score, name) in labels.rows(0, 1, header=False):
+    for where, (score, name) in labels.rows('1', '2', header=False):
         labels.add(folder, name, score, where, content=name[:3].upper(), deep=True)
 
 
@@ -167,7 +167,7 @@ def read_bid(labels: Labels) -> None:
     """Read BID, whose sheet numbers its images."""
     labels.open('DatabaseGrades.xlsx', 'DatabaseGrades.xls')
     folder = labels.folder('ImageDatabase', default=labels.file.parent)
-    for where, (image, grade) in labels.rows(0, 1):
+    for where, (image, grade) in labels.rows('1', '2'):
         # A sheet has numbers as 12.0 or as text.
         number = labels.number(image, where, 'image number')
         labels.add(folder, f'DatabaseImage{number:04g}.JPG', grade, where)

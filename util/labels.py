@@ -19,7 +19,7 @@ import scipy.io
 from util.errors import InputError, log
 from util.files import identity_of, is_entered, reading
 from util.names import FilesIn, unambiguous
-from util.tables import BLANK, Row, normalized_name, read_rows
+from util.tables import BLANK, Row, columns_called, normalized_name, read_rows
 
 SETS = {  # the part that each word of a label file or of a list's name means
     'train': 'train',
@@ -213,44 +213,35 @@ class Labels:
         return folder
 
     def rows(
-        self, *columns: str | int, sheet: str = '', header: bool = True
+        self, *columns: str, sheet: str = '', header: bool = True
     ) -> Iterator[tuple[str, list[Any]]]:
         """Yields (row name, cells of `columns`) of every row of the open table below its header.
 
         Args:
-            columns: names in the header, or 0-based positions.
+            columns: names in the header, or numbers from '1'.
             sheet: of an Excel file; the first one by default.
-            header: False for a table without one, whose lines must have as many cells as there
-                are `columns`.
+            header: False for a table without one, of which the first columns are taken.
         """
         rows = read_rows(self.file, sheet)
-        names: list[str] = []
+        positions = list(range(len(columns)))
         if header:
-            top, names = self.find_header(rows, columns)
+            top, positions = self.find_header(rows, columns)
             rows = rows[top + 1 :]
-        positions = []
-        for column in columns:
-            if isinstance(column, str):
-                positions.append(names.index(normalized_name(column)))
-            else:
-                positions.append(column)
         for row in rows:
             # A row of a sheet may end before its last columns.
             yield row.where, [row.cells[k] if k < len(row.cells) else '' for k in positions]
 
-    def find_header(self, rows: list[Row], columns: Sequence[str | int]) -> tuple[int, list[str]]:
-        """The index and the normalized names of the first row that has all named `columns`."""
-        wanted = [column for column in columns if isinstance(column, str)]
-        headers = [normalized_names(row.cells) for row in rows[:HEADER_ROWS]]
-        if not headers:
-            headers = [[]]  # an empty table has no column
-        for k, names in enumerate(headers):
-            if all(normalized_name(name) in names for name in wanted):
-                return k, names
-        missing = [name for name in wanted if normalized_name(name) not in headers[0]]
+    def find_header(self, rows: list[Row], columns: Sequence[str]) -> tuple[int, list[int]]:
+        """The index of the first row that has all `columns`, and their positions in it."""
+        for top, row in enumerate(rows[:HEADER_ROWS]):
+            found = [columns_called(column, row.cells) for column in columns]
+            if all(found):
+                return top, [positions[0] for positions in found]
+        header = rows[0].cells if rows else []
+        missing = [column for column in columns if not columns_called(column, header)]
+        shown = ','.join(str(cell) for cell in header)
         raise InputError(
-            f'{self.file}: there is no column {", ".join(missing)}; the header is '
-            f'{",".join(headers[0])[:200]!r}'
+            f'{self.file}: there is no column {", ".join(missing)}; the header is {shown[:200]!r}'
         )
 
     def mat(self, *keys: str) -> list[list[Any]]:
@@ -387,10 +378,6 @@ def folders_in(folder: Path | str) -> list[Path]:
         inner = Path(folder).iterdir()
         return sorted(path for path in inner if is_entered(path.name) and path.is_dir())
     return []
-
-
-def normalized_names(cells: Sequence[Any]) -> list[str]:
-    return [normalized_name(cell) for cell in cells]
 
 
 def known_set(text: Any) -> str:

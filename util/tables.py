@@ -364,24 +364,30 @@ def guessed_columns(cells: list[Any]) -> dict[str, str]:
 
 
 def columns_of(role: str, header: list[str], chosen: str | None) -> list[int]:
-    """The indices of the columns that can have a role, by the user's choice or by known names.
-
-    A choice in the exact spelling goes before a column's number, and that before other letter case.
-    """
-    names = [normalized_name(name) for name in header]
-    if chosen is None:
-        found = [k for k, name in enumerate(names) if name in ROLES[role]]
-        if role == 'image' and not found:
-            found = [k for k, name in enumerate(names) if name == IMAGE_ID]
-        return found
+    """The indices of the columns that can have a role, by the user's choice or by known names."""
     if chosen == '':
         return []
-    exact = [k for k, name in enumerate(header) if name == chosen]
+    if chosen:
+        return columns_called(chosen, header)
+    names = [normalized_name(name) for name in header]
+    found = [k for k, name in enumerate(names) if name in ROLES[role]]
+    if role == 'image' and not found:
+        found = columns_called(IMAGE_ID, header)
+    return found
+
+
+def columns_called(name: str, header: list[Any]) -> list[int]:
+    """The indices of the columns of a name or number.
+
+    The exact spelling goes before a column's number, and that before other letter case.
+    """
+    exact = [k for k, cell in enumerate(header) if cell == name]
     if exact:
         return exact
-    if chosen.isdigit() and 1 <= int(chosen) <= len(header):
-        return [int(chosen) - 1]
-    return [k for k, name in enumerate(names) if name == normalized_name(chosen)]
+    if name.isdigit() and 1 <= int(name) <= len(header):
+        return [int(name) - 1]
+    wanted = normalized_name(name)
+    return [k for k, cell in enumerate(header) if normalized_name(cell) == wanted]
 
 
 def several_columns(role: str, header: list[str], found: list[int]) -> str:
