@@ -56,9 +56,8 @@ def read_csv(labels: Labels) -> None:
 
     lower_is_better = labels.settings.lower_is_better
     if lower_is_better is None:
-        labels.higher_is_better = direction_of(table)
-    else:
-        labels.higher_is_better = not lower_is_better
+        lower_is_better = score_name(table) == 'dmos'
+    labels.higher_is_better = not lower_is_better
     describe_table(labels, table)
 
     # The warnings compare rows with samples, so further votes for an image are left out.
@@ -120,11 +119,6 @@ def cells_by_role(labels: Labels, table: Table, row: Row) -> dict[str, str]:
 def score_name(table: Table) -> str:
     """The normalized name of the score column; '' if the table has no header."""
     return normalized_name(table.header[table.columns['score']]) if table.named else ''
-
-
-def direction_of(table: Table) -> bool:
-    """Whether higher scores are better, by the name of their column."""
-    return score_name(table) != 'dmos'
 
 
 def describe_table(labels: Labels, table: Table) -> None:
