@@ -36,7 +36,7 @@ from util.errors import NO_RESULT, InputError, boundary, log, rank, read_ranks, 
 from util.files import check_input
 from util.labels import Sample, Settings
 from util.meaning import Meaning
-from util.tables import columns_in
+from util.tables import choices_in, read_rows
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -233,7 +233,7 @@ def open_others(
         elif key == 'csv' and not tables_as_documented:
             # The options describe the table of --csv. This table shares its direction of the
             # scores, and those of the named columns that it has.
-            columns = columns_in(path, config.columns)
+            columns = choices_in(read_rows(path), config.columns)
             settings = settings._replace(columns=columns, lower_is_better=config.lower_is_better)
         settings = settings._replace(place=f'--test_on {name}=DIR')
         others[name] = OpenDatabase(key, path, resize=None, settings=settings, srgb=srgb)

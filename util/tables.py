@@ -309,15 +309,13 @@ def find_columns(
     return Table(header, has_header, columns, body)
 
 
-def columns_in(path: Path | str, chosen: Mapping[str, str]) -> dict[str, str]:
-    """Those of the `chosen` columns, names by role, that the header of the table `path` has."""
-    return choices_in(read_rows(path), chosen)
-
-
 def choices_in(
     rows: list[Row], chosen: Mapping[str, str], kept: Sequence[str] = ()
 ) -> dict[str, str]:
-    """As `columns_in`, of a table's rows; the choices for the roles `kept` stay in any case."""
+    """Those of the `chosen` columns, names by role, that the header of a table has.
+
+    The choices for the roles `kept` stay in any case.
+    """
     header = {normalized_name(cell) for cell in rows[0].cells} if rows else set()
     choices = {}
     for role, name in chosen.items():
