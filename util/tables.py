@@ -171,16 +171,13 @@ def rows_of_json(text: str) -> list[Row]:
 
 def rows_of_text(text: str, path: Path | str) -> list[Row]:
     lines = lines_of(text)
-    first = next((line for line in lines if line.strip()), '')
-    delimiter = delimiter_of(first)
+    delimiter = delimiter_of(next((line for line in lines if line.strip()), ''))
     if delimiter:
         return rows_of_csv(text, delimiter, path)
     rows = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             rows.append(Row(f'line {number}', words_of(line)))
-    if has_blanks_between_names(first):
-        rows[0] = rows[0]._replace(cells=first.split())
     return rows
 
 
@@ -193,13 +190,6 @@ def cells_of(line: str) -> list[str]:
     """The cells of a single line of a text."""
     delimiter = delimiter_of(line)
     return next(csv.reader([line], delimiter=delimiter)) if delimiter else words_of(line)
-
-
-def has_blanks_between_names(line: str) -> bool:
-    """Whether a line without a delimiter is a header, as in 'image score'."""
-    words = [normalized_name(word) for word in line.split()]
-    # 'image name' is one name, and a photo may be called 'scene 1.png'.
-    return normalized_name(line) not in KNOWN and sum(word in KNOWN for word in words) > 1
 
 
 def delimiter_of(first: str) -> str:
@@ -236,6 +226,10 @@ def words_of(line: str) -> list[str]:
     words = re.split(r'[ \t]+', line)
     names = [word for word in words if not is_number(word)]
     if len(names) <= 1:
+        return words
+    # A header such as 'image score'. But 'image name' is one name, and so is 'scene 1.png'.
+    known = [word for word in words if normalized_name(word) in KNOWN]
+    if len(known) > 1 and normalized_name(line) not in KNOWN:
         return words
     # Several words that are no numbers are one name with spaces, before the score if there is one.
     if is_number(words[-1]):
