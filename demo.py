@@ -199,7 +199,7 @@ def names_in_table(source: str, rows: list[Row]) -> list[str]:
             f'{",".join(header)[:200]!r}'
         )
     table = find_columns(source, rows, {}, ('image',))
-    return [str(row.cells[table.columns['image']]) for row in table.rows]
+    return table.cells('image')
 
 
 def list_images(arguments: list[str]) -> tuple[list[Path], bool]:

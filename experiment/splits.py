@@ -22,10 +22,7 @@ from util.labels import SETS, set_of, word_of_set
 from util.meaning import Meaning
 from util.names import KnownNames, names_on_lines
 from util.tables import (
-    BLANK,
     ROLES,
-    Row,
-    Table,
     choices_in,
     find_columns,
     names_in,
@@ -550,7 +547,7 @@ def read_names(file: str, chosen: dict[str, str], names: ImageNames) -> list[str
     # Those of another table, that of the labels, are left out.
     choices = choices_in(rows, chosen, kept=('set',))
     table = find_columns(file, rows, choices, needed=('image',))
-    return [name_of_row(table, row) for row in table.rows]
+    return table.cells('image')
 
 
 def read_sets(file: str, chosen: dict[str, str], round_number: int) -> Listed:
@@ -562,14 +559,9 @@ def read_sets(file: str, chosen: dict[str, str], round_number: int) -> Listed:
     choices = choices_in(rows, chosen, kept=('set',))
     table = find_columns(file, rows, choices, needed=('image', 'set'))
     listed = []
-    for row in table.rows:
-        part = set_of(row.cells[table.columns['set']], file, row.where)
-        listed.append((name_of_row(table, row), part))
+    for row, name, text in zip(table.rows, table.cells('image'), table.cells('set')):
+        listed.append((name, set_of(text, file, row.where)))
     return listed
-
-
-def name_of_row(table: Table, row: Row) -> str:
-    return str(row.cells[table.columns['image']]).strip(BLANK)
 
 
 def column_of_round(file: str, header: list[str], round_number: int) -> dict[str, str]:

@@ -76,8 +76,7 @@ def refuse_thousands(labels: Labels, table: Table) -> None:
     """
     with_comma: list[tuple[str, str]] = []
     without: list[tuple[str, str]] = []
-    for row in table.rows:
-        cell = str(row.cells[table.columns['score']]).strip()
+    for row, cell in zip(table.rows, table.cells('score')):
         group = with_comma if ',' in cell else without
         group.append((row.where, cell))
     if not with_comma or not all(THOUSANDS.fullmatch(cell) for _, cell in with_comma):

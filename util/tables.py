@@ -99,6 +99,11 @@ class Table(NamedTuple):
     columns: dict[str, int]
     rows: list[Row]
 
+    def cells(self, role: str) -> list[str]:
+        """The cells in the column of a role, without blanks around them."""
+        column = self.columns[role]
+        return [str(row.cells[column]).strip(BLANK) for row in self.rows]
+
 
 def normalized_name(name: Any) -> str:
     """A name in lower case and one Unicode form, without blanks around it, as on any system."""
