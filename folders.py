@@ -746,16 +746,11 @@ def split_units(samples: list[Sample], by_content: bool) -> list[list[int]]:
 
 def dataset_table() -> str:
     """All databases as a table, one line each."""
-    rows = [('--dataset', 'database', 'images', 'scores', 'split')]
+    form = '{:11}{:19}{:8}{:34}{}'
+    lines = [form.format('--dataset', 'database', 'images', 'scores', 'split')]
     for key, entry in DATABASES.items():
-        rows.append((key, entry.title, str(entry.images or 'any'), entry.scale, entry.split))
-    widths = []
-    for column in zip(*rows):
-        widths.append(max(len(cell) for cell in column))
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
-        lines.append('  '.join(cells).rstrip())
+        images = str(entry.images or 'any')
+        lines.append(form.format(key, entry.title, images, entry.scale, entry.split))
     return '\n'.join(lines)
 
 
