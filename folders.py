@@ -74,7 +74,7 @@ def read_live(labels: Labels) -> None:
         if labels.number(pristine[k], where, 'mark of a pristine image'):
             labels.known.append(os.path.join(folder, name))
         else:
-            labels.add(folder, name, scores[k], where, content=references[k])
+            labels.add(folder, name, scores[k], where, content=str(references[k]))
 
 
 def read_csiq(labels: Labels) -> None:

@@ -248,11 +248,11 @@ class Labels:
         """The arrays `keys` of the open .mat file, each flattened and freed of nested cells."""
         arrays = []
         with reading(self.file, 'a MATLAB file') as file:
-            content = scipy.io.loadmat(file)
+            content = scipy.io.loadmat(file, squeeze_me=True)
             for key in keys:
                 if key not in content:
                     raise ValueError(f'it has no variable {key!r}')
-                arrays.append([unwrapped(cell) for cell in content[key].ravel()])
+                arrays.append(np.ravel(content[key]).tolist())
         return arrays
 
     def number(self, text: Any, where: str, role: str = 'score') -> float:
@@ -420,10 +420,3 @@ def scale_of(label_range: Sequence[float] | None, higher_is_better: bool) -> str
         low, high = label_range
         unit = f'{low:g} to {high:g}'
     return f'{unit}, {"higher" if higher_is_better else "lower"} is better'
-
-
-def unwrapped(cell: Any) -> Any:
-    """The number or string inside the nested one-element arrays that MATLAB cells become."""
-    while isinstance(cell, np.ndarray) and cell.size:
-        cell = cell.ravel()[0]
-    return cell.item() if isinstance(cell, np.generic) else cell
