@@ -74,7 +74,7 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
             print_list(oddity.capitalize(), odd, text, most=len(odd))
     groups = equal_pictures(pictures)
     print_list('Duplicates', [describe_group(group, samples) for group in groups])
-    print_copies(groups, paths, splits)
+    print_copies(pictures, paths, splits)
 
     if unreadable or small:
         faults = f'{len(unreadable)} unreadable, {len(small)} too small'
@@ -130,13 +130,13 @@ def describe_group(group: list[int], samples: list[Sample]) -> str:
 
 
 def print_copies(
-    groups: list[list[int]], paths: list[str], splits: list[dict[str, list[int]]]
+    pictures: list[Picture], paths: list[str], splits: list[dict[str, list[int]]]
 ) -> None:
     """Warn of test images in each round that have an identical image in train or val."""
     title = 'Test images also in training'
     has_copies = False
     for number, split in enumerate(splits, start=1):
-        copies = copies_in_training(groups, paths, split)
+        copies = copies_in_training(pictures, paths, split)
         if copies:
             print_list(f'{title}, round {number}', copies, 'warning: {}')
             has_copies = True
@@ -146,22 +146,21 @@ def print_copies(
 
 
 def copies_in_training(
-    groups: list[list[int]], paths: list[str], split: dict[str, list[int]]
+    pictures: list[Picture], paths: list[str], split: dict[str, list[int]]
 ) -> list[str]:
     """Two lines for each test image with an identical one in train or val: the names of both."""
     # An image that chooses the best epoch is as bad in the test as one that is trained on.
-    part_of = {k: part for part in ('val', 'train') for k in split.get(part, [])}
-    copy_of: dict[int, int] = {}
-    for group in groups:
-        copies = [k for k in group if k in part_of]
-        if copies:
-            copy_of.update(dict.fromkeys(group, copies[0]))
+    copies = {}
+    for part in ('val', 'train'):
+        for k in split.get(part, []):
+            copies[pictures[k].digest] = f'{part:<5}  {paths[k]}'
 
     lines = []
     for k in split['test']:
-        if k in copy_of:
-            copy = copy_of[k]
-            lines.append(f'test   {paths[k]}\n{part_of[copy]:<5}  {paths[copy]}')
+        digest = pictures[k].digest
+        # An unreadable image has none.
+        if digest and digest in copies:
+            lines.append(f'test   {paths[k]}\n{copies[digest]}')
     return lines
 
 
