@@ -351,11 +351,19 @@ def read_split(
     files = files_of([with_round(text, round_number) for text in texts], round_number)
     chosen = {role: with_round(name, round_number) for role, name in (columns or {}).items()}
     names = image_names(database)
-    listed = []
+    split: Split = {part: [] for part in PARTS}
+    part_of: dict[int, str] = {}
     for part, file in files.items():
-        for name, own_part in listed_in(file, part, chosen, round_number, names):
-            listed.append((name, own_part, file))
-    split = positions_of(listed, names, database, is_first=round_number == 1)
+        listed = listed_in(file, part, chosen, round_number, names)
+        # The later rounds usually leave out the same images, so only the first one tells.
+        found = find_images(file, listed, names, database, tells=round_number == 1)
+        for name, own_part, position in found:
+            if position not in part_of:
+                part_of[position] = own_part
+                split[own_part].append(position)
+            # A table of votes lists an image once for each vote.
+            elif not database.settings.average_votes or part_of[position] != own_part:
+                raise InputError(f'{file} names {name} twice; an image belongs to one part')
     # A list of test images is enough: all images in no part are for training.
     if 'test' in files and 'train' not in files:
         held_out = {*split['val'], *split['test']}
@@ -578,43 +586,33 @@ def too_few_rounds(file: str, rounds: int) -> InputError:
     return InputError(f'{file} is for {rounds} rounds; --train_test_num {rounds} runs those')
 
 
-def positions_of(
-    listed: list[tuple[Any, str, str]], names: ImageNames, database: OpenDatabase, is_first: bool
-) -> Split:
-    """Look up listed images in the database.
+def find_images(
+    file: str, listed: Listed, names: ImageNames, database: OpenDatabase, tells: bool
+) -> list[tuple[Any, str, int]]:
+    """The listed images of a file, each with its position in the database.
 
     Args:
-        listed: (name or row number, part, file that lists it) of each image.
         names: of the database.
-        is_first: whether to log how many of them are known and left out; once, in the first round.
+        tells: whether to log how many of them are known and left out.
     """
     # Faults are collected, so that a message can tell whether a list has one odd name or fits
     # another database.
-    split: Split = {part: [] for part in PARTS}
-    part_of: dict[int, str] = {}
-    left_out: dict[str, int] = {}
-    unknown: dict[str, list[str]] = {}
-    for name, part, file in listed:
+    found = []
+    unknown = []
+    left_out = 0
+    for name, part in listed:
         position = names.position(name)
         if position is None:
-            unknown.setdefault(file, []).append(str(name))
+            unknown.append(str(name))
         elif position == LEFT_OUT:
-            left_out[file] = left_out.get(file, 0) + 1
-        elif position not in part_of:
-            part_of[position] = part
-            split[part].append(position)
-        # A table of votes lists an image once for each vote.
-        elif not database.settings.average_votes or part_of[position] != part:
-            raise InputError(f'{file} names {name} twice; an image belongs to one part')
-
+            left_out += 1
+        else:
+            found.append((name, part, position))
     if unknown:
-        file, absent = next(iter(unknown.items()))
         raise InputError(
-            f'{file} names {len(absent)} images that are not in {database.path}, the first of them '
-            f'{", ".join(absent[:3])}; a name that fits several images counts as none'
+            f'{file} names {len(unknown)} images that are not in {database.path}, the first of '
+            f'them {", ".join(unknown[:3])}; a name that fits several images counts as none'
         )
-    # The later rounds usually leave out the same images.
-    if is_first:
-        for file, count in left_out.items():
-            log(f'{file} names {count} images that are known and left out')
-    return split
+    if left_out and tells:
+        log(f'{file} names {left_out} images that are known and left out')
+    return found
