@@ -384,8 +384,7 @@ def files_of(texts: list[str], round_number: int) -> dict[str, str]:
     if all(mark and part_of_word(word) for word, mark, _ in pairs):
         files: dict[str, str] = {}
         for word, _, file in pairs:
-            refuse_twice(files, part_of_word(word), file)
-            files[part_of_word(word)] = file
+            add_list(files, part_of_word(word), file)
         return files
     if len(texts) > 1:
         raise InputError(
@@ -396,11 +395,16 @@ def files_of(texts: list[str], round_number: int) -> dict[str, str]:
     return {'': texts[0]}
 
 
-def refuse_twice(files: dict[str, str], part: str, file: str) -> None:
-    """Refuse a second list for a part, and a second part for a list."""
+def add_list(files: dict[str, str], part: str, file: str) -> None:
+    """Make `file` the list of a part.
+
+    Raises:
+        InputError: the part has a list, or the list is that of another part.
+    """
     if part in files:
         raise InputError(
-            f'--split names two lists of the {part} part, {files[part]} and {file}; name one'
+            f'--split: there are two lists of the {part} part, {files[part]} and {file}; name one '
+            f'as {part}=FILE'
         )
     for other, first in files.items():
         if os.path.realpath(first) == os.path.realpath(file):
@@ -408,6 +412,7 @@ def refuse_twice(files: dict[str, str], part: str, file: str) -> None:
                 f'--split: the list {file} is given twice, as {other} and as {part}; give each '
                 'part a list of its own'
             )
+    files[part] = file
 
 
 def files_in(folder: str, round_number: int) -> dict[str, str]:
@@ -429,13 +434,8 @@ def files_in(folder: str, round_number: int) -> dict[str, str]:
         if os.path.splitext(name)[1].lower() not in LISTS:
             continue
         part = part_of_list(name)
-        if part in files:
-            raise InputError(
-                f'{folder} holds two lists of the {part} part, also {name}; give train=FILE '
-                'test=FILE'
-            )
         if part:
-            files[part] = os.path.join(folder, name)
+            add_list(files, part, os.path.join(folder, name))
         else:
             unknown.append(name)
     if not files:
