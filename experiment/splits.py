@@ -452,7 +452,7 @@ def files_in(folder: str, round_number: int) -> dict[str, str]:
     return files
 
 
-def of_round(numbered: dict[int, str], round_number: int, source: str) -> str:
+def of_round(numbered: dict[int, Any], round_number: int, source: str) -> Any:
     """The entry of a round among entries that are numbered from 1, or from 0 if there is a 0.
 
     Raises:
@@ -460,7 +460,8 @@ def of_round(numbered: dict[int, str], round_number: int, source: str) -> str:
     """
     number = round_number - 1 if 0 in numbered else round_number
     if number not in numbered:
-        raise too_few_rounds(source, len(numbered))
+        rounds = len(numbered)
+        raise InputError(f'{source} is for {rounds} rounds; --train_test_num {rounds} runs those')
     return numbered[number]
 
 
@@ -468,8 +469,10 @@ def part_of_list(name: str) -> str:
     """The part that a list's file name has last, as in kadid10k_train.txt; '' without one."""
     # Some names are in camel case, as AADB's imgListTestNewRegression_score.txt.
     words = re.findall('[A-Z]?[a-z]+|[A-Z]+', os.path.splitext(name)[0])
-    parts = [part_of_word(word) for word in words if part_of_word(word)]
-    return parts[-1] if parts else ''
+    part = ''
+    for word in words:
+        part = part_of_word(word) or part
+    return part
 
 
 def part_of_word(word: str) -> str:
@@ -512,9 +515,7 @@ def read_npy_list(file: str, part: str, round_number: int) -> Listed:
                 f'{array.dtype} {array.shape}'
             )
     if array.ndim == 2:
-        if len(array) < round_number:
-            raise too_few_rounds(file, len(array))
-        array = array[round_number - 1]
+        array = of_round(dict(enumerate(array, start=1)), round_number, file)
     # Rounds with fewer images than others are padded with -1.
     return [(row, part) for row in array.tolist() if row != -1]
 
@@ -580,10 +581,6 @@ def column_of_round(file: str, header: list[str], round_number: int) -> dict[str
         if match:
             columns[int(match[1])] = name
     return {'set': of_round(columns, round_number, file)} if columns else {}
-
-
-def too_few_rounds(file: str, rounds: int) -> InputError:
-    return InputError(f'{file} is for {rounds} rounds; --train_test_num {rounds} runs those')
 
 
 def find_images(
