@@ -322,10 +322,8 @@ class ImageNames:
         return self.positions[found[0]] if len(found) == 1 else None
 
 
-@functools.lru_cache(maxsize=1)
-def image_names(database: OpenDatabase) -> ImageNames:
-    """The names of a database's images, which are indexed once for all rounds."""
-    return ImageNames(database)
+# The names of a database's images are indexed once for all rounds.
+image_names = functools.lru_cache(maxsize=1)(ImageNames)
 
 
 def read_split(
