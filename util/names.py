@@ -126,13 +126,13 @@ class FilesIn(Names):
         """The paths of the files that `name` can mean."""
         return [self.path_of(found) for found in self.find(name, by_end)]
 
-    def path(self, name: str, by_end: bool = False) -> str:
+    def path(self, name: str) -> str:
         """The path of the file that `name` means, which may be missing.
 
         Raises:
             InputError: it can mean several.
         """
-        found = self.paths(name, by_end)
+        found = self.paths(name)
         return unambiguous(name, found) if found else self.path_of(name)
 
     def path_of(self, name: str) -> str:
@@ -163,12 +163,9 @@ class KnownNames(Names):
 
 def best_of(name: str, candidates: Sequence[str]) -> list[str]:
     """Those of `candidates` whose spelling is nearest to `name`."""
-    if len(candidates) < 2:
-        return list(candidates)
-    by_distance: dict[int, list[str]] = {}
-    for candidate in candidates:
-        by_distance.setdefault(distance(name, candidate), []).append(candidate)
-    return by_distance[min(by_distance)]
+    distances = [distance(name, candidate) for candidate in candidates]
+    nearest = min(distances, default=0)
+    return [candidate for candidate, far in zip(candidates, distances) if far == nearest]
 
 
 def distance(name: str, candidate: str) -> int:
