@@ -15,8 +15,8 @@ def cores() -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    share = container_share(GROUPS, TREES)
-    return min(count, max(1, math.ceil(share))) if math.isfinite(share) else count
+    share = max(1, container_share(GROUPS, TREES))
+    return math.ceil(min(count, share))
 
 
 def container_share(groups: Path, trees: Path) -> float:
@@ -49,13 +49,12 @@ def container_share(groups: Path, trees: Path) -> float:
 
 def share_of(folder: Path) -> float:
     """The cores whose time the control group `folder` may use, or infinity."""
-    # 'max 100000' is no limit in version 2, and -1 in version 1.
-    with suppress(OSError, ValueError):
-        quota, period = (folder / 'cpu.max').read_text().split()
-        return int(quota) / int(period)
-    with suppress(OSError, ValueError):
-        quota = (folder / 'cpu.cfs_quota_us').read_text()
-        period = (folder / 'cpu.cfs_period_us').read_text()
-        if int(quota) > 0:
-            return int(quota) / int(period)
+    # One file in version 2, and two files in version 1.
+    for files in (['cpu.max'], ['cpu.cfs_quota_us', 'cpu.cfs_period_us']):
+        # 'max 100000' is no limit in version 2, and -1 in version 1.
+        with suppress(OSError, ValueError):
+            text = ' '.join((folder / file).read_text() for file in files)
+            quota, period = map(int, text.split())
+            if quota > 0:
+                return quota / period
     return math.inf
