@@ -25,7 +25,6 @@ from util.tables import (
     ROLES,
     choices_in,
     find_columns,
-    names_in,
     normalized_name,
     read_content,
     read_rows,
@@ -547,7 +546,7 @@ def read_names(file: str, chosen: dict[str, str], names: ImageNames) -> list[str
     """The names in a list of a single part: one on each line, or a column of a table."""
     content = read_content(file)
     with named(file, 'a table'):
-        found = names_on_lines(content, names.is_known, names_in(chosen))
+        found = names_on_lines(content, names.is_known, chosen)
         if found is not None:
             return found
         rows = rows_of(content, file)

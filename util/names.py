@@ -12,7 +12,7 @@ import functools
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,9 +22,9 @@ from util import excel
 from util.errors import InputError
 from util.tables import (
     BLANK,
-    KNOWN,
     cells_of,
     guessed_columns,
+    is_header,
     lines_of,
     normalized_name,
 )
@@ -216,7 +216,7 @@ def picture_endings() -> set[str]:
 def names_on_lines(
     content: bytes,
     is_name: Callable[[str], bool],
-    columns: Iterable[str] = (),
+    chosen: Mapping[str, str] = {},
     errors: str = 'strict',
 ) -> list[str] | None:
     """The names in a text with one on each line; None for a table with a header, JSON or Excel.
@@ -226,7 +226,7 @@ def names_on_lines(
 
     Args:
         is_name: whether a name finds an image.
-        columns: normalized names that make the first line a header, besides the known ones.
+        chosen: columns by role, whose names make the first line a header as known names do.
         errors: what to do with bytes that are not UTF-8.
     """
     if content.startswith(excel.STARTS):
@@ -236,7 +236,7 @@ def names_on_lines(
     # A name can start with a bracket too.
     if re.match(r'\s*\[?\s*\{\s*"', text):
         return None
-    if lines and not KNOWN.union(columns).isdisjoint(map(normalized_name, cells_of(lines[0]))):
+    if lines and is_header(cells_of(lines[0]), chosen, needed=('image',)):
         return None
     names = []
     for line in lines:

@@ -323,18 +323,15 @@ def choices_in(
     return choices
 
 
-def names_in(chosen: Mapping[str, str]) -> set[str]:
-    """The normalized names among chosen columns; the others are numbers or ''."""
-    return {normalized_name(name) for name in chosen.values() if not name.isdigit()} - {''}
-
-
 def is_header(cells: list[Any], chosen: Mapping[str, str], needed: Sequence[str]) -> bool:
     """Whether a table's first row holds the names of its columns.
 
     It does if one of them is known or chosen. Without such a name, it is data if it has a number,
     or if the table is a list of images.
     """
-    wanted = KNOWN | names_in(chosen)
+    # A choice can also be a number, or '' for no column.
+    names = {normalized_name(name) for name in chosen.values() if not name.isdigit()}
+    wanted = (KNOWN | names) - {''}
     if any(normalized_name(cell) in wanted for cell in cells):
         return True
     # A row without numbers looks the same as a header, and a list of images has no others.
