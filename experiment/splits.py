@@ -101,8 +101,7 @@ def asked_splits(config: Any, database: OpenDatabase) -> tuple[str, list[Split]]
         splits = [split for _ in rounds]
     else:
         source = f'--split {kind if isinstance(kind, str) else " ".join(kind)}'
-        columns = config.columns or {}
-        splits = [read_split(kind, database, k + 1, columns) for k in rounds]
+        splits = [read_split(kind, database, k + 1, config.columns) for k in rounds]
     if config.val_ratio:
         raise InputError(
             f'--val_ratio: the sets in {database.path} already name the images that choose the '
@@ -238,11 +237,15 @@ def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Spl
     # RandomState keeps its numbers in all versions of NumPy.
     order = np.random.RandomState((seed, round_index)).permutation(units).tolist()
     cut = round(TRAIN_FRACTION * units)
-    held_out = round(val_ratio * cut)
-    # The val part comes out of the training units, so the test part is the same without one.
-    split = {'train': order[held_out:cut], 'val': order[:held_out], 'test': order[cut:]}
-    if not split['train'] or not split['test'] or bool(split['val']) != bool(val_ratio):
-        raise InputError(f'{units} images or contents are too few to split')
+    return with_val_part(order[:cut], order[cut:], val_ratio)
+
+
+def with_val_part(train: list[int], test: list[int], val_ratio: float) -> Split:
+    """Take the val part out of `train`, so that the test part is the same without one."""
+    held_out = round(val_ratio * len(train))
+    split = {'train': train[held_out:], 'val': train[:held_out], 'test': test}
+    if not split['train'] or not test or bool(split['val']) != bool(val_ratio):
+        raise InputError(f'{len(train) + len(test)} images or contents are too few to split')
     return split
 
 
@@ -263,14 +266,7 @@ def fold(config: Any, database: OpenDatabase, round_index: int) -> Split:
     folds = np.array_split(order, count)
     # The fold after the tested one comes first, so that the rounds choose on different images.
     others = np.concatenate(folds[round_index + 1 :] + folds[:round_index]).tolist()
-    held_out = round(config.val_ratio * len(others))
-    parts = {
-        'train': others[held_out:],
-        'val': others[:held_out],
-        'test': folds[round_index].tolist(),
-    }
-    if not parts['train'] or bool(parts['val']) != bool(config.val_ratio):
-        raise InputError(f'--val_ratio: {len(others)} images or contents are too few to split')
+    parts = with_val_part(others, folds[round_index].tolist(), config.val_ratio)
     return {part: database.images(parts[part]) for part in PARTS}
 
 
