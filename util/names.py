@@ -111,7 +111,7 @@ class FilesIn(Names):
         for step in posixpath.normpath(name).strip('/').split('/'):
             inner = []
             for place in places:
-                entries = self.names_in(self.path_of(place)).get(normalized_name(step), [])
+                entries = self.names_in(self.path_of(place)).candidates(step)
                 if step == '..':
                     entries = ['..']  # no folder lists it
                 inner += [posixpath.join(place, entry) for entry in entries]
@@ -119,7 +119,7 @@ class FilesIn(Names):
         return [place for place in places if self.is_kind(self.path_of(place))]
 
     def has_folder(self, name: str) -> bool:
-        entries = self.names_in(self.folder).get(normalized_name(name), [])
+        entries = self.names_in(self.folder).candidates(name)
         return any(os.path.isdir(self.path_of(entry)) for entry in (name, *entries))
 
     def paths(self, name: str, by_end: bool = False) -> list[str]:
@@ -249,15 +249,12 @@ def names_on_lines(
     return names
 
 
-def names_in(folder: str) -> dict[str, list[str]]:
-    """The names in `folder` by their keys; none if it cannot be listed."""
-    # Sorted, since the order of a listing differs between machines.
-    found: dict[str, list[str]] = {}
+def names_in(folder: str) -> KnownNames:
+    """The names in `folder`; none if it cannot be listed."""
     with suppress(OSError, ValueError):
-        for name in sorted(os.listdir(folder or '.')):
-            for key in keys_of(name):
-                found.setdefault(key, []).append(name)
-    return found
+        # Sorted, since the order of a listing differs between machines.
+        return KnownNames(sorted(os.listdir(folder or '.')))
+    return KnownNames([])
 
 
 def unambiguous(name: str, found: list[str]) -> str:
