@@ -74,16 +74,15 @@ def refuse_thousands(labels: Labels, table: Table) -> None:
 
     1,012 and 1,234 alone are decimals, as before.
     """
-    with_comma: list[tuple[str, str]] = []
-    without: list[tuple[str, str]] = []
-    for row, cell in zip(table.rows, table.cells('score')):
-        group = with_comma if ',' in cell else without
-        group.append((row.where, cell))
+    scores = [(row.where, cell) for row, cell in zip(table.rows, table.cells('score'))]
+    with_comma = [(where, cell) for where, cell in scores if ',' in cell]
     if not with_comma or not all(THOUSANDS.fullmatch(cell) for _, cell in with_comma):
         return
-    for where, cell in without:
+    for where, cell in scores:
+        if ',' in cell or not is_number(cell):
+            continue
         # A point is a decimal mark, so that a comma is none.
-        if is_number(cell) and ('.' in cell or abs(float(cell)) >= 100):
+        if '.' in cell or abs(float(cell)) >= 100:
             other, thousands = with_comma[0]
             raise InputError(
                 f'{labels.file}, {other}: the comma in the score {thousands!r} seems to separate '
