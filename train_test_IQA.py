@@ -134,8 +134,8 @@ def prepare_run(config: Namespace) -> Job:
     others = open_others(config, srgb, tables_as_documented)
     warn_of_training_images(others, meaning, config.csv, database.samples)
     splits = draw_splits(config, database)
-    split_records = [split_record(split, database) for split in splits]
-    check_run(config, meaning._asdict(), split_records, database.digest_in_any_order)
+    job = Job(database, others, splits, meaning)
+    check_run(config, job)
     text = f'Run folder: {config.output}'
     if record is None:
         text += f' (--resume {shlex.quote(config.output)} continues it)'
@@ -150,7 +150,7 @@ def prepare_run(config: Namespace) -> Job:
         except InputError as error:
             # With the option's name: of a resumed run, the user typed no name of this file.
             raise InputError(f'--weights: {error}')
-    return Job(database, others, splits, meaning)
+    return job
 
 
 def prepare_test(config: Namespace) -> Job:

@@ -6,9 +6,9 @@ result.json               the checkpoint, the digest of its weights, and the pri
                           database by its name; written last
 """
 
-import os
 from pathlib import Path
 
+from experiment.record import checkpoint_in_run
 from experiment.results import Result, without_nan
 from experiment.run_folder import refuse_unwritable
 from util.errors import InputError
@@ -52,28 +52,19 @@ def make_evaluation_folder(output: str | None, checkpoint: str, weights: str) ->
     name = f'{name_of(checkpoint)}-{weights[:8]}'
     folder = Path(PARENT, name)
     number = 1
-    # Making it fails if it is that of an earlier evaluation, or of one that runs now.
-    while not try_to_make(folder):
+    while folder.exists():  # of an earlier evaluation
         number += 1
         folder = Path(PARENT, f'{name}-{number}')
+    folder.mkdir(parents=True)
     return folder
-
-
-def try_to_make(folder: Path) -> bool:
-    """Make a new folder; False if it is there already."""
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    return True
 
 
 def name_of(checkpoint: str) -> str:
     """<run>-<round> for a checkpoint in the folder of a round, else the name of its file."""
-    path = Path(os.path.realpath(checkpoint))
-    if path.parent.name.startswith('round_'):
-        return f'{path.parents[1].name}-{path.parent.name}'
-    return path.stem
+    path = checkpoint_in_run(checkpoint)
+    if path is None:
+        return Path(checkpoint).stem
+    return f'{path.parents[1].name}-{path.parent.name}'
 
 
 def write_evaluation(
