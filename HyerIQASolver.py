@@ -26,6 +26,7 @@ from experiment.options import with_defaults
 from folders import OpenDatabase
 from scoring.trained import meaning_of
 from util import checkpoints, distributed
+from util.checkpoints import Content
 from util.errors import InputError, log
 from util.labels import Settings
 from util.metrics import mae, plcc, srcc
@@ -243,7 +244,7 @@ class HyperIQASolver:
         )
 
     def train(
-        self, save: Callable[[dict[str, Any]], None] | None = None, epochs_after: int = 0
+        self, save: Callable[[Content], None] | None = None, epochs_after: int = 0
     ) -> tuple[float, float]:
         """Train the epochs that are not in `history` yet, printing a table row for each.
 
@@ -413,7 +414,7 @@ class HyperIQASolver:
     def print_table(self) -> None:
         """Print the table's header and the rows of the epochs that are finished already."""
         titles = [f'{title:>{width}}' for title, width, _ in self.columns.values()]
-        print(''.join(titles), flush=True)
+        print(''.join(titles))
         for row in self.history:
             self.print_row(row)
 
@@ -424,9 +425,9 @@ class HyperIQASolver:
         for name, (_, width, form) in self.columns.items():
             value = cells.get(name, math.nan)  # rows of earlier versions have fewer columns
             text += format(value, f'>{width}{form}')
-        print(text.rstrip(), flush=True)
+        print(text.rstrip())
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Content:
         """Return everything that the next epoch depends on, as tensors and plain types."""
         on_gpu = self.device.type == 'cuda'
         return {
@@ -446,7 +447,7 @@ class HyperIQASolver:
         size = sum(value.numel() * value.element_size() for value in weights)
         return 3 * size  # a first and a second moment for each weight
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Content) -> None:
         """Restore a `state_dict`."""
         self.model_hyper.load_state_dict(state['model'])
         self.solver.load_state_dict(state['optimizer'])

@@ -16,7 +16,7 @@ and difficult images. What it is about depends on the rounds that both runs have
 import argparse
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +24,11 @@ import numpy as np
 
 import folders
 from experiment.options import Parser, default_options
-from experiment.record import FREE_OPTIONS, read_record, record_path
+from experiment.record import FREE_OPTIONS, Record, read_record, record_path
 from experiment.report import is_chosen_on_test, with_intervals
 from experiment.results import Result, read_history, read_predictions, read_round, unequal_epochs
 from experiment.run_folder import round_path, rounds_in
+from experiment.splits import SplitRecord
 from util import metrics, plots
 from util.errors import InputError, boundary, log
 from util.files import check_output, read_json, write_table, write_whole
@@ -47,17 +48,19 @@ COLUMNS = (
 )
 LAST = 'last epoch'
 FOLDS = 'all folds'
+Row = dict[str, Any]  # of the comparison, with COLUMNS
+Pair = tuple[TestedImages, TestedImages]  # a round's test images in both runs
 
 
 class Run(NamedTuple):
     """The finished rounds of a run that have a test part, each by its 1-based number."""
 
     name: str
-    record: dict[str, Any]  # the content of config.json
+    record: Record
     rounds: dict[int, TestedImages]  # as predicted in the best epoch
     results: dict[int, Result]
     histories: dict[int, dict[str, list[float]]]  # the columns of history.csv
-    splits: dict[int, dict[str, Any]]  # the content of split.json
+    splits: dict[int, SplitRecord]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         if len(runs) == 2:
             rows = compare(*runs)
             print_comparison(rows)
-            print(f'  {verdict(rows)}', flush=True)
+            print(f'  {verdict(rows)}')
             if options.csv:
                 write_table(options.csv, COLUMNS, rows)
             if options.plot:
@@ -99,7 +102,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def draw(runs: list[Run], rows: list[dict[str, Any]]) -> bytes:
+def draw(runs: list[Run], rows: list[Row]) -> bytes:
     """Draw the comparison of two runs. Returns the bytes of a PNG file."""
     curves = {}
     for run in runs:
@@ -166,7 +169,7 @@ def read_run(folder: Path, name: str) -> Run:
     return run
 
 
-def compare(first: Run, second: Run) -> list[dict[str, Any]]:
+def compare(first: Run, second: Run) -> list[Row]:
     """The differences in SRCC and PLCC, first run minus second, in the rounds both have finished.
 
     Returns:
@@ -214,13 +217,13 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
             # No round has other test images, so the bootstrap draws them. The last epochs have no
             # interval: only the best epoch's predictions are kept, and can be resampled.
             median = row_of_median(of_rounds, tested, values)
-            summary = [median, row_of_medians(LAST, at_last)]
+            summary = [median, row_over(LAST, at_last, np.median)]
         for row in of_rounds + summary:
             rows.append({'first': first.name, 'second': second.name, 'metric': metric, **row})
     return rows
 
 
-def paired_resamples(pairs: Sequence[tuple[TestedImages, TestedImages]]) -> np.ndarray:
+def paired_resamples(pairs: Sequence[Pair]) -> np.ndarray:
     """The difference of each pair in each resample: (metrics, pairs, RESAMPLES).
 
     All are resampled together, so each resample is of the same images in both, and the difference
@@ -230,7 +233,7 @@ def paired_resamples(pairs: Sequence[tuple[TestedImages, TestedImages]]) -> np.n
     return resamples[:, : len(pairs)] - resamples[:, len(pairs) :]
 
 
-def rows_at_last(metric: str, numbers: list[int], first: Run, second: Run) -> list[dict[str, Any]]:
+def rows_at_last(metric: str, numbers: list[int], first: Run, second: Run) -> list[Row]:
     """The difference of each round's last epochs, which were not chosen on the test images."""
     rows = []
     for number in numbers:
@@ -240,7 +243,7 @@ def rows_at_last(metric: str, numbers: list[int], first: Run, second: Run) -> li
     return rows
 
 
-def same_images(number: int, first: Run, second: Run) -> tuple[TestedImages, TestedImages]:
+def same_images(number: int, first: Run, second: Run) -> Pair:
     """A round's test images in two runs, those of the second in the order of the first.
 
     Raises:
@@ -257,18 +260,17 @@ def same_images(number: int, first: Run, second: Run) -> tuple[TestedImages, Tes
         )
     position = {name: k for k, name in enumerate(other.images)}
     order = [position[name] for name in one.images]
-    labels = zip(one.images, one.subjective, other.subjective[order])
-    differing = [name for name, label, other_label in labels if label != other_label]
-    if differing:
+    differing = np.flatnonzero(one.subjective != other.subjective[order])
+    if len(differing):
         raise InputError(
             f'{refused} the labels of {len(differing)} images differ, the first of them '
-            f'{differing[0]}'
+            f'{one.images[differing[0]]}'
         )
     # The first run's contents stand for both, so that both are resampled alike.
     return one, TestedImages(one.images, one.contents, one.subjective, other.predicted[order])
 
 
-def tested_per_trained(splits: list[dict[str, Any]]) -> float:
+def tested_per_trained(splits: list[SplitRecord]) -> float:
     """The mean ratio of images tested to images trained on, with validation among the latter."""
     ratios = []
     for split in splits:
@@ -277,7 +279,7 @@ def tested_per_trained(splits: list[dict[str, Any]]) -> float:
     return float(np.mean(ratios))
 
 
-def row_of(name: str, one: float, other: float) -> dict[str, Any]:
+def row_of(name: str, one: float, other: float) -> Row:
     return {
         'round': name,
         'first_value': one,
@@ -286,9 +288,7 @@ def row_of(name: str, one: float, other: float) -> dict[str, Any]:
     }
 
 
-def row_of_round(
-    metric: str, name: object, pair: tuple[TestedImages, TestedImages], resamples: np.ndarray
-) -> dict[str, Any]:
+def row_of_round(metric: str, name: object, pair: Pair, resamples: np.ndarray) -> Row:
     """The difference in a round, with an interval over its test images.
 
     The interval says nothing about other trainings, which one training of each cannot show.
@@ -324,15 +324,13 @@ def is_all_folds(run: Run) -> bool:
     return options['split'] == 'folds' and len(run.rounds) == options['train_test_num']
 
 
-def row_of_mean(name: str, rows: list[dict[str, Any]], ratio: float) -> dict[str, Any]:
+def row_of_mean(name: str, rows: list[Row], ratio: float) -> Row:
     """The mean over rounds that draw from the same images, with the corrected t-test.
 
     Args:
         ratio: see `metrics.corrected_t`.
     """
-    one = float(np.mean([row['first_value'] for row in rows]))
-    other = float(np.mean([row['second_value'] for row in rows]))
-    row = row_of(name, one, other)
+    row = row_over(name, rows, np.mean)
     try:
         (low, high), p = metrics.corrected_t([row['difference'] for row in rows], ratio)
     except metrics.NoIntervalError as reason:
@@ -340,26 +338,24 @@ def row_of_mean(name: str, rows: list[dict[str, Any]], ratio: float) -> dict[str
     return {**row, 'low': low, 'high': high, 'p': p}
 
 
-def row_of_medians(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The medians over rounds, without an interval."""
-    row: dict[str, Any] = {'round': name}
+def row_over(name: str, rows: list[Row], function: Callable[..., Any]) -> Row:
+    """The means or medians over rounds, without an interval."""
+    row: Row = {'round': name}
     # The median of the differences, not the difference of the medians: the rounds are paired, and
     # the two medians may be of different rounds.
     for column in ('first_value', 'second_value', 'difference'):
-        row[column] = float(np.median([row_of_one[column] for row_of_one in rows]))
+        row[column] = float(function([row_of_one[column] for row_of_one in rows]))
     return row
 
 
-def row_of_median(
-    rows: list[dict[str, Any]], tested: list[TestedImages], resamples: np.ndarray
-) -> dict[str, Any]:
+def row_of_median(rows: list[Row], tested: list[TestedImages], resamples: np.ndarray) -> Row:
     """The median over rounds with the same test images, with an interval over images and rounds.
 
     Args:
         tested: the test images of each round.
         resamples: (rounds, RESAMPLES) the difference in each round and resample.
     """
-    row = row_of_medians('median', rows)
+    row = row_over('median', rows, np.median)
     try:
         metrics.refuse_few(len(rows), 'round', metrics.FEWEST_ROUNDS)
         metrics.refuse_few_contents(tested)
@@ -439,7 +435,7 @@ def words_of(name: str, value: Any) -> list[str]:
     return [f'--{name}', *map(str, values)]
 
 
-def print_comparison(rows: list[dict[str, Any]]) -> None:
+def print_comparison(rows: list[Row]) -> None:
     """Print the rows of `compare`, SRCC next to PLCC, and why intervals are missing."""
     first = rows[0]['first']
     second = rows[0]['second']
@@ -464,22 +460,22 @@ def print_comparison(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def is_round(row: dict[str, Any]) -> bool:
+def is_round(row: Row) -> bool:
     """Whether a row of `compare` is about a single round."""
     return row['round'].isdigit()
 
 
-def name_of(row: dict[str, Any]) -> str:
+def name_of(row: Row) -> str:
     return f'round {row["round"]}' if is_round(row) else row['round']
 
 
-def main_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def main_row(rows: list[Row]) -> Row:
     """The row that the verdict is about: the SRCC of all rounds, or of the only one."""
     # It comes last, except for the row of the last epochs.
     return [row for row in rows if row['metric'] == 'SRCC' and row['round'] != LAST][-1]
 
 
-def verdict(rows: list[dict[str, Any]]) -> str:
+def verdict(rows: list[Row]) -> str:
     """One sentence, which calls a run better only if the interval of the difference excludes 0."""
     row = main_row(rows)
     first = row['first']
@@ -503,7 +499,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     return f'{found}, by the mean of the rounds (p {row["p"]:.2g})'
 
 
-def shown(row: dict[str, Any]) -> str:
+def shown(row: Row) -> str:
     """'+0.0123 [-0.0010, +0.0256] p 0.07', without the parts that do not exist."""
     if math.isnan(row['difference']):
         return 'undefined'

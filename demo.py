@@ -110,7 +110,7 @@ def score_all(
                 write_whole(maps[path], scorer.drawn_map(path, title))
             if table:
                 table.append(path, values)
-            print(one_line(path), *(f'{value:.4f}' for value in values), sep='\t', flush=True)
+            print(one_line(path), *(f'{value:.4f}' for value in values), sep='\t')
     if failed:
         log(f'{failed} of {len(paths)} images could not be read')
     return failed

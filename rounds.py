@@ -16,10 +16,11 @@ from data_loader import DataLoader
 from experiment.evaluation import make_evaluation_folder, write_evaluation
 from experiment.record import read_record, record_of, record_path
 from experiment.report import print_medians, print_on_others, print_round, with_intervals
-from experiment.results import ON_OTHERS, gather_results, write_predictions
+from experiment.results import Result, Results, gather_results, write_predictions
 from experiment.round_folder import RoundFolder, surroundings
 from experiment.run_folder import (
     has_begun,
+    is_finished,
     open_run,
     round_path,
     rounds_of,
@@ -31,7 +32,7 @@ from HyerIQASolver import HyperIQASolver
 from util import checkpoints, distributed
 from util.errors import NO_RESULT, InputError, log, rank
 from util.files import write_table
-from util.metrics import TestedImages, all_metrics, by_type, intervals, mae
+from util.metrics import TestedImages, mae, metrics_of
 
 
 def run(config: Any, job: Job) -> None:
@@ -49,7 +50,7 @@ def run(config: Any, job: Job) -> None:
     distributed.refuse_separate_folders(Path(config.output))
 
     rounds = rounds_of(config)
-    results: dict[str, Any] = {}
+    results: Results = {}
     for k, number in enumerate(rounds):
         rounds_after = len(rounds) - k - 1
         # The last call returns the results of all rounds.
@@ -126,14 +127,13 @@ def write_run_files(config: Any, job: Job, device: str, digest: str | None) -> N
     }
     if config.amp:
         made_with['amp_type'] = str(distributed.amp_type(device)).removeprefix('torch.')
-    records = [split_record(split, job.database) for split in job.splits]
-    open_run(config, job.meaning._asdict(), records, made_with)
+    open_run(config, job, made_with)
     if job.database.left_out:
         path = Path(config.output) / 'left_out.csv'
         write_table(path, ['image', 'row', 'reason'], job.database.left_out)
 
 
-def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) -> dict[str, Any]:
+def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) -> Results:
     """Train and test one round, or what is left of it, and write its results.
 
     Args:
@@ -147,10 +147,11 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
     names = split_record(split, job.database)
     # The folder is locked until it is closed, so that no other process trains this round.
     with closing(RoundFolder(config, job.meaning, round_index, names)) as folder:
-        print(f'Round {round_index + 1}', flush=True)
+        print(f'Round {round_index + 1}')
         # All ranks must take the same branch. A network disk may show a file to some of them later.
-        distributed.refuse_differences(f'the round is finished: {folder.finished}')
-        if not folder.finished:
+        is_done = is_finished(folder.path, config.epochs)
+        distributed.refuse_differences(f'the round is finished: {is_done}')
+        if not is_done:
             solver = HyperIQASolver(
                 config,
                 job.database,
@@ -214,15 +215,15 @@ def tested_images(database: OpenDatabase, data: DataLoader, predicted: np.ndarra
     )
 
 
-def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, dict[str, Any]]:
+def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, Result]:
     """Test the solver's network on the whole other databases of a job.
 
     Args:
         folder: for a predictions_<name>.csv of each database.
 
     Returns:
-        for each database, by its name: the number of images, and SRCC, PLCC, KRCC and MAE with
-        intervals. A higher correlation always means more agreement: if a lower score is better in
+        for each database, by its name: the number of images, and the metrics (see `metrics_of`).
+        A higher correlation always means more agreement: if a lower score is better in
         one of the two databases but not in the other, the sign is turned.
     """
     results = {}
@@ -231,24 +232,15 @@ def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, 
         tested = tested_images(database, data, solver.predict(data))
         if rank() == 0:
             write_predictions(folder / f'predictions_{name}.csv', tested)
-        result: dict[str, Any] = {
-            'images': len(tested.images),
-            'MAE': mae(tested.predicted, tested.subjective),
-        }
         # Only the correlations have a sign, so it is turned after the error is taken.
+        error = mae(tested.predicted, tested.subjective)
         if database.higher_is_better != job.meaning.higher_is_better:
             tested = tested._replace(predicted=-tested.predicted)
-        metrics: dict[str, Any] = all_metrics(tested.predicted, tested.subjective)
-        metrics.update(intervals([tested]))
-        metrics.update(by_type(tested))
-        for metric in ON_OTHERS:
-            if metric in metrics:
-                result[metric] = metrics[metric]
-        results[name] = result
+        results[name] = {'images': len(tested.images), **metrics_of(tested), 'MAE': error}
     return results
 
 
-def exit_if_a_round_is_missing(config: Any, results: dict[str, Any], rounds: list[int]) -> None:
+def exit_if_a_round_is_missing(config: Any, results: Results, rounds: list[int]) -> None:
     """Exit with 3 if a round of this command has no result.
 
     That is a round whose first epoch diverged, or whose test SRCC is undefined in every epoch.
@@ -328,7 +320,7 @@ def solver_of_test(config: Any, job: Job) -> HyperIQASolver:
     )
 
 
-def repeat_test(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, Any]:
+def repeat_test(solver: HyperIQASolver, job: Job, folder: Path) -> Result:
     """Repeat the test of a checkpoint's round, and print the results.
 
     Args:
@@ -339,12 +331,11 @@ def repeat_test(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, Any
     """
     data = solver.test_data
     tested = tested_images(job.database, data, solver.predict(data))
-    metrics: dict[str, Any] = all_metrics(tested.predicted, tested.subjective)
-    metrics.update(intervals([tested]))
+    metrics = metrics_of(tested)
     # All digits, to be compared with those of another evaluation.
     print(f'test_srcc {metrics["SRCC"]}')
     print(f'test_plcc {metrics["PLCC"]}')
     print(f'{len(tested.images)} test images: {with_intervals(metrics)}')
     if rank() == 0:
         write_predictions(folder / 'predictions.csv', tested)
-    return {'images': len(tested.images), **metrics, **by_type(tested)}
+    return {'images': len(tested.images), **metrics}

@@ -139,8 +139,8 @@ def prepare_run(config: Namespace) -> Job:
     others = open_others(config, srgb, tables_as_documented)
     warn_of_training_images(others, meaning, config.csv, database.samples)
     splits = draw_splits(config, database)
-    split_records = [split_record(split, database) for split in splits]
-    check_run(config, meaning._asdict(), split_records, database.digest_in_any_order)
+    job = Job(database, others, splits, meaning)
+    check_run(config, job)
     text = f'Run folder: {config.output}'
     if record is None:
         text += f' (--resume {shlex.quote(config.output)} continues it)'
@@ -155,7 +155,7 @@ def prepare_run(config: Namespace) -> Job:
         except InputError as error:
             # Name the option: with --resume RUN, the user did not type this file's name.
             raise InputError(f'--weights: {error}')
-    return Job(database, others, splits, meaning)
+    return job
 
 
 def prepare_test(config: Namespace) -> Job:

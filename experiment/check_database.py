@@ -98,7 +98,7 @@ def print_labels(samples: list[Sample]) -> None:
     for low, high, count in zip(edges, edges[1:], counts):
         # Rounded up, so that a single image shows.
         bar = '#' * math.ceil(LONGEST_BAR * count / max(counts))
-        print(f'    {low:>9.6g} to {high:>9.6g}  {count:>6}  {bar}'.rstrip(), flush=True)
+        print(f'    {low:>9.6g} to {high:>9.6g}  {count:>6}  {bar}'.rstrip())
 
 
 def print_sizes(pictures: list[Picture], resize: Sequence[int] | None) -> None:

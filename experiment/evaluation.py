@@ -6,9 +6,9 @@ result.json               the checkpoint, the digest of its weights, and the pri
                           database by its name; written last
 """
 
-import os
 from pathlib import Path
 
+from experiment.record import checkpoint_in_run
 from experiment.results import Result, without_nan
 from experiment.run_folder import refuse_unwritable
 from util.errors import InputError
@@ -70,10 +70,10 @@ def try_to_make(folder: Path) -> bool:
 
 def name_of(checkpoint: str) -> str:
     """<run>-<round> for a checkpoint in the folder of a round, else the name of its file."""
-    path = Path(os.path.realpath(checkpoint))
-    if path.parent.name.startswith('round_'):
-        return f'{path.parents[1].name}-{path.parent.name}'
-    return path.stem
+    path = checkpoint_in_run(checkpoint)
+    if path is None:
+        return Path(checkpoint).stem
+    return f'{path.parents[1].name}-{path.parent.name}'
 
 
 def write_evaluation(

@@ -150,7 +150,7 @@ def refuse_other_options(path: Path, record: Record) -> None:
     # As it would be read back: a tuple becomes a list.
     new = upgrade(json.loads(json.dumps(record)))
     if old.get('initial_weights') and new['options']['weights'] != 'none':
-        # Their digest is compared (`refuse_other_weights`), so the file may have moved.
+        # Their digest is compared (`continue_record`), so the file may have moved.
         new['options']['weights'] = old['options']['weights']
     changes = changed_options(old['options'], new['options'])
     for name in FIXED_MEANING:
@@ -216,19 +216,6 @@ def differs(name: str, before: Any, now: Any) -> bool:
     return before != now and bool(before or now)
 
 
-def refuse_other_weights(record: Record, config: Namespace, surroundings: Record) -> None:
-    """Refuse to start a round from other initial weights than the run in `record` began with."""
-    # Earlier versions recorded no digest.
-    before = record.get('initial_weights')
-    # There is none if no round starts now.
-    digest = surroundings['initial_weights']
-    if before and digest and before != digest:
-        raise InputError(
-            f'--weights: {config.weights} holds other weights than those that {config.output} '
-            'began with; put those back or name their file, or give --output DIR for a new run'
-        )
-
-
 def write_record(config: Namespace, model: dict[str, Any], surroundings: Record) -> None:
     """Write the config.json of a new run in `config.output`."""
     record = {
@@ -253,7 +240,15 @@ def continue_record(config: Namespace, surroundings: Record) -> None:
     path = record_path(config.output)
     # Not upgraded, so that the file keeps the form of the version that began the run.
     record = read_json(path)
-    refuse_other_weights(record, config, surroundings)
+    # Earlier versions recorded no digest.
+    before = record.get('initial_weights')
+    # There is none if no round starts now.
+    digest = surroundings['initial_weights']
+    if before and digest and before != digest:
+        raise InputError(
+            f'--weights: {config.weights} holds other weights than those that {config.output} '
+            'began with; put those back or name their file, or give --output DIR for a new run'
+        )
     log_other_surroundings(record, surroundings)
     lengths = {name: getattr(config, name) for name in LENGTHS}
     options = {**record['options'], **lengths}

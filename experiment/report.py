@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from experiment.options import title_of
-from experiment.results import Result, unequal_epochs
+from experiment.results import Result, Results, unequal_epochs
 from experiment.splits import SplitRecord
 
 # Of a best epoch: it was chosen by its result, so that this result is optimistic.
@@ -20,12 +19,12 @@ def print_round(result: Result | None, split: SplitRecord) -> None:
         split: the names of the images of each part.
     """
     if result is None:
-        print('Best test SRCC nan, PLCC nan', flush=True)
+        print('Best test SRCC nan, PLCC nan')
         return
     epoch = result['epoch']
     if 'test' not in split:  # --train_on_all
         count = len(split['train'])
-        print(f'Trained on all {count} images; the last epoch, {epoch}, is kept', flush=True)
+        print(f'Trained on all {count} images; the last epoch, {epoch}, is kept')
     else:
         part = ''
         notes = [f'epoch {epoch}']
@@ -33,8 +32,8 @@ def print_round(result: Result | None, split: SplitRecord) -> None:
             part = 'validation epoch: '
         elif is_chosen_on_test(result):
             notes.append(CHOSEN)
-        print(f'Best {part}test {with_intervals(result, notes=notes)}', flush=True)
-        print(f'Last epoch: test {with_intervals(result["last_epoch"])}', flush=True)
+        print(f'Best {part}test {with_intervals(result, notes=notes)}')
+        print(f'Last epoch: test {with_intervals(result["last_epoch"])}')
     print_on_others(result.get('test_on', {}))
 
 
@@ -43,29 +42,29 @@ def is_chosen_on_test(result: Result) -> bool:
     return result['chosen_on'] == 'test' and result['epochs'] > 1
 
 
-def print_medians(results: dict[str, Any]) -> None:
+def print_medians(results: Results) -> None:
     """Print the medians over the rounds of a results.json; nothing if no round has a test part."""
     median = results['median']
     rounds = list(results['rounds'].values())
     if not rounds:
-        print('Testing median SRCC nan, median PLCC nan', flush=True)
+        print('Testing median SRCC nan, median PLCC nan')
         return
     if all(math.isnan(result['SRCC']) for result in rounds):
         return
     if not median:
-        print(f'No median: {unequal_epochs(results["rounds"])}', flush=True)
+        print(f'No median: {unequal_epochs(results["rounds"])}')
         return
     notes = []
     if len(rounds) > 1:
         notes.append(f'of {len(rounds)} rounds')
     if any(is_chosen_on_test(result) for result in rounds):
         notes.append(CHOSEN)
-    print(f'Testing median {with_intervals(median, "median ", notes)}', flush=True)
-    print(f'Last epochs: median {with_intervals(median["last_epoch"], "median ")}', flush=True)
+    print(f'Testing median {with_intervals(median, "median ", notes)}')
+    print(f'Last epochs: median {with_intervals(median["last_epoch"], "median ")}')
     if 'pooled' in results:
         pooled = results['pooled']
         notes = [f'{pooled["images"]} images, each tested in one round', *notes[1:]]
-        print(f'All folds: {with_intervals(pooled, notes=notes)}', flush=True)
+        print(f'All folds: {with_intervals(pooled, notes=notes)}')
     print_on_others(median.get('test_on', {}), 'median ')
 
 
@@ -73,7 +72,7 @@ def print_on_others(results: dict[str, Result], word: str = '') -> None:
     """Print the metrics on other databases, each after `word`."""
     for name, metrics in results.items():
         count = f' ({metrics["images"]} images)' if 'images' in metrics else ''
-        print(f'On {title_of(name)}{count}: {word}{with_intervals(metrics, word)}', flush=True)
+        print(f'On {title_of(name)}{count}: {word}{with_intervals(metrics, word)}')
 
 
 def with_intervals(result: Result, word: str = '', notes: Sequence[str] = ()) -> str:

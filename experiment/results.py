@@ -13,19 +13,18 @@ from experiment.record import read_record, record_path
 from experiment.run_folder import round_path, rounds_in, run_lock
 from util.errors import InputError
 from util.files import named, reading, remove_abandoned, write_json, write_table, write_whole
-from util.metrics import CORRELATIONS, SAME, TestedImages, all_metrics, intervals, pooled
+from util.metrics import CORRELATIONS, TestedImages, intervals, metrics_of, pooled
 from util.tables import read_rows
 
 Result = dict[str, Any]  # the content of a round's result.json
+Results = dict[str, Any]  # the content of results.json
 PREDICTION_COLUMNS = ('image', 'content', 'score', 'prediction')
 REQUIRED = ('SRCC', 'PLCC', 'KRCC', 'RMSE', 'PLCC_logistic')
 METRICS = (*REQUIRED, 'MAE')  # the first versions computed no MAE
 INTERVALS = ('SRCC_interval', 'PLCC_interval', 'interval_method', 'no_interval')
-# What is reported of a database of --test_on, besides its number of images and the MAE.
-ON_OTHERS = ('SRCC', 'PLCC', 'KRCC', 'types', *INTERVALS)
 
 
-def gather_results(run: Path | str) -> dict[str, Any]:
+def gather_results(run: Path | str) -> Results:
     """Gather the results of the finished rounds into results.json, one process at a time.
 
     Returns:
@@ -55,7 +54,7 @@ def gather_results(run: Path | str) -> dict[str, Any]:
     return results
 
 
-def add_pooled(results: dict[str, Any], run: Path, last: int) -> None:
+def add_pooled(results: Results, run: Path, last: int) -> None:
     """Add the metrics of the predictions of all folds, if all are finished, and write these.
 
     Args:
@@ -66,11 +65,10 @@ def add_pooled(results: dict[str, Any], run: Path, last: int) -> None:
     folders = [round_path(run, number) for number in range(1, last + 1)]
     tested = pooled([read_predictions(folder / 'predictions.csv') for folder in folders])
     write_predictions(run / 'predictions.csv', tested)
-    metrics: dict[str, Any] = all_metrics(tested.predicted, tested.subjective)
-    results['pooled'] = {'images': len(tested.images), **metrics, **intervals([tested])}
+    results['pooled'] = {'images': len(tested.images), **metrics_of(tested)}
 
 
-def draw_curves(results: dict[str, Any], run: Path) -> None:
+def draw_curves(results: Results, run: Path) -> None:
     """Draw the test SRCC of the finished rounds as the curves.png of a run."""
     curves = []
     best_epochs = []
@@ -88,7 +86,7 @@ def draw_curves(results: dict[str, Any], run: Path) -> None:
     write_whole(run / 'curves.png', picture)
 
 
-def gathered(run: Path, last: int) -> dict[str, Any]:
+def gathered(run: Path, last: int) -> Results:
     """The results of the finished rounds up to number `last`, as `gather_results` returns them."""
     folders = []
     rounds = {}
@@ -107,24 +105,16 @@ def gathered(run: Path, last: int) -> dict[str, Any]:
     return results
 
 
-def add_intervals(results: dict[str, Any], folders: list[Path]) -> None:
+def add_intervals(results: Results, folders: list[Path]) -> None:
     """Add to `results` the intervals of the medians over the rounds in `folders`."""
     tested = [read_predictions(folder / 'predictions.csv') for folder in folders]
     for result, images in zip(results['rounds'].values(), tested):
-        if has_old_interval(result):
-            for name in INTERVALS:
-                result.pop(name, None)
-            result.update(intervals([images]))
+        # Computed from the predictions again, since an earlier version may have written others.
+        for name in INTERVALS:
+            result.pop(name, None)
+        result.update(intervals([images]))
     if results['median']:
         results['median'].update(intervals(tested))
-
-
-def has_old_interval(result: Result) -> bool:
-    """Whether an earlier version may have written the interval of a round, or why there is none."""
-    if 'interval_method' not in result or 'SRCC_interval' not in result:
-        return True
-    low, high = result['SRCC_interval']
-    return high - low < SAME  # of a perfect correlation, which has no interval now
 
 
 def unequal_epochs(rounds: Mapping[Any, Result]) -> str:
@@ -141,14 +131,12 @@ def unequal_epochs(rounds: Mapping[Any, Result]) -> str:
     )
 
 
-def statistics(rounds: list[Result]) -> dict[str, Any]:
+def statistics(rounds: list[Result]) -> Results:
     """{'median': ..., 'mean': ..., 'std': ...} of every metric over the rounds' results.
 
     Each includes the metrics of the last epochs in `last_epoch`, and those on every other database
-    in `test_on`.
+    in `test_on`. Without rounds all three are empty.
     """
-    if not rounds:
-        return {'median': {}, 'mean': {}, 'std': {}}
     return {
         'median': over(rounds, np.median),
         'mean': over(rounds, np.mean),
@@ -159,22 +147,16 @@ def statistics(rounds: list[Result]) -> dict[str, Any]:
 def over(results: list[Result], function: Callable[..., Any]) -> Result:
     """`function` of every metric that all `results` have.
 
-    The same for the last epochs, and for the other databases and the distortion types by name.
+    The same within their parts: the last epochs, the other databases and the distortion types. A
+    database or a type may be missing in some of the rounds.
     """
     found: Result = {}
-    for metric in METRICS:
-        if all(metric in result for result in results):
-            found[metric] = float(function([result[metric] for result in results]))
-    if 'last_epoch' in results[0]:
-        found['last_epoch'] = over([result['last_epoch'] for result in results], function)
-    for part in ('test_on', 'types'):
-        # A database or type may be missing in some of the rounds.
-        groups: dict[str, list[Result]] = {}
-        for result in results:
-            for name, metrics in result.get(part, {}).items():
-                groups.setdefault(name, []).append(metrics)
-        if groups:
-            found[part] = {name: over(group, function) for name, group in groups.items()}
+    for name in dict.fromkeys(name for result in results for name in result):
+        values = [result[name] for result in results if name in result]
+        if all(isinstance(value, dict) for value in values):
+            found[name] = over(values, function)
+        elif name in METRICS and len(values) == len(results):
+            found[name] = float(function(values))
     return found
 
 
@@ -187,11 +169,7 @@ def read_result(path: Path) -> Result:
     with reading(path, 'JSON') as file:
         result = json.load(file, object_hook=with_nan)
         values = [result[name] for name in ('epoch', 'epochs', *REQUIRED)]
-        # Earlier versions kept the last epoch only in history.csv.
-        if 'last_epoch' in result:
-            values += [result['last_epoch'][name] for name in CORRELATIONS]
-        for metrics in (result, *result.get('test_on', {}).values()):
-            values += [metrics[name] for name in METRICS if name in metrics]
+        values += [result[name] for name in METRICS if name in result]
         if not all(isinstance(value, (int, float)) for value in values):
             raise ValueError(
                 'it is not as a run writes it; once it is removed, --resume writes it again'
@@ -222,8 +200,8 @@ def read_round(folder: Path) -> Result:
             f'{folder}: result.json and history.csv are of different epochs; put back the one that '
             'was changed'
         )
-    if 'last_epoch' not in result:
-        result['last_epoch'] = metrics_of_row({name: cells[-1] for name, cells in history.items()})
+    # Of the epochs that the result is of; earlier versions did not write it into result.json.
+    result['last_epoch'] = metrics_of_row({name: cells[-1] for name, cells in history.items()})
     result['chosen_on'] = 'validation' if 'val_srcc' in history else 'test'
     return result
 

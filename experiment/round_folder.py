@@ -29,10 +29,11 @@ import torchvision
 from PIL.Image import Image
 
 from experiment.options import title_of
-from experiment.record import record_path, refuse_other_options
-from experiment.results import metrics_of_row, read_result, without_nan, write_predictions
+from experiment.record import Record, record_path, refuse_other_options
+from experiment.results import metrics_of_row, without_nan, write_predictions
 from experiment.run_folder import (
     has_begun,
+    is_finished,
     refuse_fewer_epochs,
     refuse_other_images,
     round_path,
@@ -40,13 +41,14 @@ from experiment.run_folder import (
 )
 from experiment.splits import SplitRecord
 from util import checkpoints, distributed, plots
+from util.checkpoints import Content
 from util.errors import InputError, first_line, machine_fault, rank
 from util.files import allocate, locked, remove_abandoned, write_json, write_table, write_whole
 from util.meaning import Meaning
-from util.metrics import TestedImages, all_metrics, by_type, intervals
+from util.metrics import TestedImages, metrics_of
 
 
-def surroundings(device: str) -> dict[str, Any]:
+def surroundings(device: str) -> Record:
     """For config.json: what the numbers of a run may depend on besides its options."""
     return {
         'command': sys.argv,
@@ -126,7 +128,7 @@ class RoundFolder:
         remove_abandoned(self.path, owned=is_locked)
         path = self.path / 'split.json'
         # The order of the labels may have changed since a round was finished.
-        if not self.finished:
+        if not is_finished(self.path, self.epochs):
             refuse_other_images(path, split)
         if not path.exists():
             write_json(path, split)
@@ -163,13 +165,7 @@ class RoundFolder:
             self.reserved.unlink(missing_ok=True)
             self.reserved = None
 
-    @property
-    def finished(self) -> bool:
-        """Whether the round has a result for the number of epochs of this run."""
-        path = self.path / 'result.json'
-        return path.exists() and read_result(path)['epochs'] == self.epochs
-
-    def restore(self, load_state_dict: Callable[[dict[str, Any]], None]) -> None:
+    def restore(self, load_state_dict: Callable[[Content], None]) -> None:
         """Call `load_state_dict` with the state after the last finished epoch, if there is one.
 
         Raises:
@@ -207,7 +203,7 @@ class RoundFolder:
     def remedy(self) -> str:
         return f'put the right file back, or remove {self.path} to start the round anew'
 
-    def save(self, state: dict[str, Any]) -> None:
+    def save(self, state: Content) -> None:
         """Record a finished epoch.
 
         Args:
@@ -230,7 +226,7 @@ class RoundFolder:
             self.write_derived(state)
         distributed.wait()
 
-    def write_derived(self, state: dict[str, Any]) -> None:
+    def write_derived(self, state: Content) -> None:
         """Write the files that follow from last.pth; a kill may have left them an epoch behind."""
         if is_best_last(state):
             content = checkpoints.serialised_weights(state['model'], self.meaning)
@@ -296,9 +292,7 @@ class RoundFolder:
                 'weights': digest,
                 # Kept here too, since history.csv moves on when the round is extended.
                 'last_epoch': metrics_of_row(last),
-                **all_metrics(tested.predicted, tested.subjective),
-                **intervals([tested]),
-                **by_type(tested),
+                **metrics_of(tested),
             }
             if on_others:
                 result['test_on'] = on_others
@@ -307,6 +301,6 @@ class RoundFolder:
         distributed.wait()
 
 
-def is_best_last(state: dict[str, Any]) -> bool:
+def is_best_last(state: Content) -> bool:
     """Whether the last epoch of a solver's state is its best one."""
     return bool(state['best']) and state['best']['epoch'] == state['history'][-1]['epoch']

@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from experiment.options import MOST_ROUNDS
 from experiment.record import (
-    ROUND_NAME,
     Record,
     continue_record,
     read_record,
@@ -23,7 +23,7 @@ from experiment.record import (
     refuse_other_options,
     write_record,
 )
-from experiment.splits import SplitRecord
+from experiment.splits import Job, SplitRecord, split_record
 from util.errors import InputError, restarted
 from util.files import is_locked, locked, read_json
 
@@ -31,17 +31,10 @@ from util.files import is_locked, locked, read_json
 RESULTS = ('last.pth', 'best.pth', 'history.csv', 'predictions.csv', 'result.json')
 
 
-def check_run(
-    config: Any, model: dict[str, Any], splits: list[SplitRecord], labels: str | None
-) -> Record | None:
+def check_run(config: Any, job: Job) -> Record | None:
     """Refuse the run folder `config.output` if this run may neither make nor continue it.
 
     Nothing is written.
-
-    Args:
-        model: what an image and a score mean to the networks of this run.
-        splits: the record of each round's split.
-        labels: the digest of the labels in any order.
 
     Returns:
         the record of the run that is continued, or None for a new run.
@@ -56,12 +49,10 @@ def check_run(
         refuse_other_files(folder)
         return None
     with run_lock(folder):
-        return check_locked_run(config, model, splits, labels)
+        return check_locked_run(config, job)
 
 
-def check_locked_run(
-    config: Any, model: dict[str, Any], splits: list[SplitRecord], labels: str | None
-) -> Record | None:
+def check_locked_run(config: Any, job: Job) -> Record | None:
     """As `check_run`, of a folder that holds a config.json, with the run's lock held."""
     folder = Path(config.output)
     # Until an epoch is finished there is nothing to lose, so the run may start again.
@@ -80,25 +71,25 @@ def check_locked_run(
             )
         raise InputError(f'{found}; --resume continues it, --output DIR names another one')
     path = record_path(folder)
-    refuse_other_options(path, {'options': vars(config), 'model': model})
+    refuse_other_options(path, {'options': vars(config), 'model': job.meaning._asdict()})
     refuse_fewer(config)
     record = read_record(path)
-    places = [round_path(folder, number) for number in range(1, len(splits) + 1)]
+    places = [round_path(folder, number) for number in range(1, len(job.splits) + 1)]
     is_whole = all(is_finished(place, config.epochs) for place in places)
-    for place, split in zip(places, splits):
+    for place, split in zip(places, job.splits):
         refuse_other_images(
             place / 'split.json',
-            split,
-            has_same_rows=record.get('labels') == labels,
+            split_record(split, job.database),
+            has_same_rows=record.get('labels') == job.database.digest_in_any_order,
             is_finished=is_whole,
         )
     return record
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
-    """Whether the round in `folder` has a result, after at least this number of epochs."""
+    """Whether the round in `folder` has a result for this number of epochs."""
     path = folder / 'result.json'
-    return path.exists() and read_json(path).get('epochs', 0) >= epochs
+    return path.exists() and read_json(path).get('epochs') == epochs
 
 
 def record_to_continue(folder: Path | str) -> Record | None:
@@ -122,9 +113,10 @@ def run_lock(run: Path | str) -> AbstractContextManager[bool]:
 
 def refuse_fewer(config: Any) -> None:
     """Refuse fewer epochs or rounds than the run in `config.output` has trained."""
-    folder = Path(config.output)
-    for path in sorted(filter(has_begun, folder.glob('round_[0-9]*'))):
-        number = round_index_of(path) + 1
+    for number in range(1, MOST_ROUNDS + 1):
+        path = round_path(config.output, number)
+        if not has_begun(path):
+            continue
         if number > config.train_test_num:
             raise InputError(
                 f'--train_test_num: {path} has been trained; give {number} or more, '
@@ -166,8 +158,6 @@ def refuse_unwritable(folder: Path) -> None:
 
 def is_under_way(folder: Path) -> bool:
     """Whether a run in `folder` has finished an epoch, or a process works on it."""
-    if not record_path(folder).exists():
-        return False
     if any(map(has_begun, folder.glob('round_*'))):
         return True
     return any(is_locked(path) for path in folder.glob('round_*/.lock'))
@@ -199,31 +189,26 @@ def refuse_other_files(folder: Path) -> None:
         )
 
 
-def open_run(
-    config: Any, model: dict[str, Any], splits: list[SplitRecord], surroundings: Record
-) -> None:
+def open_run(config: Any, job: Job, surroundings: Record) -> None:
     """Make or continue the run folder `config.output`.
 
     Args:
-        model, splits: as for `check_run`, which is called again.
-        surroundings: what the numbers may depend on besides the options, and as `labels` the
-            digest of the labels in any order.
+        surroundings: what the numbers may depend on besides the options.
 
     Raises:
         InputError: as in `check_run`, or the initial weights are not those that the run began with.
     """
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    labels = surroundings.get('labels')
     with run_lock(folder):
         # Another process may have begun this run since the first check.
-        if record_path(folder).exists() and check_locked_run(config, model, splits, labels):
+        if record_path(folder).exists() and check_locked_run(config, job):
             continue_record(config, surroundings)
             return
         # A run that finished no epoch may have left the splits of other options.
         for path in folder.glob('round_*/split.json'):
             path.unlink()
-        write_record(config, model, surroundings)
+        write_record(config, job.meaning._asdict(), surroundings)
 
 
 def checkpoint_in(path: Path | str) -> Path:
@@ -233,7 +218,7 @@ def checkpoint_in(path: Path | str) -> Path:
         InputError: several rounds of the run are finished, or none.
     """
     run = Path(path)
-    if not run.is_dir() or not record_path(run).exists():
+    if not record_path(run).exists():
         return run
     found = [round_path(run, number) / 'best.pth' for number in rounds_in(run)]
     if not found:
@@ -249,24 +234,13 @@ def round_path(run: Path | str, round_number: int) -> Path:
 
 def round_index_of(folder: Path) -> int:
     """The 0-based round of a round's folder."""
-    number = folder.name.removeprefix('round_')
-    if not number.isdigit():
-        raise InputError(
-            f'{folder} is not the folder of a round, as that of runs/koniq-seed0/round_01/best.pth'
-        )
-    return int(number) - 1
+    return int(folder.name.removeprefix('round_')) - 1
 
 
 def rounds_in(run: Path) -> list[int]:
     """The numbers of the finished rounds in `run`. A folder counts only under its exact name."""
-    numbers = []
-    for path in run.iterdir():
-        name = ROUND_NAME.fullmatch(path.name)
-        if name:
-            number = int(name[1])
-            if (round_path(run, number) / 'result.json').exists():
-                numbers.append(number)
-    return sorted(numbers)
+    numbers = range(1, MOST_ROUNDS + 1)
+    return [number for number in numbers if (round_path(run, number) / 'result.json').exists()]
 
 
 def refuse_other_images(

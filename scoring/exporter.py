@@ -14,7 +14,7 @@ import torch
 import models
 from scoring.photo import PatchScorer, PhotoScorer
 from scoring.scorer import Scorer
-from util.checkpoints import FACTS, read_checkpoint
+from util.checkpoints import FACTS
 from util.demo_database import make_scene
 from util.errors import InputError, log
 from util.files import write_whole
@@ -112,12 +112,7 @@ def refuse_difference(network: PatchScorer, path: Path) -> None:
     Raises:
         InputError: their scores differ.
     """
-    if path.suffix == '.safetensors':
-        loaded = PatchScorer(models.hyperiqa(), (network.low, network.high)).eval()
-        loaded.model.load_state_dict(read_checkpoint(path)['state_dict'])
-        answer: Callable[[torch.Tensor], Any] = loaded
-    else:
-        answer = answers_of(path)
+    answer = answers_of(path)
     for count in (1, 3):  # neither is the number that it was exported with
         patches = random_patches(count)
         expected = network(patches)
@@ -154,7 +149,9 @@ def refuse_above(limit: float, difference: float, what: str) -> None:
 
 
 def answers_of(path: Path) -> Callable[[torch.Tensor], Any]:
-    """An exported graph as a function of its input."""
+    """An exported file as a function of its input."""
+    if path.suffix == '.safetensors':
+        return Scorer(path, 'cpu').network
     if path.suffix == '.pt2':
         return torch.export.load(path).module()
     from onnxruntime import InferenceSession

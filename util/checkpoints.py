@@ -40,6 +40,9 @@ PYIQA_NAMES = (  # how pyiqa's names start and how ours do
     (r'fc_b_modules\.([01234])\.2\.', 'fc{}b_fc.'),
 )
 
+Content = dict[str, Any]  # of a checkpoint file
+StateDict = dict[str, Any]  # tensors by name
+
 
 class Trained(NamedTuple):
     """The content of a trained HyperIQA's file.
@@ -50,7 +53,7 @@ class Trained(NamedTuple):
         facts: what the file says of images and scores, or None (see `Meaning.of_record`).
     """
 
-    state: dict[str, Any]
+    state: StateDict
     layout: str
     facts: dict[str, Any] | None
 
@@ -78,7 +81,7 @@ def facts_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
     return json.loads(text) if isinstance(text, str) else None
 
 
-def serialised(content: dict[str, Any]) -> memoryview:
+def serialised(content: Content) -> memoryview:
     """The bytes of a checkpoint file with `content`."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -117,7 +120,7 @@ def load_weights(model: nn.Module, source: Path | str) -> str:
     return layout
 
 
-def initial_weights(model: nn.Module, source: Path | str) -> tuple[dict[str, Any], str]:
+def initial_weights(model: nn.Module, source: Path | str) -> tuple[StateDict, str]:
     """The state_dict that `load_weights` would load, and its layout; `model` is not changed.
 
     Raises:
@@ -144,7 +147,7 @@ def read_trained(path: Path | str) -> Trained:
     return Trained(state, layout, facts_in(content))
 
 
-def state_of(content: Mapping[Any, Any], source: Path | str) -> tuple[dict[str, Any], str]:
+def state_of(content: Mapping[Any, Any], source: Path | str) -> tuple[StateDict, str]:
     """The state_dict in a checkpoint's `content`, with the names that `HyperNet` uses.
 
     Returns:
@@ -198,9 +201,7 @@ def pyiqa_renamed(name: str) -> str:
     return name
 
 
-def fitting_state(
-    model: nn.Module, state: dict[str, Any], layout: str, source: Path | str
-) -> dict[str, Any]:
+def fitting_state(model: nn.Module, state: StateDict, layout: str, source: Path | str) -> StateDict:
     """`state` in the network's types, after a check that it fits.
 
     Raises:
@@ -251,7 +252,7 @@ def is_plain(value: Any, own: torch.Tensor) -> bool:
     return value.shape == own.shape and value.is_floating_point()
 
 
-def read_imagenet() -> dict[str, Any]:
+def read_imagenet() -> Content:
     """torchvision's ResNet-50 weights `IMAGENET1K_V1`, downloaded once into torch's cache."""
     url = ResNet50_Weights.IMAGENET1K_V1.url
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
@@ -273,7 +274,7 @@ def read_imagenet() -> dict[str, Any]:
     return read_checkpoint(path)
 
 
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
+def read_checkpoint(path: Path | str) -> Content:
     """The content of a file that torch.save or safetensors wrote; nothing in it is run.
 
     A zip file, as torch.save writes it, is compared with its checksums.
@@ -294,7 +295,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def read_safetensors(path: Path | str) -> dict[str, Any]:
+def read_safetensors(path: Path | str) -> Content:
     """The tensors of a safetensors file, and what export.py wrote in it."""
     try:
         from safetensors import safe_open

@@ -276,8 +276,9 @@ def open_streams() -> None:
             # get it otherwise, and what a library prints to stderr would land in that file.
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
         elif mode == 'w' and isinstance(stream, io.TextIOWrapper):
-            # The names of files have characters that an encoding such as Latin-1 lacks.
-            stream.reconfigure(errors='backslashreplace')
+            # The names of files have characters that an encoding such as Latin-1 lacks. Each line
+            # is written at once, so a log file shows how far a program is.
+            stream.reconfigure(errors='backslashreplace', line_buffering=True)
 
 
 def close_streams() -> None:

@@ -21,13 +21,13 @@ class Meaning(NamedTuple):
             first versions, which converted no image, those of --test_on included.
     """
 
-    title: str | None
-    label_range: Sequence[float] | None
-    higher_is_better: bool
-    score_range: Sequence[float] | None
-    resize: Sequence[int] | None
-    exif_rotation: bool
-    srgb: bool | None
+    title: str | None = None
+    label_range: Sequence[float] | None = None
+    higher_is_better: bool = True
+    score_range: Sequence[float] | None = None
+    resize: Sequence[int] | None = None
+    exif_rotation: bool = False
+    srgb: bool | None = None
 
     @property
     def scale_line(self) -> str:
@@ -45,14 +45,7 @@ class Meaning(NamedTuple):
     def of_record(cls, model: Mapping[str, Any]) -> 'Meaning':
         """Return the meaning that the `model` of a config.json, or a checkpoint, holds.
 
-        Files of earlier versions lack some keys.
+        Files of earlier versions lack some keys, for which the defaults stand.
         """
-        return cls(
-            title=model.get('title'),
-            label_range=model.get('label_range'),
-            higher_is_better=model.get('higher_is_better', True),
-            score_range=model.get('score_range'),
-            resize=model.get('resize'),
-            exif_rotation=model.get('exif_rotation', False),
-            srgb=model.get('srgb'),
-        )
+        known = {name: model[name] for name in cls._fields if name in model}
+        return cls(**known)

@@ -115,10 +115,9 @@ def fit_logistic(predicted: ArrayLike, subjective: ArrayLike) -> np.ndarray | No
     if len(predicted) < 5 or math.isnan(slope):
         return None
     # The fit starts from a curve that rises or falls as the scores do.
-    if slope >= 0:
-        high, low = subjective.max(), subjective.min()
-    else:
-        high, low = subjective.min(), subjective.max()
+    high, low = subjective.max(), subjective.min()
+    if slope < 0:
+        high, low = low, high
     # The solver steps in proportion to each parameter, so a centre that is near 0 would stay there.
     # Standardised predictions have theirs at exactly 0, which the solver treats apart.
     mean = predicted.mean()
@@ -141,14 +140,12 @@ def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]
 
     RMSE and PLCC_logistic are taken after the fitted logistic, MAE before it.
     """
-    predicted = np.asarray(predicted, np.float64)
-    subjective = np.asarray(subjective, np.float64)
     parameters = fit_logistic(predicted, subjective)
     if parameters is None:
         rmse = math.nan
         plcc_logistic = math.nan
     else:
-        mapped = logistic(predicted, *parameters)
+        mapped = logistic(np.asarray(predicted), *parameters)
         rmse = float(np.sqrt(np.mean((mapped - subjective) ** 2)))
         plcc_logistic = plcc(mapped, subjective)
     return {
@@ -158,6 +155,15 @@ def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]
         'RMSE': rmse,
         'PLCC_logistic': plcc_logistic,
         'MAE': mae(predicted, subjective),
+    }
+
+
+def metrics_of(tested: TestedImages) -> dict[str, Any]:
+    """Every metric of the images, with the intervals, and the SRCC of each distortion type."""
+    return {
+        **all_metrics(tested.predicted, tested.subjective),
+        **intervals([tested]),
+        **by_type(tested),
     }
 
 
@@ -171,13 +177,12 @@ def by_type(tested: TestedImages) -> dict[str, dict[str, dict[str, float]]]:
     found = {}
     for name in np.unique(types).tolist():
         kept = types == name
-        # '' is the type of an image whose type is unknown. Two images give an SRCC of 1 or -1.
-        if name and kept.sum() > 2:
-            found[name] = {'images': int(kept.sum()), 'SRCC': of_kept(tested, srcc)(kept)}
-    if not found:
-        return {}
-    # A type whose images all have the same score has no SRCC, and is left out.
-    return {'types': {name: row for name, row in found.items() if math.isfinite(row['SRCC'])}}
+        value = srcc(tested.predicted[kept], tested.subjective[kept])
+        # '' is the type of an image whose type is unknown. Two images give an SRCC of 1 or -1, and
+        # images that all have the same score give none.
+        if name and kept.sum() > 2 and math.isfinite(value):
+            found[name] = {'images': int(kept.sum()), 'SRCC': value}
+    return {'types': found} if found else {}
 
 
 def intervals(rounds: Sequence[TestedImages]) -> dict[str, Any]:

@@ -48,34 +48,34 @@ def curves(history: Sequence[Mapping[str, Any]], title: str, best_epoch: int | N
     figure = Figure(figsize=(8, 8.5), layout='constrained')
     figure.suptitle(title)
     axes = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
+    epochs = range(1, len(history) + 1)
     for axis, (unit, columns) in zip(axes, CURVES.items()):
         for column, (label, colour) in columns.items():
-            if column in history[-1]:  # a round without a part lacks the part's columns
-                draw_curve(axis, history, column, label, colour)
+            if column not in history[-1]:  # a round without a part lacks the part's columns
+                continue
+            # Rows of an earlier version can lack a column.
+            values = [float(row.get(column, math.nan)) for row in history]
+            # Dashed, because it covers the other rate where they are equal.
+            style = '--' if column == 'backbone_lr' else '-'
+            axis.plot(epochs, values, style, marker='o', markersize=4, color=colour, label=label)
         if best_epoch:
             # The label is needed once.
             label = f'best epoch {best_epoch}' if axis is axes[0] else None
             axis.axvline(best_epoch, color='black', linestyle=':', zorder=1, label=label)
         axis.set_ylabel(unit)
         axis.grid(alpha=0.3)
-        axis.legend(loc='best')
+        axis.legend()
     # The rates fall by factors of ten, but a rate of 0 has no logarithm.
     if float(history[0].get('hypernet_lr', 0)) > 0:
         axes[-1].set_yscale('log')
-    axes[-1].set_xlabel('epoch')
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    number_epochs(axes[-1])
     return png(figure)
 
 
-def draw_curve(
-    axis: Axes, history: Sequence[Mapping[str, Any]], column: str, label: str, colour: str
-) -> None:
-    # Rows of an earlier version can lack a column.
-    values = [float(row.get(column, math.nan)) for row in history]
-    # Dashed, because it covers the other rate where they are equal.
-    style = '--' if column == 'backbone_lr' else '-'
-    epochs = range(1, len(values) + 1)
-    axis.plot(epochs, values, style, marker='o', markersize=4, color=colour, label=label)
+def number_epochs(axis: Axes) -> None:
+    """Label the x axis with whole epochs."""
+    axis.set_xlabel('epoch')
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def run_curves(curves: Sequence[Sequence[float]], best_epochs: Sequence[int], title: str) -> bytes:
@@ -97,11 +97,10 @@ def run_curves(curves: Sequence[Sequence[float]], best_epochs: Sequence[int], ti
     epochs = range(1, len(median) + 1)
     axis.plot(epochs, median, color=BLUE, linewidth=2.5, label=rounds, zorder=1)
     axis.set_title(title, fontsize=11)
-    axis.set_xlabel('epoch')
+    number_epochs(axis)
     axis.set_ylabel('test SRCC')
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.grid(alpha=0.3)
-    axis.legend(loc='best')
+    axis.legend()
     return png(figure)
 
 
@@ -137,7 +136,7 @@ def scatter(predicted: ArrayLike, subjective: ArrayLike, title: str) -> bytes:
     metrics = with_minus(f'{correlations}, MAE {np.abs(predicted - subjective).mean():.3g}')
     axis.set_title(f'{title}\n{metrics}', fontsize=11)
     axis.grid(alpha=0.3)
-    axis.legend(loc='best')
+    axis.legend()
     return png(figure)
 
 
@@ -228,8 +227,7 @@ def draw_mean_curves(axis: Axes, curves: Mapping[str, Sequence[Sequence[float]]]
     if np.isfinite(late).all():
         lowest = 3 * min(late) - 2 * max(late) - 0.01
         axis.set_ylim(bottom=max(axis.get_ylim()[0], lowest))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axis.set_xlabel('epoch')
+    number_epochs(axis)
     axis.set_ylabel('test SRCC: mean and range of the rounds')
 
 
