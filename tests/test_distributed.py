@@ -332,7 +332,7 @@ def test_a_fault_in_the_command_line_is_told_once(tmp_path):
     error = ranks[0].communicate()[1]
     assert ranks[0].returncode == 2 and error.count('\n') == 1 and '--batch_sice' in error
     ranks[1].send_signal(signal.SIGTERM)  # as torchrun does
-    assert ranks[1].communicate()[1] == '' and ranks[1].returncode == 143
+    assert ranks[1].communicate()[1] == ''
 
     options = {'folder': tmp_path, **SINGLE, 'WORLD_SIZE': '2'}
     second = forked.program(train_test_IQA.main, '--batch_sice', 3, **options)

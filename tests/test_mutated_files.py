@@ -10,6 +10,7 @@ from helpers import TINY
 
 import folders
 from experiment import results, splits
+from experiment.record import read_record
 from util import checkpoints
 from util.errors import InputError
 
@@ -71,8 +72,8 @@ def test_mutated_run_files(tmp_path, finished_run):
     shutil.copytree(finished_run / 'run', run, ignore=shutil.ignore_patterns('*.pth', '*.png'))
     database = folders.OpenDatabase('livec', finished_run / 'livec')
     readers = {
-        'config.json': lambda path: results.gather_results(run),
-        'round_01/result.json': lambda path: results.gathered(run, 2),
+        'config.json': read_record,
+        'round_01/result.json': lambda path: results.read_round(path.parent),
         'round_01/split.json': lambda path: splits.read_split(path, database),
         'round_01/history.csv': results.read_columns,
         'round_01/predictions.csv': results.read_columns,

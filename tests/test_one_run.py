@@ -17,6 +17,7 @@ from experiment import run_folder
 from experiment.command_line import parse_options
 from experiment.record import read_record
 from experiment.round_folder import RoundFolder
+from experiment.splits import split_record
 from util import checkpoints
 from util.errors import InputError, boundary
 from util.files import locked
@@ -313,11 +314,10 @@ def begin(step):
     """In a process of its own: one step of how round 1 is begun."""
     config = options_of()
     job = train_test_IQA.prepare_run(config) if step == 'check' else prepared(config)
-    records = [train_test_IQA.split_record(split, job.database) for split in job.splits]
     if step == 'open':
-        run_folder.open_run(config, job.meaning._asdict(), records, SURROUNDINGS)
+        run_folder.open_run(config, job, SURROUNDINGS)
     elif step == 'round':
-        RoundFolder(config, job.meaning, 0, records[0])
+        RoundFolder(config, job.meaning, 0, split_record(job.splits[0], job.database))
 
 
 def prepared(config):
@@ -360,12 +360,12 @@ def test_a_run_that_another_process_began_anew_with_other_options_refuses_the_ro
     configs = [options_of(), options_of('--lr', 1e-3)]
     jobs = [train_test_IQA.prepare_run(config) for config in configs]
     for config, job in zip(configs, jobs):
-        run_folder.open_run(config, job.meaning._asdict(), [], SURROUNDINGS)
-    split = train_test_IQA.split_record(jobs[0].splits[0], jobs[0].database)
+        run_folder.open_run(config, job, SURROUNDINGS)
+    split = split_record(jobs[0].splits[0], jobs[0].database)
     with pytest.raises(InputError, match='--lr was 0.001, is 2e-05'):
         RoundFolder(configs[0], jobs[0].meaning, 0, split)
     folder = RoundFolder(configs[1], jobs[1].meaning, 0, split)
     # The first one is told now that the second is at work.
     with pytest.raises(InputError, match='the run folder run exists already'):
-        run_folder.check_run(configs[0], jobs[0].meaning._asdict(), [], '')
+        run_folder.check_run(configs[0], jobs[0])
     folder.close()

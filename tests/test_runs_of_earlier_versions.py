@@ -18,7 +18,7 @@ import models
 from experiment import run_folder
 from experiment.command_line import parse_options
 from experiment.round_folder import RoundFolder
-from experiment.splits import asked_splits, split_record
+from experiment.splits import Job, asked_splits, split_record
 from util import checkpoints, frames
 from util.labels import Settings
 
@@ -65,7 +65,7 @@ def test_digests_splits_and_owners_stay(form, make_database, tmp_path):
         assert names in (parts[part], hashlib.sha256(json.dumps(parts[part]).encode()).hexdigest())
     assert parts.keys() == pinned['split'].keys()
     meaning = database.meaning(config.normalize_scores)
-    run_folder.open_run(config, meaning._asdict(), [], {})
+    run_folder.open_run(config, Job(database, {}, [], meaning), {})
     folder = RoundFolder(config, meaning, 1, parts)
     folder.close()
     assert folder.owner == {name: pinned['owner'][name] for name in ('round', 'split')}
@@ -113,7 +113,7 @@ def test_an_unfinished_run_of_that_version_is_continued(finished_run, tmp_path, 
     shutil.copytree(OLD, run, ignore=shutil.ignore_patterns('pinned.json', 'last.json'))
     torch.save(last_checkpoint(), run / 'round_01' / 'last.pth')
     before = {name: (run / name).read_bytes() for name in ('config.json', 'round_01/split.json')}
-    options = (*TINY, '--rounds', 1, '--output', 'run')
+    options = (*TINY, '--test_patch_num', 2, '--rounds', 1, '--output', 'run')
     done = program(*options, '--resume')
     assert done.returncode == 0, done.stderr
     assert all((run / name).read_bytes() == content for name, content in before.items())

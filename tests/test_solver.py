@@ -291,10 +291,10 @@ def test_a_run_records_its_type_of_amp_and_keeps_it(make_database, tmp_path, pro
     assert record['amp_type'] == 'bfloat16'
     path.write_text(json.dumps({**record, 'amp_type': 'float16'}))
     assert program('--resume', 'run').returncode == 0
-    assert rounds.amp_type_of_run(tmp_path / 'run') == torch.float16
+    assert rounds.amp_type_of_run(path) == torch.float16
     del record['amp_type']  # as of an earlier version
     path.write_text(json.dumps(record))
-    assert rounds.amp_type_of_run(tmp_path / 'run') == torch.bfloat16
+    assert rounds.amp_type_of_run(path) == torch.bfloat16
 
 
 @pytest.mark.cuda
