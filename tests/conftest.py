@@ -19,18 +19,29 @@ from helpers import TINY, command, own_table, wait_until
 
 import train_test_IQA
 
+# These files run first, so that short ones are left for the end, when a worker may have to wait.
 LONGEST = (
     'test_gpu_check.py',
+    'test_run_folder.py',
+    'test_distributed.py',
     'test_trajectory.py',
-)  # a file of one long test would keep one worker waiting at the end
+    'test_solver.py',
+    'test_demo.py',
+    'test_export.py',
+)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    items.sort(key=place_in_order)
     if not torch.cuda.is_available():
         for item in items:
             if 'cuda' in item.keywords:
                 item.add_marker(pytest.mark.skip(reason='no CUDA device'))
+
+
+def place_in_order(item):
+    name = item.path.name
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 @pytest.fixture

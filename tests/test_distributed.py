@@ -126,14 +126,13 @@ def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(
     assert not any(Path(f'/proc/{worker}').exists() for worker in before.values())
     rows = read_table(history)
 
-    ranks = forked_ranks(
-        train_test_IQA.main, [*map(str, options), '--resume'], folders=[tmp_path] * 3
-    )
-    printed, errors = zip(*(process.communicate() for process in ranks))
-    assert [process.returncode for process in ranks] == [0, 0, 0], errors
-    resumed = read_table(history)
-    assert resumed[: len(rows)] == rows and [row['epoch'] for row in resumed] == ['1', '2']
-    lines = ''.join(printed).splitlines()
+    resumed = forked.program(train_test_IQA.main, *options, '--resume', folder=tmp_path)
+    printed, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    rows_after = read_table(history)
+    assert rows_after[: len(rows)] == rows
+    assert [row['epoch'] for row in rows_after] == ['1', '2']
+    lines = printed.splitlines()
     assert [line.split()[0] for line in lines] == [
         'Round',
         'Epoch',
@@ -144,7 +143,7 @@ def test_all_ranks_end_when_one_is_killed_and_another_number_of_them_resumes(
         'Testing',
         'Last',
     ]
-    assert ''.join(errors).count('3 processes on cpu, 1 thread each') == 1
+    assert 'this run was made by 2 processes and continues with 1 process' in errors
     assert (tmp_path / 'run' / 'round_01' / 'split.json').read_bytes() == (
         finished_run / 'run' / 'round_01' / 'split.json'
     ).read_bytes()
@@ -326,7 +325,7 @@ def test_only_a_training_has_ranks(in_process, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_fault_in_the_command_line_is_told_once(tmp_path):
+def test_a_fault_in_the_command_line_is_told_once(tmp_path, monkeypatch, program):
     """By the first rank; by another one only if the first one has no fault."""
     ranks = forked_ranks(train_test_IQA.main, ['--batch_sice', '3'], folders=[tmp_path] * 2)
     error = ranks[0].communicate()[1]
@@ -334,9 +333,12 @@ def test_a_fault_in_the_command_line_is_told_once(tmp_path):
     ranks[1].send_signal(signal.SIGTERM)  # as torchrun does
     assert ranks[1].communicate()[1] == ''
 
-    options = {'folder': tmp_path, **SINGLE, 'WORLD_SIZE': '2'}
-    second = forked.program(train_test_IQA.main, '--batch_sice', 3, **options)
-    assert '--batch_sice' in second.communicate()[1] and second.returncode == 2
+    # A rank that nobody ends reports the fault as well. It waits before, which is left out here.
+    monkeypatch.setattr(errors, 'TURN', 0)
+    monkeypatch.setattr(sys, 'stdout', sys.stdout)
+    set_variables(monkeypatch, {**SINGLE, 'WORLD_SIZE': '2'})
+    second = program('--batch_sice', 3)
+    assert '--batch_sice' in second.stderr and second.returncode == 2
 
 
 def test_a_restart_of_torchrun_leads_to_the_first_failure(

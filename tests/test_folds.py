@@ -104,7 +104,7 @@ def test_the_predictions_of_all_folds_are_one_result(make_database, tmp_path, pr
 
 def test_the_picture_of_a_run_needs_a_test_part(make_database, tmp_path, program, finished_run):
     assert (finished_run / 'run' / 'curves.png').exists()
-    make_database('livec', images=8)
+    make_database('livec', images=3)
     assert program(*LIVEC, '--epochs', 1, '--train_on_all', '--output', 'all').returncode == 0
     assert (tmp_path / 'all' / 'results.json').exists()
     assert not (tmp_path / 'all' / 'curves.png').exists()
