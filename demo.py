@@ -34,7 +34,14 @@ from experiment.options import Parser, positive
 from experiment.run_folder import checkpoint_in
 from scoring.score_table import FIRST_COLUMNS, ScoreTable
 from util.errors import InputError, boundary, log, one_line
-from util.files import check_input, named, refuse_in_run, refuse_other_content, walk, write_whole
+from util.files import (
+    as_input_error,
+    check_input,
+    refuse_in_run,
+    refuse_other_content,
+    walk,
+    write_whole,
+)
 from util.names import RAW_ENDINGS, FilesIn, is_picture, names_on_lines
 from util.progress import progress
 from util.tables import (
@@ -173,7 +180,7 @@ def read_list(source: str) -> list[Path]:
     content = read_content(source)
     # A name that is not UTF-8 keeps its bytes. But a file with zeros is UTF-16, and no such list.
     errors = 'strict' if b'\0' in content else 'surrogateescape'
-    with named(source, 'a table'):
+    with as_input_error(source, 'a table'):
         names = names_on_lines(content, lambda line: bool(files.find(line)), errors=errors)
         if names is None:  # it is a table
             rows = rows_of(content, source, errors=errors)

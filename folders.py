@@ -31,7 +31,7 @@ from util.frames import (
 )
 from util.labels import AS_DOCUMENTED, Labels, Sample, Settings, known_set, scale_of, set_of
 from util.meaning import Meaning
-from util.own_table import read_csv
+from util.own_table import read_own_table
 from util.tables import normalized_name
 
 THUMBNAIL = 256  # pixels, at most
@@ -392,7 +392,7 @@ DATABASES = {
     ),
     'csv': Database(
         title='your images',
-        read=read_csv,
+        read=read_own_table,
         source='yours',
         layout='--csv FILE with the columns image and score (or dmos: lower is better), '
         'optionally content (its images stay together in a split) and set (train, val or test); '

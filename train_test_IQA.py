@@ -32,7 +32,7 @@ from experiment.run_folder import (
 )
 from experiment.splits import Job, draw_splits, read_split, sizes_of, split_record
 from folders import OpenDatabase
-from util.errors import NO_RESULT, InputError, boundary, log, rank, read_ranks, told_once
+from util.errors import NO_RESULT, InputError, boundary, log, rank, read_ranks, reported_once
 from util.files import check_input
 from util.labels import Sample, Settings
 from util.meaning import Meaning
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         if rank() > 0:
             sys.stdout = open(os.devnull, 'w', errors='backslashreplace')  # noqa: SIM115
         # A fault that all ranks have is reported by the first one only.
-        with told_once():
+        with reported_once():
             config = parse_options(argv)
         if config.list_datasets:
             list_datasets(config.list_datasets)
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         elif config.check:
             check(config)
         elif config.evaluate:
-            with told_once():
+            with reported_once():
                 job = prepare_test(config)
             # Here and not at the top, since torch takes seconds to import: --help, a typo and a
             # missing file answer at once.
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
             rounds.evaluate(config, job)
         else:
-            with told_once():
+            with reported_once():
                 job = prepare_run(config)
             import rounds
 

@@ -12,7 +12,14 @@ import numpy as np
 from experiment.record import read_record, record_path
 from experiment.run_folder import round_path, rounds_in, run_lock
 from util.errors import InputError
-from util.files import named, reading, remove_abandoned, write_json, write_table, write_whole
+from util.files import (
+    as_input_error,
+    reading,
+    remove_abandoned,
+    write_json,
+    write_table,
+    write_whole,
+)
 from util.metrics import CORRELATIONS, TestedImages, intervals, metrics_of, pooled
 from util.tables import read_rows
 
@@ -39,7 +46,7 @@ def gather_results(run: Path | str) -> Results:
     run = Path(run)
     path = record_path(run)
     options = read_record(path)['options']
-    with named(path, 'JSON'):
+    with as_input_error(path, 'JSON'):
         last = int(options['train_test_num'])
     # Another user's run is only read.
     if not os.access(run, os.W_OK):
@@ -224,7 +231,7 @@ def read_history(folder: Path) -> dict[str, list[float]]:
     path = folder / 'history.csv'
     columns = read_columns(path)
     history = {}
-    with named(path, 'a table'):
+    with as_input_error(path, 'a table'):
         for name, cells in columns.items():
             # An epoch of an earlier version has no value in a column that is younger.
             history[name] = [float(cell or 'nan') for cell in cells[:epochs]]
@@ -261,7 +268,7 @@ def read_predictions(path: Path) -> TestedImages:
         InputError: the file is something else.
     """
     columns = read_columns(path)
-    with named(path, 'a table'):
+    with as_input_error(path, 'a table'):
         images, contents, scores, predictions = (columns.pop(name) for name in PREDICTION_COLUMNS)
         # The columns that are left are facts about the images, such as the type of distortion.
         return TestedImages(

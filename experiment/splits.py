@@ -17,7 +17,7 @@ import numpy as np
 
 from folders import OpenDatabase
 from util.errors import InputError, log
-from util.files import named, reading
+from util.files import as_input_error, reading
 from util.labels import SETS, set_of, word_of_set
 from util.meaning import Meaning
 from util.names import KnownNames, names_on_lines
@@ -541,7 +541,7 @@ def name_in(record: Any) -> str:
 def read_names(file: str, chosen: dict[str, str], names: ImageNames) -> list[str]:
     """The names in a list of a single part: one on each line, or a column of a table."""
     content = read_content(file)
-    with named(file, 'a table'):
+    with as_input_error(file, 'a table'):
         found = names_on_lines(content, names.is_known, chosen)
         if found is not None:
             return found

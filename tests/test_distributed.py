@@ -325,7 +325,7 @@ def test_only_a_training_has_ranks(in_process, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_fault_in_the_command_line_is_told_once(tmp_path, monkeypatch, program):
+def test_a_fault_in_the_command_line_is_reported_once(tmp_path, monkeypatch, program):
     """By the first rank; by another one only if the first one has no fault."""
     ranks = forked_ranks(train_test_IQA.main, ['--batch_sice', '3'], folders=[tmp_path] * 2)
     error = ranks[0].communicate()[1]

@@ -158,11 +158,11 @@ def test_reading_names_the_file_once_and_lets_through_what_the_system_refuses(tm
             files.read_json(path)
         assert str(caught.value).count('a.json') == 1
     for error in (OSError(errno.EMFILE, 'Too many open files'), MemoryError()):
-        with pytest.raises(type(error)) as caught, files.named(path, 'JSON'):
+        with pytest.raises(type(error)) as caught, files.as_input_error(path, 'JSON'):
             raise error
         assert caught.value is error
     for number in (errno.ENOTDIR, errno.EIO, errno.ESTALE):  # the file's own
-        with pytest.raises(InputError) as caught, files.named(path, 'JSON'):
+        with pytest.raises(InputError) as caught, files.as_input_error(path, 'JSON'):
             raise OSError(number, 'reason')
         assert str(caught.value) == f'{path} cannot be read: reason'
     path.unlink()

@@ -22,7 +22,7 @@ import torch
 from torch import distributed as dist
 
 from util import errors
-from util.errors import InputError, first_line, launched, log, rank, told_once
+from util.errors import InputError, first_line, launched, log, rank, reported_once
 from util.files import write_whole
 
 STEP_TIMEOUT = timedelta(seconds=120)
@@ -203,7 +203,7 @@ def refuse_differences(state: str) -> None:
     dist.all_gather_object(states, state, waiting_group)
     if len(set(states)) > 1:
         held = '; '.join(f'rank {number}: {other}' for number, other in enumerate(states))
-        with told_once():
+        with reported_once():
             raise InputError(
                 f'the processes do not start from the same state ({held[:300]}); '
                 '--output and --weights must be on a disk that all machines share'

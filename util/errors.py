@@ -145,7 +145,7 @@ def restarted() -> bool:
 
 
 @contextmanager
-def told_once() -> Iterator[None]:
+def reported_once() -> Iterator[None]:
     """Let the first rank report a fault in the body, which all ranks have.
 
     The others wait, since torchrun ends all of them when one has ended. A rank that nobody ends

@@ -64,7 +64,7 @@ def rows_of_sheet(book: CalamineWorkbook, name: str, xml: bytes) -> list[tuple[i
     """As `read_sheet`, of the sheet `name` with this XML; b'' if that is not known."""
     refuse_too_large(name, xml)
     cells = book.get_sheet_by_name(name).to_python(skip_empty_area=False)
-    mark(cells, formulas_without_value(xml))
+    mark_uncomputed(cells, formulas_without_value(xml))
     rows = []
     # Blank rows are counted, so that the numbers are those that Excel shows.
     for number, row in enumerate(cells, start=1):
@@ -131,7 +131,7 @@ def formulas_without_value(xml: bytes) -> list[tuple[int, int]]:
     return found
 
 
-def mark(cells: list[list[Any]], formulas: list[tuple[int, int]]) -> None:
+def mark_uncomputed(cells: list[list[Any]], formulas: list[tuple[int, int]]) -> None:
     """Write NO_VALUE into the cells of a sheet whose (row, column) from 1 are `formulas`."""
     # The reader leaves such cells out, so they can be behind its last row or column.
     height = max((row for row, _ in formulas), default=0)

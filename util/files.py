@@ -80,7 +80,7 @@ ABANDONED = 24 * 3600  # seconds after which nobody writes a temporary file any 
 
 
 @contextmanager
-def named(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
+def as_input_error(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
     """Turn any error of a reader in the body into one `InputError` that names the file.
 
     Args:
@@ -122,9 +122,9 @@ def reading(path: os.PathLike[str] | str, kind: str) -> Iterator[BinaryIO]:
 
     Raises:
         InputError: it is missing, no regular file, a web page or the like in place of the real
-            download, or not of this kind (see `named`).
+            download, or not of this kind (see `as_input_error`).
     """
-    with named(path, kind):
+    with as_input_error(path, kind):
         # A FIFO is not opened, since that waits for a writer.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise InputError(f'{path} is not a regular file')

@@ -24,7 +24,7 @@ FEW_CONTENTS = 10
 MANY_IMAGES = 200
 
 
-def read_csv(labels: Labels) -> None:
+def read_own_table(labels: Labels) -> None:
     """Read the user's own table; its columns are found by their names or by `--columns`."""
     table = find_columns(
         labels.file,
@@ -116,7 +116,7 @@ def cells_by_role(labels: Labels, table: Table, row: Row) -> dict[str, str]:
 
 def score_name(table: Table) -> str:
     """The normalized name of the score column; '' if the table has no header."""
-    return normalized_name(table.header[table.columns['score']]) if table.named else ''
+    return normalized_name(table.header[table.columns['score']]) if table.has_header else ''
 
 
 def describe_table(labels: Labels, table: Table) -> None:
@@ -128,7 +128,7 @@ def describe_table(labels: Labels, table: Table) -> None:
             ignored.append(repr(name))
 
     text = f'{labels.file}: '
-    if not table.named:
+    if not table.has_header:
         text += 'no header, so the first line is an image too; '
     text += ', '.join(taken)
     text += f'; {"higher" if labels.higher_is_better else "lower"} is better'

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from util import excel
 from util.errors import InputError
-from util.files import named, reading
+from util.files import as_input_error, reading
 
 OTHER_FORMATS = {  # by their first bytes
     b'PAR1': 'a Parquet file',
@@ -89,13 +89,13 @@ class Table(NamedTuple):
 
     Attributes:
         header: the names of all columns, or their numbers if the table has no header.
-        named: whether the table has a header.
+        has_header: whether the table has a header.
         columns: the index of the column of each role in `ROLES` that the table has.
         rows: without the header.
     """
 
     header: list[str]
-    named: bool
+    has_header: bool
     columns: dict[str, int]
     rows: list[Row]
 
@@ -126,7 +126,7 @@ def read_rows(path: Path | str, sheet: str = '') -> list[Row]:
         InputError: the file is no table, or a line of text has more or fewer cells than the first.
     """
     content = read_content(path)
-    with named(path, 'a table'):
+    with as_input_error(path, 'a table'):
         return rows_of(content, path, sheet)
 
 
