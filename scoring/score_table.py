@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from util.errors import InputError
-from util.files import check_output, locked, named
+from util.files import as_input_error, check_output, locked
 
 FIRST_COLUMNS = ('image', 'prediction')
 # The headers of earlier versions, which a person's labels can have too.
@@ -70,7 +70,7 @@ class ScoreTable:
 
     def read(self) -> list[dict[str, str]]:
         texts = [line.decode(errors='surrogateescape') for line in self.whole_lines()]
-        with named(self.path, 'a table'):
+        with as_input_error(self.path, 'a table'):
             return list(csv.DictReader(texts, strict=True))
 
     def whole_lines(self) -> list[bytes]:

@@ -21,7 +21,7 @@ from util import checkpoints, frames
 from util.cores import cores
 from util.distributed import amp_type, memory_format, pick_device, warn_of_slow_amp
 from util.errors import MEMORY, InputError, log_once, machine_fault
-from util.files import named
+from util.files import as_input_error
 
 BATCH_SIZE = 100
 STRIDE = 112  # pixels of the frame between the patches of a map, at most
@@ -293,7 +293,7 @@ def rgb_of(image: Any) -> Image.Image:
         InputError: it is something else, or cannot be decoded.
     """
     if isinstance(image, Image.Image):
-        with LOADING, named('the image', 'an image'):
+        with LOADING, as_input_error('the image', 'an image'):
             return frames.as_rgb(image, exif_rotation=True, srgb=True)[0]
     wanted = 'an image is a path, a PIL image or an (H, W, 3) uint8 RGB array'
     if not isinstance(image, np.ndarray):
