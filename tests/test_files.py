@@ -151,7 +151,7 @@ def test_reading_names_the_file_once_and_lets_through_what_the_system_refuses(tm
         (b'version https://git-lfs.github.com/spec/v1\n', 'a.json is a Git LFS pointer'),
         (b'\xef\xbb\xbf <!DOCTYPE html>', 'a.json is a web page'),
         (b'[', r'a.json cannot be read as JSON: .*; put the file back'),
-        (b'[1]', 'a.json cannot be read as JSON: it holds no JSON object'),
+        (b'[1]', 'a.json cannot be read as JSON: it is not a JSON object'),
     ):
         path.write_bytes(content)
         with pytest.raises(InputError, match=reason) as caught:

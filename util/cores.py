@@ -39,7 +39,8 @@ def container_share(groups: Path, trees: Path) -> float:
             tree = trees / 'cpu'
         else:
             continue
-        # The limits of the groups around this one hold too. A container may see only the root.
+        # Each group around this one limits it too. A container may see its own group as the root of
+        # the tree, so the group's folder need not exist.
         group = tree / path.lstrip('/')
         for folder in (group, *group.parents):
             if folder.is_relative_to(tree):
@@ -49,9 +50,9 @@ def container_share(groups: Path, trees: Path) -> float:
 
 def share_of(folder: Path) -> float:
     """The cores whose time the control group `folder` may use, or infinity."""
-    # One file in version 2, and two files in version 1.
+    # Version 2 has one file, and version 1 has two.
     for files in (['cpu.max'], ['cpu.cfs_quota_us', 'cpu.cfs_period_us']):
-        # 'max 100000' is no limit in version 2, and -1 in version 1.
+        # No limit is 'max 100000' in version 2, where int('max') fails, and -1 in version 1.
         with suppress(OSError, ValueError):
             text = ' '.join((folder / file).read_text() for file in files)
             quota, period = map(int, text.split())

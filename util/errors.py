@@ -31,7 +31,8 @@ if hasattr(signal, 'SIGUSR1'):
 BROKEN_PIPE = 128 + 13  # Windows has no signal.SIGPIPE
 # The variables that torchrun sets for each process that it starts.
 TORCHRUN = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
-TURN = 10  # seconds that a rank waits for each of up to 6 ranks before it to report a fault
+# Before a rank reports a fault, it waits this many seconds for each rank before it, at most for 6.
+TURN = 10
 MEMORY = 'out of memory'
 PERHAPS_MEMORY = 'perhaps out of memory'
 SMALLER = (
@@ -146,10 +147,10 @@ def restarted() -> bool:
 
 @contextmanager
 def reported_once() -> Iterator[None]:
-    """Let the first rank report a fault in the body, which all ranks have.
+    """Let only the first rank report a fault in the body that all ranks have.
 
-    The others wait, since torchrun ends all of them when one has ended. A rank that nobody ends
-    has a fault of its own, as on a machine that lacks a file, and reports it.
+    The others wait, since torchrun ends all of them when one has ended. A rank that is not ended
+    while it waits has a fault of its own, as on a machine that lacks a file, and reports it.
     """
     try:
         yield
@@ -165,7 +166,7 @@ def log(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-    """Print one line to stderr. A line that stderr does not take is lost, and no more than that."""
+    """Print one line to stderr. If stderr does not take it, the line is lost and nothing fails."""
     # A progress bar on the same terminal gives way, and no two threads write at once.
     with suppress(OSError), tqdm.external_write_mode():
         print(one_line(text), file=sys.stderr, flush=True)
@@ -181,7 +182,7 @@ def one_line(text: Any) -> str:
     """`text` on one line in every terminal: control characters are escaped as in Python."""
     shown = []
     for character in str(text):
-        # Python counts only the plain space as printable, and names hold other spaces too.
+        # Python counts only the plain space as printable, and names have other spaces too.
         is_space = unicodedata.category(character) == 'Zs'
         shown.append(character if is_space else visible(character))
     return ''.join(shown)
@@ -200,7 +201,7 @@ def visible(text: Any) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the error's type if there is no message."""
-    # BackendCompilerFailed writes it below a line of its own, and NCCL last.
+    # BackendCompilerFailed has the real error inside, and NCCL writes it at the end of its message.
     text = str(getattr(error, 'inner_exception', error))
     _, _, reason = text.partition('Last error:')
     first, _, _ = (reason or text).strip().partition('\n')
@@ -216,7 +217,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def machine_fault(error: BaseException) -> str | None:
     """The meaning of an error that the machine causes and not the program; None for other errors.
 
-    It is told by type where PyTorch has one, and otherwise by the message.
+    It is recognised by its type where PyTorch has one, and otherwise by its message.
     """
     # Types are compared by name, since torch may not be imported here.
     kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -227,7 +228,7 @@ def machine_fault(error: BaseException) -> str | None:
     for meaning, phrases in PHRASES.items():
         if re.search(phrases, str(error)):
             return meaning
-    # Last, since a compiler too runs out of memory.
+    # Last, since a compiler that runs out of memory is a fault of memory.
     return COMPILER if kinds & COMPILER_ERRORS else None
 
 
@@ -282,9 +283,9 @@ def open_streams() -> None:
 
 
 def close_streams() -> None:
-    """Print what is left to print; a stream that cannot take it leads nowhere from now on.
+    """Print what is left to print. A stream that cannot take it is replaced by the null device.
 
-    Python does the same when it ends, and would complain and exit with 120.
+    Otherwise Python would print it when it ends, report the failure and exit with 120.
     """
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:

@@ -1,7 +1,8 @@
 """The rows of an Excel file's sheet.
 
-A reader of these files stores every cell up to the last one, gives formulas without a value as
-empty cells, and whole numbers as 1.0. So the XML of an .xlsx is looked at first.
+The calamine reader stores every cell up to the last one, gives formulas without a value as empty
+cells, and gives whole numbers as 1.0. So the XML of an .xlsx is searched first, for a sheet that is
+too large and for formulas without a value.
 """
 
 import io
@@ -17,15 +18,18 @@ from python_calamine import CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
 from util.errors import log_once
 
 STARTS = (b'PK\3\4', b'\xd0\xcf\x11\xe0')  # first bytes of .xlsx and .xls
-ENCRYPTED = 'EncryptedPackage'.encode('utf-16-le')  # the part that a password turns an .xlsx into
+# The name of the stream that an .xlsx with a password consists of.
+ENCRYPTED = 'EncryptedPackage'.encode('utf-16-le')
 MOST_CELLS = 20_000_000  # of a sheet, at 32 bytes each
 NO_VALUE = 'a formula without a stored value'
 RELATION = '{http://schemas.openxmlformats.org/officeDocument/2006/relationships}id'
-# In a sheet's XML: the column and the row of each cell, as in <c r="XFD12" t="n">, but not of one
-# that has only a colour, as in <c r="XFD12" s="1"/> ...
+# The column and the row of each cell in a sheet's XML, as in <c r="XFD12" t="n">, but not of a cell
+# that has only a colour, as in <c r="XFD12" s="1"/>.
 COLUMN = re.compile(rb'\br="([A-Z]+)\d+"[^>/]*>')
 ROW = re.compile(rb'\br="[A-Z]+(\d+)"[^>/]*>')
-# ... and the attributes of a cell that has a formula and no value or an empty one.
+# The attributes of a cell that has a formula and no value or an empty one: r="A2"> of
+# <c r="A2"><f>B2*2</f></c> and of <c r="A2"><f>B2*2</f><v/></c>, but nothing of a cell that has its
+# value, as <c r="A2"><f>B2*2</f><v>3</v></c>. The last > is included for COLUMN and ROW.
 UNCOMPUTED = re.compile(
     rb'<(?:\w+:)?c\s([^>]*>)\s*<(?:\w+:)?f\b[^>]*(?:/>|>[^<]*</(?:\w+:)?f>)\s*'
     rb'(?:<(?:\w+:)?v\s*/>|<(?:\w+:)?v\s*></(?:\w+:)?v>)?\s*</(?:\w+:)?c>'
@@ -48,10 +52,10 @@ def read_sheet(content: bytes, path: Path | str, wanted: str = '') -> list[tuple
         raise ValueError('it has a password')
     book = CalamineWorkbook.from_filelike(io.BytesIO(content))
     in_xml = sheets_in_xml(content)
-    for name in [wanted] if wanted else visible_sheets(book):
+    if wanted:
+        return rows_of_sheet(book, wanted, in_xml.get(wanted, b''))
+    for name in visible_sheets(book):
         rows = rows_of_sheet(book, name, in_xml.get(name, b''))
-        if wanted:
-            return rows
         if rows:
             others = [repr(other) for other in book.sheet_names if other != name]
             if others:
@@ -61,7 +65,7 @@ def read_sheet(content: bytes, path: Path | str, wanted: str = '') -> list[tuple
 
 
 def rows_of_sheet(book: CalamineWorkbook, name: str, xml: bytes) -> list[tuple[int, list[Any]]]:
-    """As `read_sheet`, of the sheet `name` with this XML; b'' if that is not known."""
+    """As `read_sheet`, of the sheet `name`, whose `xml` is b'' if the file is no .xlsx."""
     refuse_too_large(name, xml)
     cells = book.get_sheet_by_name(name).to_python(skip_empty_area=False)
     mark_uncomputed(cells, formulas_without_value(xml))
@@ -74,7 +78,7 @@ def rows_of_sheet(book: CalamineWorkbook, name: str, xml: bytes) -> list[tuple[i
 
 
 def visible_sheets(book: CalamineWorkbook) -> list[str]:
-    """The names of the sheets with cells that a user sees."""
+    """The names of the sheets that Excel shows, without charts and the like."""
     names = []
     for sheet in book.sheets_metadata:
         if (sheet.visible, sheet.typ) == (SheetVisibleEnum.Visible, SheetTypeEnum.WorkSheet):
@@ -102,6 +106,7 @@ def sheets_in_xml(content: bytes) -> dict[str, bytes]:
         sheets = {}
         workbook = ElementTree.fromstring(archive.read('xl/workbook.xml'))
         for sheet in workbook.iterfind('.//{*}sheet'):
+            # A target starts at the folder xl, or with a slash at the top of the archive.
             file = posixpath.join('xl', targets.get(sheet.get(RELATION), '')).removeprefix('/')
             if file in files:
                 sheets[sheet.get('name', '')] = archive.read(file)
@@ -109,7 +114,7 @@ def sheets_in_xml(content: bytes) -> dict[str, bytes]:
 
 
 def refuse_too_large(name: str, xml: bytes) -> None:
-    """Refuse a sheet whose last cell is too far away: a reader would run out of memory."""
+    """Refuse a sheet whose last cell is too far away: the reader would run out of memory."""
     row = max(map(int, ROW.findall(xml)), default=0)
     column = max(map(column_number, set(COLUMN.findall(xml))), default=0)
     if row * column > MOST_CELLS:
@@ -125,7 +130,7 @@ def formulas_without_value(xml: bytes) -> list[tuple[int, int]]:
     for attributes in UNCOMPUTED.findall(xml):
         column = COLUMN.search(attributes)
         row = ROW.search(attributes)
-        # An empty text is a value too.
+        # A formula whose value is an empty text (t="str") has been computed.
         if column and row and b't="str"' not in attributes:
             found.append((int(row[1]), column_number(column[1])))
     return found

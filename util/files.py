@@ -8,6 +8,7 @@ import errno
 import glob
 import io
 import json
+import math
 import mmap
 import os
 import re
@@ -31,7 +32,7 @@ REMEDIES = {  # by the kind of a file that cannot be read
     'JSON': 'put the file back as it was written',
     'a checkpoint': 'get it again',
 }
-# The first bytes, in lower case, of what people save instead of the real download.
+# The first bytes, in lower case, of files that people save by mistake in place of the real one.
 IN_PLACE = {
     b'version https://git-lfs': (
         'a Git LFS pointer and not the file itself, which `git lfs pull` fetches'
@@ -41,7 +42,7 @@ IN_PLACE = {
 }
 # The value of `Software` in the pictures of this project.
 SOFTWARE = 'HyperIQA, fixed'
-# The marks of this project in a picture and an export, as regexes. An export holds its metadata as
+# The marks of this project in a picture and an export, as regexes. An export has its metadata as
 # JSON, and .safetensors escapes the quotes once more.
 PICTURE_MARK = re.escape(f'tEXtSoftware\0{SOFTWARE}'.encode())
 EXPORT_MARK = rb'\{\\?"model\\?": \\?"HyperIQA\\?", '
@@ -95,6 +96,7 @@ def as_input_error(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
+        # `visible`, since the name may differ from the right one by an unusual space.
         raise InputError(f'there is no file {visible(name)}')
     except PermissionError as error:
         raise InputError(f'{name} cannot be read: {error.strerror}')
@@ -103,11 +105,13 @@ def as_input_error(name: os.PathLike[str] | str, kind: str) -> Iterator[None]:
     except Exception as error:  # a damaged file makes its reader raise anything
         if machine_fault(error):
             raise
-        # An error without a number is the reader's own, and EINVAL comes of a damaged archive that
-        # makes its reader seek to nowhere.
+        # An OSError with a number comes from the system, and the file may be intact. One without a
+        # number comes from the reader itself. EINVAL is also about the content: a damaged archive
+        # makes its reader seek to a negative position.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             if error.errno not in OF_THE_SYSTEM:
                 raise InputError(f'{name} cannot be read: {error.strerror}')
+            # The message of `boundary` then names the file.
             error.filename = error.filename or str(name)
             raise
         # Some readers name the file, or the object through which they read it.
@@ -200,7 +204,7 @@ def read_json(path: Path | str) -> dict[str, Any]:
     with reading(path, 'JSON') as file:
         content = json.load(file)
         if not isinstance(content, dict):
-            raise ValueError('it holds no JSON object')
+            raise ValueError('it is not a JSON object')
     return content
 
 
@@ -218,7 +222,8 @@ def writing(path: Path | str) -> Iterator[BinaryIO]:
         raise PermissionError(errno.EACCES, 'it is write-protected')
     temporary = target.with_name(f'.{target.name[:50]}.{secrets.token_hex(8)}.tmp')
     try:
-        # The name cannot be guessed and must be new, so nobody's link is followed.
+        # The name cannot be guessed and must be new (O_EXCL), so no link that somebody else has put
+        # there is followed.
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         with open(descriptor, 'w+b') as file:
             yield file
@@ -242,7 +247,7 @@ def allocate(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
             return
         megabyte = bytes(1 << 20)
-        for _ in range(-(-size // len(megabyte))):
+        for _ in range(math.ceil(size / len(megabyte))):
             file.write(megabyte)
 
 
@@ -261,7 +266,7 @@ def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> No
 
 
 def write_whole(path: Path | str, content: bytes | memoryview) -> None:
-    """Write the bytes `content` to `path`, which holds its old or its new content at any time.
+    """Write the bytes `content` to `path`, which has all of its old or its new content at any time.
 
     Raises:
         InputError: the disk is full or the place cannot be written; the old content stays.
@@ -271,7 +276,7 @@ def write_whole(path: Path | str, content: bytes | memoryview) -> None:
             file.write(content)
     except OSError as error:
         raise InputError(
-            f'{path} cannot be written: {error.strerror}; what it held before is untouched. '
+            f'{path} cannot be written: {error.strerror}; its earlier content is untouched. '
             'Name another place'
         )
 
@@ -304,8 +309,8 @@ def check_output(path: Path | str, endings: Sequence[str], header: str = '') -> 
         header: the first line of a table.
 
     Raises:
-        InputError: `path` has another ending, is in a run folder, cannot be written, or holds a
-            file that is not such an output of this project.
+        InputError: `path` has another ending, is in a run folder, cannot be written, or is a file
+            that is not such an output of this project.
     """
     target = Path(os.path.realpath(path))
     if target.suffix.lower() not in endings:
@@ -331,7 +336,7 @@ def refuse_in_run(path: Path | str, remedy: str = 'name a place outside of it') 
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` holds a run: other tools have a config.json too."""
+    """Whether `folder` is a run's. Its config.json is looked into: other tools write one too."""
     path = folder / 'config.json'
     if not path.is_file():
         return False
@@ -399,7 +404,7 @@ def locked(path: Path | str, busy: str = '') -> Iterator[bool]:
             raise InputError(busy)
         log(f'waiting for another process, which holds {path}')
         lock.acquire()
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # the second where the file system has no locks
         warn_without_lock(path, error)
     try:
         yield lock.is_locked
@@ -410,7 +415,7 @@ def locked(path: Path | str, busy: str = '') -> Iterator[bool]:
 def warn_without_lock(path: Path | str, error: Exception) -> None:
     """Warn once that files in the folder of the lock file `path` cannot be locked."""
     folder = os.path.dirname(path) or '.'
-    # Where nothing can be written there is nothing to lock either, and the write itself fails.
+    # In a folder that is write-protected nothing needs a lock, and the write itself fails.
     if os.access(folder, os.W_OK):
         reason = getattr(error, 'strerror', None) or error
         log_once(
@@ -422,7 +427,7 @@ def warn_without_lock(path: Path | str, error: Exception) -> None:
 def is_locked(path: Path | str) -> bool:
     """Whether another process holds the lock file `path`."""
     try:
-        with locked(path, busy='yes'):
+        with locked(path, busy='(not shown)'):
             return False
     except InputError:
         return True

@@ -38,14 +38,14 @@ class Meaning(NamedTuple):
 
     @property
     def srgb_of_all(self) -> bool | None:
-        """Whether the images of all databases are converted to sRGB; None: each in its own way."""
+        """False if no image of any database is converted to sRGB; None if each database decides."""
         return False if self.srgb is None else None
 
     @classmethod
     def of_record(cls, model: Mapping[str, Any]) -> 'Meaning':
-        """Return the meaning that the `model` of a config.json, or a checkpoint, holds.
+        """Return the meaning in the `model` of a config.json, or in the facts of a checkpoint.
 
-        Files of earlier versions lack some keys, for which the defaults stand.
+        Files of earlier versions lack some keys; the defaults are used for them.
         """
         known = {name: model[name] for name in cls._fields if name in model}
         return cls(**known)

@@ -67,7 +67,8 @@ class Names:
         """The images that `name` can mean: none, one, or several that fit equally well.
 
         Args:
-            by_end: whether an end of the name counts if the whole name finds nothing.
+            by_end: whether an end of the name counts if the whole name finds nothing: for
+                'D:\\data\\a.png', first 'D:/data/a.png', then 'data/a.png', then 'a.png'.
         """
         # A backslash separates folders on another system and can be part of a name on this one.
         for spelling in (name, name.replace('\\', '/')):
@@ -77,7 +78,8 @@ class Names:
                 found = best_of(posixpath.normpath(end), self.candidates(end))
                 if found:
                     return found
-                # Without this folder, an image of another folder that has the same name could fit.
+                # A folder that exists is not dropped: its name says which of several images of one
+                # name is meant.
                 if not by_end or (step and self.has_folder(step)):
                     break
         return []
@@ -95,12 +97,13 @@ class FilesIn(Names):
     """The files in a folder and below it. A folder is listed once, at its first use.
 
     Args:
-        is_kind: accepts the paths of the wanted kind; files by default.
+        is_kind: whether a path is of the kind to look for; by default, whether it is a file.
     """
 
     def __init__(self, folder: Path | str, is_kind: Callable[[str], bool] = os.path.isfile) -> None:
         self.folder = str(folder)
         self.is_kind = is_kind
+        # A cache of its own for each object, so that a later one sees the folders as they are then.
         self.names_in = functools.cache(names_in)
 
     def candidates(self, name: str) -> Sequence[str]:
@@ -111,9 +114,10 @@ class FilesIn(Names):
         for step in posixpath.normpath(name).strip('/').split('/'):
             inner = []
             for place in places:
-                entries = self.names_in(self.path_of(place)).candidates(step)
-                if step == '..':
-                    entries = ['..']  # no folder lists it
+                if step != '..':
+                    entries = self.names_in(self.path_of(place)).candidates(step)
+                else:
+                    entries = ['..']  # a listing of a folder does not have it
                 inner += [posixpath.join(place, entry) for entry in entries]
             places = inner
         return [place for place in places if self.is_kind(self.path_of(place))]
@@ -123,29 +127,31 @@ class FilesIn(Names):
         return any(os.path.isdir(self.path_of(entry)) for entry in (name, *entries))
 
     def paths(self, name: str, by_end: bool = False) -> list[str]:
-        """The paths of the files that `name` can mean."""
+        """The paths of the files that `name` can mean; all of them exist."""
         return [self.path_of(found) for found in self.find(name, by_end)]
 
     def path(self, name: str) -> str:
-        """The path of the file that `name` means, which may be missing.
+        """The path of the file that `name` means, or the path as it is written if there is none.
 
         Raises:
-            InputError: it can mean several.
+            InputError: it can mean several files.
         """
         found = self.paths(name)
         return unambiguous(name, found) if found else self.path_of(name)
 
     def path_of(self, name: str) -> str:
+        """The path of `name` as it is written, whether it exists or not."""
         return os.path.join(self.folder, name)
 
 
 class KnownNames(Names):
-    """A list of names. A name also finds an image by an end of that image's path."""
+    """A list of names, which can be paths. `b.png` also finds `a/b.png` in it."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.by_key: dict[str, list[str]] = {}
         self.folders: set[str] = set()
         for name in names:
+            # Every end of a path is a key: 'a/b.png' is found as 'a/b.png' and as 'b.png'.
             for key in keys_of(name):
                 steps = key.split('/')
                 for k in range(len(steps)):
@@ -174,7 +180,8 @@ def distance(name: str, candidate: str) -> int:
         return 0
     if without_ending(candidate) == name:
         return 1
-    # A whole path in other letter case goes before the end of another path.
+    # An image whose whole path is the name in other letter case goes before one of whose path the
+    # name is only the end.
     if normalized_name(name) in keys_of(candidate):
         return 2
     if candidate.endswith(f'/{name}'):
@@ -233,7 +240,7 @@ def names_on_lines(
         return None
     text = content.decode('utf-8-sig', errors)
     lines = [line for line in lines_of(text) if line.strip(BLANK)]
-    # A name can start with a bracket too.
+    # JSON starts with the key of an object, as in '[{"'. A name can start with a bracket too.
     if re.match(r'\s*\[?\s*\{\s*"', text):
         return None
     if lines and is_header(cells_of(lines[0]), chosen, needed=('image',)):
@@ -244,7 +251,7 @@ def names_on_lines(
             names.append(line)
         else:
             cells = cells_of(line)
-            column = int(guessed_columns(cells)['image']) - 1
+            column = int(guessed_columns(cells)['image']) - 1  # columns are numbered from 1
             names.append(cells[column].strip(BLANK + '"'))
     return names
 

@@ -1,6 +1,6 @@
 """A table of the user's own images and scores.
 
-What is taken from it is logged, and warnings tell what looks like a mistake in it.
+The columns that are used are logged, and so are warnings of what looks like a mistake.
 """
 
 import os
@@ -18,8 +18,8 @@ from util.tables import BLANK, Row, Table, find_columns, is_number, normalized_n
 REFERENCES = {'ref', 'ref_image', 'reference_image', 'refnames_all', 'source', 'prompt'}
 # A number in which commas may separate thousands: 1,012 or 1,012,000.5, but not 0,512 or 1,5.
 THOUSANDS = re.compile(r'[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?')
-# A content column may be an attribute, such as a camera, if it has so few values or so many images
-# for each.
+# A content column may be an attribute, such as a camera, if it has at most FEW_CONTENTS values, or
+# more than MANY_IMAGES images for each on average.
 FEW_CONTENTS = 10
 MANY_IMAGES = 200
 
@@ -34,6 +34,7 @@ def read_own_table(labels: Labels) -> None:
         optional=('content', 'set', 'type'),
     )
     refuse_thousands(labels, table)
+    # The names of the images start at --image_root, or at the table's own folder.
     folder = labels.settings.images or os.path.dirname(labels.file)
     labels.has_contents = 'content' in table.columns
     for row in table.rows:
@@ -43,10 +44,12 @@ def read_own_table(labels: Labels) -> None:
             cells['image'],
             cells['score'],
             row.where,
+            # without a content column, each image is a content of its own
             content=cells.get('content', cells['image']),
             in_set=known_set(cells.get('set', '')),
             kind=cells.get('type', ''),
         )
+    # `labels.add` notes which paths of another machine fit an image only by their ends.
     if labels.found_by_end:
         name, path = next(iter(labels.found_by_end.items()))
         log(
@@ -60,7 +63,8 @@ def read_own_table(labels: Labels) -> None:
     labels.higher_is_better = not lower_is_better
     describe_table(labels, table)
 
-    # The warnings compare rows with samples, so further votes for an image are left out.
+    # The warnings compare each sample with its row, so the rows of further votes for an image are
+    # left out. The samples are in the order of the rows.
     rows_of_samples = {sample.where for sample in labels.samples}
     table = table._replace(rows=[row for row in table.rows if row.where in rows_of_samples])
     if 'content' in table.columns:
@@ -72,7 +76,7 @@ def read_own_table(labels: Labels) -> None:
 def refuse_thousands(labels: Labels, table: Table) -> None:
     """Refuse scores in which a comma separates thousands, as in 987 and 1,012.
 
-    1,012 and 1,234 alone are decimals, as before.
+    If every score has such a comma, as in 1,012 and 1,234, they are read as decimals.
     """
     scores = [(row.where, cell) for row, cell in zip(table.rows, table.cells('score'))]
     with_comma = [(where, cell) for where, cell in scores if ',' in cell]
@@ -81,12 +85,12 @@ def refuse_thousands(labels: Labels, table: Table) -> None:
     for where, cell in scores:
         if ',' in cell or not is_number(cell):
             continue
-        # A point is a decimal mark, so that a comma is none.
+        # Next to a decimal point, or to a score of 100 or more, the comma is no decimal mark.
         if '.' in cell or abs(float(cell)) >= 100:
-            other, thousands = with_comma[0]
+            where_comma, thousands = with_comma[0]
             raise InputError(
-                f'{labels.file}, {other}: the comma in the score {thousands!r} seems to separate '
-                f'thousands, since {where} has {cell!r}; write numbers without such commas, and '
+                f'{labels.file}, {where_comma}: the comma in the score {thousands!r} seems to '
+                f'separate thousands, since {where} has {cell!r}; write numbers without such commas, and '
                 'decimals with a point'
             )
 
@@ -108,7 +112,7 @@ def cells_by_role(labels: Labels, table: Table, row: Row) -> dict[str, str]:
             raise InputError(
                 f'{labels.file}, {row.where}: the {role} is empty; fill it in or remove that row'
             )
-    # What is no number stays as it is, for the message about it.
+    # A score that is no number is not changed: the message about it shows it as it is written.
     if is_number(cells['score']):
         cells['score'] = cells['score'].replace(row.decimal, '.')
     return cells
@@ -143,8 +147,8 @@ def describe_table(labels: Labels, table: Table) -> None:
 def warn_of_references(labels: Labels, table: Table) -> None:
     """Warn of a column that looks like the reference of each image, if no column is the content.
 
-    It has names, some of them several times, and is called like a reference; or its cells are how
-    the images' file names start.
+    Such a column has some of its values several times. Either its name is one of REFERENCES and its
+    values are not all numbers, or each image's file name starts with its value.
     """
     names = [stem_of(sample.path) for sample in labels.samples]
     for k, column in enumerate(table.header):
@@ -154,9 +158,9 @@ def warn_of_references(labels: Labels, table: Table) -> None:
         if len(set(stems)) == len(stems):
             continue
         has_names = not all(is_number(stem) for stem in stems)
-        is_called = normalized_name(column) in REFERENCES and has_names
-        is_start = all(stem and name.startswith(stem) for stem, name in zip(stems, names))
-        if is_called or is_start:
+        is_reference = normalized_name(column) in REFERENCES and has_names
+        starts_names = all(stem and name.startswith(stem) for stem, name in zip(stems, names))
+        if is_reference or starts_names:
             choice = shlex.quote(f'content={column}')
             log(
                 f'warning: the column {column!r} of {labels.file} looks like the reference of '
@@ -171,7 +175,7 @@ def warn_of_contents(labels: Labels, table: Table) -> None:
     if len(contents) == images:
         return
     column = f'the column {table.header[table.columns["content"]]!r} of {labels.file}'
-    # A database of two parts can have the same references in the folders of both.
+    # A database of two parts can have the same references in the folders of both parts.
     files = {file_name(content) for content in contents}
     if len(files) < len(contents) and all(is_picture(content) for content in contents):
         log(
@@ -181,13 +185,13 @@ def warn_of_contents(labels: Labels, table: Table) -> None:
         )
         return
 
-    # Whole numbers can be the numbers of scenes, other numbers cannot.
+    # Scenes can be numbered with whole numbers, but not with fractions.
     are_whole = all(content.isdigit() for content in contents)
-    are_numbers = all(is_number(content) for content in contents) and not are_whole
+    are_fractions = all(is_number(content) for content in contents) and not are_whole
     are_few = len(contents) <= FEW_CONTENTS or images > MANY_IMAGES * len(contents)
-    if are_numbers or are_few:
+    if are_fractions or are_few:
         values = f'{len(contents)} values for {images} images'
-        if are_numbers:
+        if are_fractions:
             values += ', which are numbers'
         log(
             f'warning: {column} has {values}; images of one value stay together in a split; '

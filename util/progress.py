@@ -24,11 +24,12 @@ def progress(
     That is a bar on a terminal, and elsewhere a line every few minutes.
 
     Args:
-        total: the sizes of all items, added up, in `unit`.
-        size: gives an item's size.
-        note: gives more text for the end of a line.
+        total: the sum of the sizes of all items.
+        unit: of the sizes.
+        size: returns an item's size.
+        note: returns further text for a line.
     """
-    # tqdm's None is a bar on terminals only; the other ranks have none anywhere.
+    # With None tqdm shows a bar on terminals only; ranks other than the first never show one.
     disable = True if rank() else None
     started = time.monotonic()
     reported = started

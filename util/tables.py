@@ -1,8 +1,8 @@
 """Tables of any kind as rows, and the columns of images, scores, contents and sets in them.
 
-A table is UTF-8 text, an Excel file or JSON objects; its content tells the kind. In a text, commas,
-semicolons, tabs or the last space of a line separate the cells. A table has a header, or its
-columns are numbered from 1.
+A table is UTF-8 text, an Excel file or JSON objects; its kind is recognised by its content. In a
+text, commas, semicolons, tabs or the last space of a line separate the cells. A table has a header,
+or its columns are numbered from 1.
 """
 
 import csv
@@ -76,7 +76,7 @@ class Row(NamedTuple):
 
     Attributes:
         where: its place in messages: 'line 3' of a text, 'row 3' of a sheet.
-        decimal: the decimal mark of its numbers.
+        decimal: the decimal mark of its numbers, a point or a comma.
     """
 
     where: str
@@ -91,7 +91,7 @@ class Table(NamedTuple):
         header: the names of all columns, or their numbers if the table has no header.
         has_header: whether the table has a header.
         columns: the index of the column of each role in `ROLES` that the table has.
-        rows: without the header.
+        rows: those below the header.
     """
 
     header: list[str]
@@ -106,7 +106,10 @@ class Table(NamedTuple):
 
 
 def normalized_name(name: Any) -> str:
-    """A name in lower case and one Unicode form, without blanks around it, as on any system."""
+    """A name in lower case and one Unicode form, without blanks around it.
+
+    A name that was written on one system is then equal to the same name on another.
+    """
     return unicodedata.normalize('NFC', str(name)).strip(BLANK).lower()
 
 
@@ -175,6 +178,7 @@ def rows_of_json(text: str) -> list[Row]:
 
 
 def rows_of_text(text: str, path: Path | str) -> list[Row]:
+    """The rows of a text. The first line that is not blank shows which delimiter it has, if any."""
     lines = lines_of(text)
     delimiter = delimiter_of(next((line for line in lines if line.strip()), ''))
     if delimiter:
@@ -203,13 +207,14 @@ def delimiter_of(first: str) -> str:
     def known_names(mark: str) -> int:
         return sum(normalized_name(cell.strip(' "')) in KNOWN for cell in first.split(mark))
 
-    # On a tie a tab wins over a semicolon, and that over a comma, which may be a decimal mark.
+    # `max` takes the first of equal ones: a tab before a semicolon, and both before a comma, which
+    # may be a decimal mark.
     present = [mark for mark in '\t;,' if mark in first]
     return max(present, key=known_names, default='')
 
 
 def rows_of_csv(text: str, delimiter: str, path: Path | str) -> list[Row]:
-    # Where the comma is not the delimiter, it is the decimal mark.
+    # Where the comma is not the delimiter, it can only be the decimal mark.
     decimal = '.' if delimiter == ',' else ','
     # Without `strict`, a quote that is never closed would make one cell of the rest of the file.
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, strict=True)
@@ -232,7 +237,8 @@ def words_of(line: str) -> list[str]:
     names = [word for word in words if not is_number(word)]
     if len(names) <= 1:
         return words
-    # A header such as 'image score'. But 'image name' is one name, and so is 'scene 1.png'.
+    # 'image score' is a header of two known names. But 'image name' is a single known name, and only
+    # one word of 'scene 1.png' is known.
     known = [word for word in words if normalized_name(word) in KNOWN]
     if len(known) > 1 and normalized_name(line) not in KNOWN:
         return words
@@ -311,9 +317,9 @@ def find_columns(
 def choices_in(
     rows: list[Row], chosen: Mapping[str, str], kept: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Those of the `chosen` columns, names by role, that the header of a table has.
+    """The `chosen` columns, as names by role, that are in the header of a table.
 
-    The choices for the roles `kept` stay in any case.
+    The choices for the roles `kept` are included in any case.
     """
     header = {normalized_name(cell) for cell in rows[0].cells} if rows else set()
     choices = {}
@@ -324,18 +330,19 @@ def choices_in(
 
 
 def is_header(cells: list[Any], chosen: Mapping[str, str], needed: Sequence[str]) -> bool:
-    """Whether a table's first row holds the names of its columns.
+    """Whether a table's first row has the names of its columns.
 
-    It does if one of them is known or chosen. Without such a name, it is data if it has a number,
-    or if the table is a list of images.
+    It has them if one of its cells is a known or a chosen name. Without such a name, it is data if
+    one of its cells is a number, or if the table is a list of images.
     """
     # A choice can also be a number, or '' for no column.
     names = {normalized_name(name) for name in chosen.values() if not name.isdigit()}
     wanted = (KNOWN | names) - {''}
     if any(normalized_name(cell) in wanted for cell in cells):
         return True
-    # A row without numbers looks the same as a header, and a list of images has no others.
-    if needed == ('image',):
+    # No row of a list of images has a number, so its first row would always look like a header.
+    is_list = needed == ('image',)
+    if is_list:
         return False
     return not any(is_number(cell) for cell in cells)
 
@@ -373,7 +380,8 @@ def columns_of(role: str, header: list[str], chosen: str | None) -> list[int]:
 def columns_called(name: str, header: list[Any]) -> list[int]:
     """The indices of the columns of a name or number.
 
-    The exact spelling goes before a column's number, and that before other letter case.
+    The exact spelling of a name comes first, then a column's number, then a name in another letter
+    case.
     """
     exact = [k for k, cell in enumerate(header) if cell == name]
     if exact:
@@ -387,7 +395,7 @@ def columns_called(name: str, header: list[Any]) -> list[int]:
 def several_columns(role: str, header: list[str], found: list[int]) -> str:
     """The message about a role that several columns can have."""
     names = [header[k] for k in found]
-    # A name that two columns have settles nothing.
+    # Where both have the same name, only a number can choose one of them.
     choice = str(found[0] + 1) if names.count(names[0]) > 1 else names[0]
     advice = shlex.quote(f'{role}={choice}')
     return (
