@@ -97,8 +97,8 @@ def check_initial_weights(config: Any) -> str:
     # A ResNet-50 is enough to start training, but gives no scores.
     if config.fit_scale and layout not in checkpoints.WITH_SCORES:
         raise InputError(
-            f'--fit_scale: {config.weights} holds only a {layout}, which gives no scores; give a '
-            'HyperIQA'
+            f'--fit_scale: {config.weights} contains only a {layout}, which gives no scores; give '
+            'a HyperIQA'
         )
     # Sorted, since files of other formats have the same tensors in another order.
     return checkpoints.digest(dict(sorted(state.items())))

@@ -245,11 +245,11 @@ def test_the_default_command_starts_from_the_published_weights(
         ({'fc5b_fc.bias': [0.0]}, 'fc5b_fc.bias, is not a plain array'),
         (
             {'fc5b_fc.bias': torch.tensor([float('nan')])},
-            'fc5b_fc.bias, holds values that are not finite',
+            'fc5b_fc.bias, has values that are not finite',
         ),
         (
             {'fc5b_fc.bias': torch.tensor([1e300], dtype=torch.float64)},
-            'holds values that are not finite',
+            'has values that are not finite',
         ),
         ({7: torch.zeros(1)}, 'does not name tensors'),
         ({'x' * 300 + '\n': torch.zeros(1)}, 'x{80}, is unknown$'),
@@ -272,7 +272,7 @@ def test_a_state_dict_that_fits_by_half_is_refused_and_changes_nothing(
     [
         ({'res.conv1.weight': torch.zeros(64, 3, 7, 7)}, 'is not the state_dict of .* 301 tensors'),
         ({'conv1.weight': torch.zeros(1)}, 'is not the state_dict of'),
-        ([1], 'holds a list'),
+        ([1], 'contains a list'),
         ({}, 'does not name tensors'),
         ({'model': {'model': {'model': {'model': {'model': {}}}}}}, 'does not name tensors'),
     ],
@@ -285,7 +285,7 @@ def test_foreign_weights_are_refused(tmp_path, network, content, reason):
 
 def test_a_backbone_alone_does_not_score(tmp_path, published):
     torch.save(published, tmp_path / 'resnet.pth')
-    with pytest.raises(InputError, match='holds only a ResNet-50'):
+    with pytest.raises(InputError, match='contains only a ResNet-50'):
         checkpoints.read_trained(tmp_path / 'resnet.pth')
 
 
@@ -334,7 +334,7 @@ def no_checkpoints(folder):
         (folder / name).write_bytes(content)
     return {name: reason for name, (_, reason) in made.items()} | {
         'model.pth': (
-            'holds the Python object torch.nn.modules.linear.Linear.*save model.state_dict'
+            'contains the Python object torch.nn.modules.linear.Linear.*save model.state_dict'
         ),
         'script.pth': NO_CHECKPOINT,
         'other.zip': NO_CHECKPOINT,

@@ -40,7 +40,7 @@ def test_scores_fall_with_strength_and_every_scene_has_every_kind_each_in_anothe
     assert all(set(row) == set(demo_database.DISTORTIONS) for row in names[:, :, 1])
     levels = names[:, :, 2].astype(int) - 1
     assert all(len(set(row)) == kinds >= 3 for row in levels)
-    for kind in range(kinds):  # neither the scene nor the kind tells the score
+    for kind in range(kinds):  # neither the scene nor the kind gives away the score
         assert set(np.bincount(levels[:, kind])) == {
             demo_database.SCENES // len(demo_database.STRENGTHS)
         }

@@ -67,5 +67,5 @@ def test_what_cannot_be_fitted_is_refused(make_solver, program, tmp_path):
     done = program(*options, '--weights', 'resnet.pth')
     assert (
         done.returncode == 2
-        and 'resnet.pth holds only a ResNet-50, which gives no scores' in done.stderr
+        and 'resnet.pth contains only a ResNet-50, which gives no scores' in done.stderr
     )

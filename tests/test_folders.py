@@ -338,7 +338,10 @@ def test_own_units_do_not_depend_on_the_order_of_the_lines_or_on_the_place(make_
         ),
         ('a.png,3\nb.png,good\n', "line 2: the score 'good' is not a number"),
         ('image,score\na.png,1_000\n', "line 2: the score '1_000' is not a number"),
-        ('image,score\na.png,1e39\n', "line 2: the score '1e39' is not a number that 32 bits hold"),
+        (
+            'image,score\na.png,1e39\n',
+            "line 2: the score '1e39' is not a number that fits in 32 bits",
+        ),
         ('\nsep=;\nimage;score\na.png;x\n', 'line 2: no column is the image'),
         (
             'image,mos,DMOS\na.png,3,4\n',

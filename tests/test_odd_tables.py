@@ -235,7 +235,7 @@ def test_a_number_beyond_32_bits_is_one_line_without_a_warning(pictures):
         write_columns('t.csv', ',', [(number,), ('1',), ('2',), ('3',)])
         with warnings.catch_warnings():
             warnings.simplefilter('error')
-            assert f"the score '{number}' is not a number that 32 bits hold" in refusal('t.csv')
+            assert f"the score '{number}' is not a number that fits in 32 bits" in refusal('t.csv')
     write_columns('t.csv', ',', [('3.4e38',), ('1',), ('2',), ('3',)])
     assert scores_of('t.csv')[0] == 3.4e38
 

@@ -49,7 +49,7 @@ class Trained(NamedTuple):
 
     Attributes:
         state: its state_dict, with the names that `HyperNet` uses.
-        layout: the one that it had (see `state_of`).
+        layout: the layout of the file (see `state_of`).
         facts: what the file says of images and scores, or None (see `Meaning.of_record`).
     """
 
@@ -75,7 +75,7 @@ def serialised_weights(state: Mapping[str, torch.Tensor], facts: Mapping[str, An
 def facts_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a checkpoint's `content` says of images and scores, or None.
 
-    It is lost from the content of a best.pth by `dict` and `copy`.
+    In a best.pth it is an attribute of the state_dict, and copies (`dict(content)`) do not have it.
     """
     text = content.get(FACTS) or (getattr(content, '_metadata', None) or {}).get(FACTS)
     return json.loads(text) if isinstance(text, str) else None
@@ -109,7 +109,7 @@ def load_weights(model: nn.Module, source: Path | str) -> str:
         the layout of the weights (see `state_of`), or '' if there are none.
 
     Raises:
-        InputError: the download fails, or the file does not hold exactly the weights of a ResNet-50
+        InputError: the download fails, or the file does not have exactly the weights of a ResNet-50
             or of a HyperIQA.
     """
     if source == 'none':
@@ -135,13 +135,13 @@ def read_trained(path: Path | str) -> Trained:
     """Read the file of a trained HyperIQA.
 
     Raises:
-        InputError: the file is no checkpoint, or holds only a ResNet-50.
+        InputError: the file is no checkpoint, or contains only a ResNet-50.
     """
     content = read_checkpoint(path)
     state, layout = state_of(content, path)
     if layout == 'ResNet-50':
         raise InputError(
-            f'{path} holds only a ResNet-50; only a trained HyperIQA gives scores, such as the '
+            f'{path} contains only a ResNet-50; only a trained HyperIQA gives scores, such as the '
             'best.pth of a run'
         )
     return Trained(state, layout, facts_in(content))
@@ -158,10 +158,10 @@ def state_of(content: Mapping[Any, Any], source: Path | str) -> tuple[StateDict,
         raise InputError(f'{source} {NEITHER}: it does not name tensors')
     state = {without_prefixes(name): value for name, value in found.items()}
 
-    # Each layout is told by a name that the others do not have.
+    # Each layout is recognised by a name that the others do not have.
     if 'conv1.weight' in state:
         layout = 'ResNet-50'
-        # fc is the classifier, for which a HyperIQA has no place.
+        # fc is the classifier, which a HyperIQA does not have.
         state = {
             f'res.{name}': value for name, value in state.items() if not name.startswith('fc.')
         }
@@ -174,10 +174,10 @@ def state_of(content: Mapping[Any, Any], source: Path | str) -> tuple[StateDict,
 
 
 def tensors_in(content: Any, depth: int = 4) -> Mapping[Any, Any] | None:
-    """The dict in `content` that holds tensors, inside at most `depth` - 1 wrappers, or None."""
+    """The dict in `content` that has tensors, inside at most `depth` - 1 wrappers, or None."""
     if not isinstance(content, Mapping) or depth == 0:
         return None
-    # First inside: a checkpoint may hold tensors next to its state_dict too.
+    # The wrappers come first: a checkpoint may have tensors next to its state_dict too.
     for key in WRAPPERS:
         found = tensors_in(content.get(key), depth - 1)
         if found:
@@ -211,7 +211,7 @@ def fitting_state(model: nn.Module, state: StateDict, layout: str, source: Path 
     expected = set(own)
     if layout == 'ResNet-50':
         expected = {name for name in own if re.match(r'res\.(?!lda)', name)}
-    # Batch norm's counters are unused here, and torchvision's first weights are older than they.
+    # Batch norm's counters are unused here, and torchvision's first weights lack them.
     counters = {name for name in own if name.endswith('num_batches_tracked')}
 
     wrong = []
@@ -238,7 +238,7 @@ def fault_of(value: Any, own: torch.Tensor | None) -> str:
     # Both bounds are nan if any value is. A value may be infinite only in the network's type.
     low, high = value.to(own.dtype).aminmax()
     if not low.isfinite() or not high.isfinite():
-        return 'holds values that are not finite'
+        return 'has values that are not finite'
     return ''
 
 
@@ -280,8 +280,8 @@ def read_checkpoint(path: Path | str) -> Content:
     A zip file, as torch.save writes it, is compared with its checksums.
 
     Raises:
-        InputError: the file is missing, not a regular one or damaged, or holds anything but tensors
-            and plain types; the message says which.
+        InputError: the file is missing, not a regular one or damaged, or contains anything but
+            tensors and plain types; the message says which.
     """
     with reading(path, 'a checkpoint') as file:
         start = file.read(10)
@@ -291,7 +291,7 @@ def read_checkpoint(path: Path | str) -> Content:
         # A safetensors file starts with 8 bytes for the length of its header, which is JSON.
         content = read_safetensors(path) if start[8:] == b'{"' else load(file)
         if not isinstance(content, dict):
-            raise InputError(f'{path} holds a {type(content).__name__}, not a state_dict')
+            raise InputError(f'{path} contains a {type(content).__name__}, not a state_dict')
     return content
 
 
@@ -311,7 +311,10 @@ def read_safetensors(path: Path | str) -> Content:
 
 
 def load(file: BinaryIO) -> Any:
-    """As torch.load, but with other advice: its own, at a file that it does not read, is unsafe."""
+    """As torch.load, but with another message about a file that it refuses.
+
+    The message of torch.load advises an unsafe way to read it.
+    """
     try:
         with warnings.catch_warnings():
             # torch.load warns of what it then refuses.
@@ -320,14 +323,14 @@ def load(file: BinaryIO) -> Any:
     except OSError:
         raise
     except Exception as error:
-        # The file may be intact where memory runs out.
+        # If memory runs out, the file may be intact.
         if machine_fault(error):
             raise
         found = re.search(r'GLOBAL (\S+)', str(error))
         if found:
             raise ValueError(
-                f'it holds the Python object {found[1][:80]}, perhaps a whole model, and reading '
-                'that could run anything; where it was made, save model.state_dict() instead'
+                f'it contains the Python object {found[1][:80]}, perhaps a whole model, and '
+                'reading that could run anything; where it was made, save model.state_dict() instead'
             )
         raise ValueError('it is no checkpoint of PyTorch, or it is cut or damaged')
 
@@ -340,7 +343,7 @@ def check_archive(file: BinaryIO) -> None:
     """
     broken = None
     with zipfile.ZipFile(file) as archive:
-        # torch.save can leave the checksums out; all of them are 0 then.
+        # torch.save can leave the checksums out, and all of them are 0 then.
         if any(entry.CRC for entry in archive.infolist()):
             broken = archive.testzip()
     file.seek(0)

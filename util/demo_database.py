@@ -35,7 +35,7 @@ DEFAULTS = {  # options of the script
 
 
 def generate(root):
-    """Make the database in the folder `root`, unless it or something else is there.
+    """Make the database in the folder `root`, unless the folder has other files or is complete.
 
     Raises:
         InputError: the folder cannot be written.
@@ -73,7 +73,7 @@ def write_scene(folder, k):
     scene = make_scene(rng)
     rows = []
     for turn, (kind, distort) in enumerate(DISTORTIONS.items()):
-        # The strengths go round, so that neither the scene nor the kind tells the score.
+        # The strengths go round, so that neither the scene nor the kind gives away the score.
         level = (k + turn) % len(STRENGTHS)
         name = f'scene{k + 1:02d}_{kind}_{level + 1}.png'
         distort(scene, STRENGTHS[level]).save(folder / name, compress_level=1)

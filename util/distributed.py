@@ -1,6 +1,6 @@
 """The device of a run, and the processes that torchrun started, which are called ranks.
 
-Without several ranks the functions that concern several processes do nothing.
+In a single process the functions that concern several ranks do nothing.
 
 There are two groups with two time-outs. Ranks that compute meet in every step: one that waits for
 another longer than STEP_TIMEOUT ends, and torchrun then ends all. With --compile that is
@@ -97,7 +97,7 @@ def processes_on(device: str) -> str:
 
 
 def device_name(device: str) -> str:
-    """The GPU's name or the number of CPU threads, without which numbers mean little."""
+    """The GPU's name or the number of CPU threads: measured times mean little without it."""
     if device.startswith('cuda'):
         return torch.cuda.get_device_name(device)
     if not device.startswith('cpu'):
@@ -172,7 +172,7 @@ def stop() -> None:
     """Leave the other ranks, all at the same time."""
     global waiting_group
     if launched():
-        # A rank that left first would be aborted by its own threads.
+        # The group's threads would abort a rank that leaves before the others.
         wait()
         waiting_group = None
         dist.destroy_process_group()
@@ -186,11 +186,11 @@ def wait() -> None:
 
 @contextmanager
 def first_rank_first() -> Iterator[None]:
-    """Run the body on the first rank, and on the others once that one is through."""
+    """Run the body on the first rank, and on the others once the first has finished it."""
     if rank() > 0:
         wait()
     yield
-    # Not reached if the body fails: the first rank then ends, which the waiting ones notice.
+    # Not reached if the body fails: the first rank then ends, and the waiting ranks notice that.
     if rank() == 0:
         wait()
 
@@ -202,18 +202,18 @@ def refuse_differences(state: str) -> None:
     states: list[Any] = [None] * world_size()
     dist.all_gather_object(states, state, waiting_group)
     if len(set(states)) > 1:
-        held = '; '.join(f'rank {number}: {other}' for number, other in enumerate(states))
+        shown = '; '.join(f'rank {number}: {other}' for number, other in enumerate(states))
         with reported_once():
             raise InputError(
-                f'the processes do not start from the same state ({held[:300]}); '
+                f'the processes do not start from the same state ({shown[:300]}); '
                 '--output and --weights must be on a disk that all machines share'
             )
 
 
 def refuse_separate_folders(folder: Path) -> None:
-    """Refuse to go on if `folder` is not the same one for all ranks, as on machines of their own.
+    """Refuse to go on if `folder` is not one for all ranks, as on machines that share no disk.
 
-    Two folders can have the same content, so the first rank writes something new.
+    Separate folders can have the same content, so the first rank writes a new file to look for.
     """
     if not launched():
         return

@@ -21,7 +21,7 @@ from util.files import identity_of, is_entered, reading
 from util.names import FilesIn, unambiguous
 from util.tables import BLANK, Row, columns_called, normalized_name, read_rows
 
-SETS = {  # the part that each word of a label file or of a list's name means
+SETS = {  # the part of a split that each word in a label file, or in a list's name, means
     'train': 'train',
     'training': 'train',
     'val': 'val',
@@ -46,7 +46,7 @@ class Sample(NamedTuple):
         content: what the image shows; a split keeps the images of one content together.
         official_set: 'train', 'val' or 'test', '' for none, or another word of the label file.
         where: the name of its row in messages, as in 'line 3'.
-        row: its number in lists of row numbers.
+        row: its row number from 0, by which a published split can name it.
         file: identifies the image file under any of its names; None if the file is missing.
         facts: further columns of predictions.csv: the `type` of its distortion, and with
             `average_votes` the number of `votes` and their `deviation`.
@@ -118,7 +118,7 @@ class Labels:
         votes: the scores of all rows of each sample.
         known: paths of images of the database that are not scored; a split list may name them.
         found_by_end: the image of each name that fits only by its end (see `util/names.py`).
-        higher_is_better: the direction of the scores if the label file shows it, else None.
+        higher_is_better: the direction of the scores; None if the label file does not show it.
         has_contents: whether contents are what images show; if not, they are the images' names.
     """
 
@@ -149,12 +149,12 @@ class Labels:
         depth: float,
         is_kind: Callable[[str], bool] = os.path.isfile,
     ) -> list[str]:
-        """The paths that `name` can mean in `folder`, else in the folders inside, level by level.
+        """The paths that `name` can mean in `folder`, or on the nearest level of folders inside it.
 
         Args:
-            depth: the number of levels below `folder` that are looked at.
+            depth: the number of levels below `folder` to search.
         """
-        # The nearest level wins: copies of the images further down do not count.
+        # Copies of the images on deeper levels do not count.
         level = [folder]
         while level:
             found = []
@@ -203,7 +203,7 @@ class Labels:
         return file is not None
 
     def folder(self, *names: str, default: Path | None = None) -> Path:
-        """The first image folder of `names` near the label file or in the root, else `default`."""
+        """The first image folder of `names` near the label file or in the root; or `default`."""
         folder = self.first(names, [self.file.parent, self.root], os.path.isdir) or default
         if folder is None:
             raise InputError(
@@ -220,7 +220,7 @@ class Labels:
         Args:
             columns: names in the header, or numbers from '1'.
             sheet: of an Excel file; the first one by default.
-            header: False for a table without one, of which the first columns are taken.
+            header: False for a table without a header, whose first columns are taken.
         """
         rows = read_rows(self.file, sheet)
         positions = list(range(len(columns)))
@@ -267,7 +267,7 @@ class Labels:
             if abs(value) <= LARGEST and '_' not in str(text):
                 return value
         raise InputError(
-            f'{self.file}, {where}: the {role} {text!r} is not a number that 32 bits hold; '
+            f'{self.file}, {where}: the {role} {text!r} is not a number that fits in 32 bits; '
             'correct or remove it'
         )
 
@@ -296,7 +296,8 @@ class Labels:
         path = self.find_image(folder, name, deep)
         file = identity_of(path, os.stat(path)) if os.path.isfile(path) else None
         key: Any = os.path.normpath(path)
-        # On a file system without letter case, two spellings of a vote's image are two paths.
+        # Where the file system ignores letter case, two spellings of a vote's image are two paths of
+        # one file, so votes are matched by the file.
         if self.settings.average_votes and file is not None:
             key = file
         sample = Sample(
@@ -318,7 +319,7 @@ class Labels:
             self.votes.append([sample.score])
 
     def find_image(self, folder: Path | str, name: str, deep: bool) -> str:
-        """The path of the image `name`, which may be missing; see `add`."""
+        """The path of the image `name`, or its path as written if there is no such file; see `add`."""
         found = self.nearest(folder, name, depth=math.inf if deep else 0)
         # A table from another machine has that machine's paths.
         if not found and self.settings.images:
@@ -340,7 +341,7 @@ class Labels:
         """Add a further row of an image to its sample's votes.
 
         Raises:
-            InputError: rows are no votes, or this one says something else about the image.
+            InputError: votes are not averaged, or this row has another content, set or type.
         """
         first = self.samples[vote.row]
         if not self.settings.average_votes:
@@ -349,7 +350,8 @@ class Labels:
                 f'{self.file}, {vote.where}: {vote.path} is on {first.where} already; remove one '
                 'of the two, or give --average_votes where each row is a vote'
             )
-        # Without contents, the content of each row is the image's name as it is written there.
+        # Without contents, a row's content is the image's name as that row spells it, and two rows
+        # of one image can differ in it.
         same_content = vote.content == first.content or not self.has_contents
         if not same_content or vote.official_set != first.official_set or vote.facts != first.facts:
             raise InputError(
@@ -381,9 +383,9 @@ def folders_in(folder: Path | str) -> list[Path]:
 
 
 def known_set(text: Any) -> str:
-    """The official set that a cell means, else the cell's own word.
+    """The official set that a cell means, or the cell itself if it means none.
 
-    Such a word is refused once official sets are used (`set_of`).
+    Such a cell is refused once official sets are used (`set_of`).
     """
     return SETS.get(word_of_set(text), str(text).strip(BLANK))
 

@@ -85,13 +85,13 @@ def refuse_thousands(labels: Labels, table: Table) -> None:
     for where, cell in scores:
         if ',' in cell or not is_number(cell):
             continue
-        # Next to a decimal point, or to a score of 100 or more, the comma is no decimal mark.
+        # If another score has a decimal point, or is 100 or more, the comma is no decimal mark.
         if '.' in cell or abs(float(cell)) >= 100:
             where_comma, thousands = with_comma[0]
             raise InputError(
                 f'{labels.file}, {where_comma}: the comma in the score {thousands!r} seems to '
-                f'separate thousands, since {where} has {cell!r}; write numbers without such commas, and '
-                'decimals with a point'
+                f'separate thousands, since {where} has {cell!r}; write numbers without such '
+                'commas, and decimals with a point'
             )
 
 

@@ -237,8 +237,8 @@ def words_of(line: str) -> list[str]:
     names = [word for word in words if not is_number(word)]
     if len(names) <= 1:
         return words
-    # 'image score' is a header of two known names. But 'image name' is a single known name, and only
-    # one word of 'scene 1.png' is known.
+    # 'image score' is a header of two known names. But 'image name' is a single known name, and
+    # 'scene 1.png' has only one known word.
     known = [word for word in words if normalized_name(word) in KNOWN]
     if len(known) > 1 and normalized_name(line) not in KNOWN:
         return words
