@@ -228,7 +228,7 @@ def test_a_comparison_explains_its_differences_and_long_names_cover_nothing(draw
         assert plot.height > height / 2 and plot.width > width / 3
     below = by_round.xaxis.label.get_window_extent()
     assert (
-        'less that of' in by_round.get_xlabel()
+        'minus that of' in by_round.get_xlabel()
         and by_epoch.get_window_extent().x1 < below.x0
         and below.x1 <= width
     )

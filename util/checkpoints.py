@@ -330,7 +330,8 @@ def load(file: BinaryIO) -> Any:
         if found:
             raise ValueError(
                 f'it contains the Python object {found[1][:80]}, perhaps a whole model, and '
-                'reading that could run anything; where it was made, save model.state_dict() instead'
+                'reading that could run anything; where it was made, save model.state_dict() '
+                'instead'
             )
         raise ValueError('it is no checkpoint of PyTorch, or it is cut or damaged')
 

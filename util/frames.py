@@ -1,7 +1,7 @@
 """Image files and their decoded frames, read from the files or from a cache.
 
-Both kinds of frames have `sizes`, (N, 2) heights and widths, and give the (height, width, 3) uint8
-RGB image at a position.
+Both kinds of frames, DirectFrames and CachedFrames, have `sizes`, (N, 2) heights and widths, and
+return the (height, width, 3) uint8 RGB image at a position.
 
 The cache is one file, which every process and every later run shares: N x 2 heights and widths
 (int64, little endian), then the pixels of every frame. It is mapped into memory read-only, so its
@@ -40,10 +40,10 @@ from util.progress import progress
 
 FORMAT = 4  # of the cache; changes with anything that gives other pixels for the same files
 SAMPLED = 64  # images whose first and last kilobyte are in the cache's name
-# What a picture can be that is not shown as it is stored.
+# The oddities of a picture, which is not shown as it is stored.
 DEEP = '16-bit grey'
 TRANSPARENT = 'transparent'
-BLANK = 'with a blank alpha'  # one that is 0 everywhere
+BLANK = 'with a blank alpha'  # an alpha that is 0 everywhere
 WIDE = 'in a wide-gamut profile'
 PRINTED = 'in a profile for print'  # CMYK
 # Many programs write 32 bits per pixel in these formats and leave the last 8 at 0.
@@ -75,7 +75,7 @@ class Picture(NamedTuple):
         digest: hash of size and pixels, equal for all files with the same picture; None if the
             image cannot be read.
         fault: the reason why it cannot be read, or ''.
-        oddities: those of DEEP, TRANSPARENT, BLANK, WIDE and PRINTED that it is.
+        oddities: those of DEEP, TRANSPARENT, BLANK, WIDE and PRINTED that apply to it.
     """
 
     size: tuple[int, int] | None
@@ -92,7 +92,7 @@ def load_image(path: Path | str, exif_rotation: bool = False, srgb: bool = False
         srgb: convert it from its colour profile to sRGB.
 
     Raises:
-        InputError: it cannot be read, or holds numbers of an unknown range.
+        InputError: it cannot be read, or the range of its numbers is unknown.
     """
     with opened(path) as image:
         rgb, _ = as_rgb(image, exif_rotation, srgb)
@@ -104,7 +104,7 @@ def opened(path: Path | str) -> Iterator[Image.Image]:
     """Open the first picture in a file for the body.
 
     Raises:
-        InputError: it cannot be read, or Pillow would read something else than the picture.
+        InputError: it cannot be read, or Pillow would read something other than the picture.
     """
     with reading(path, 'an image') as file:
         if Path(path).suffix.lower() in RAW_ENDINGS:
@@ -115,10 +115,10 @@ def opened(path: Path | str) -> Iterator[Image.Image]:
 
 
 def refuse_misread(image: Image.Image) -> None:
-    """Refuse a TIFF of which Pillow reads something else than its picture.
+    """Refuse a TIFF from which Pillow reads something other than its picture.
 
     Raises:
-        ValueError: it is such a file.
+        ValueError: it is such a TIFF.
     """
     if not isinstance(image, TiffImageFile):
         return
@@ -134,13 +134,13 @@ def refuse_misread(image: Image.Image) -> None:
 
 
 def has_mosaic(image: TiffImageFile, starts: int | Sequence[int]) -> bool:
-    """Whether a directory of an opened TIFF at one of `starts` holds raw pixels of a camera."""
-    if image.fp is None:  # closed, since the picture is loaded
+    """Whether a directory of an opened TIFF at one of `starts` has raw pixels of a camera."""
+    if image.fp is None:  # Pillow closes a file once its picture is loaded
         return False
     for start in np.atleast_1d(starts).tolist():
         image.fp.seek(0)
         head = image.fp.read(8)
-        if head[2] == 43:  # BigTIFF has a longer one
+        if head[2] == 43:  # a BigTIFF, whose head is longer
             head += image.fp.read(8)
         directory = ImageFileDirectory_v2(head)
         image.fp.seek(start)
@@ -169,7 +169,7 @@ def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.I
     `srgb` are as in `load_image`.
     """
     refuse_misread(image)
-    # The steps below make new images, which no longer have the EXIF block.
+    # Read first: the steps below make new images, which no longer have the EXIF block.
     turn = TURNS.get(orientation(image)) if exif_rotation else None
     image.load()
     oddities = []
@@ -179,7 +179,7 @@ def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.I
         image = in_8_bits(image)
         oddities.append(DEEP)
     if image.mode in ('I', 'F'):
-        raise ValueError('it holds 32-bit or signed numbers, whose range nobody knows')
+        raise ValueError('it has 32-bit or signed numbers, whose range nobody knows')
 
     alpha, found = alpha_of(image)
     oddities += found
@@ -193,7 +193,7 @@ def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.I
         if srgb:
             rgb = transform.apply(stored)
 
-    # After the conversion: the white is sRGB's.
+    # After the conversion, since the white is sRGB's.
     if alpha:
         rgb.putalpha(alpha)
         white = Image.new('RGBA', rgb.size, 'white')
@@ -204,9 +204,9 @@ def as_rgb(image: Image.Image, exif_rotation: bool, srgb: bool) -> tuple[Image.I
 
 
 def alpha_of(image: Image.Image) -> tuple[Image.Image | None, list[str]]:
-    """The alpha channel of a picture, and those of TRANSPARENT and BLANK that it is.
+    """The alpha channel of a picture, and its oddities: TRANSPARENT, BLANK or none.
 
-    The channel is None if every pixel is opaque.
+    The channel is None if every pixel is opaque, or if it is blank and means nothing.
     """
     if 'A' not in image.getbands() and 'transparency' not in image.info:
         return None, []
@@ -226,7 +226,7 @@ def is_shown_anew(path: Path | str, srgb: bool) -> bool:
     They showed a blank alpha as white, and converted neither CMYK nor transparent pictures to sRGB.
     """
     with opened(path) as image:
-        # Most pictures need not be decoded for the answer.
+        # For most pictures the header is enough, and they are not decoded.
         may_have_alpha = 'A' in image.getbands() or 'transparency' in image.info
         if image.mode != 'CMYK' and not may_have_alpha:
             return False
@@ -239,7 +239,7 @@ def in_8_bits(image: Image.Image) -> Image.Image:
     """A 16-bit grey picture, scaled to 8 bits.
 
     Raises:
-        ValueError: it is a TIFF that means something else by the same mode.
+        ValueError: it is a TIFF in which the same mode has another meaning.
     """
     tags = getattr(image, 'tag_v2', {})  # only a TIFF has them
     bits = tags.get(Tag.BitsPerSample, (16,))
@@ -252,15 +252,15 @@ def in_8_bits(image: Image.Image) -> Image.Image:
 def srgb_transform(profile: bytes, mode: str) -> Any:
     """The conversion from a colour profile to sRGB, or None if the picture is in sRGB already.
 
-    Most pictures are. Colours are converted relative to white. A profile that changes none by more
-    than CLOSE levels counts as sRGB, which has many spellings.
+    Colours are converted relative to white, which stays white. There are many profiles of sRGB, so
+    one that changes no colour by more than CLOSE levels counts as sRGB.
 
     Args:
         mode: of the picture, 'RGB' or 'CMYK'.
     """
     if profile[SPACE] != mode.ljust(4).encode():
         return None
-    # Colours from everywhere in the cube, as the pixels of a small image.
+    # A grid of colours over the whole RGB cube, as the pixels of a small image.
     steps = np.arange(0, 256, 15, dtype=np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1)
     colours = Image.fromarray(cube.reshape(len(steps), -1, 3))
@@ -344,7 +344,7 @@ def open_frames(
             return open_cache(folder, name, root, direct)
         except UnreadableCache as error:
             reason = f'the frame cache {error.filename} cannot be read: {error.strerror}'
-            if not cache:  # else it is the error below
+            if not cache:  # with --cache it is the error below
                 log(f'{reason}; its owner can let others read it')
         except OSError as error:
             if error.filename in direct.paths:  # an image is at fault, not the cache
@@ -357,7 +357,7 @@ def open_frames(
 
 
 class UnreadableCache(OSError):
-    """A frame cache exists and cannot be read, as one of another user."""
+    """A frame cache exists and cannot be read, as one that belongs to another user."""
 
 
 def default_folders(root: Path | str) -> list[Path]:
@@ -379,7 +379,7 @@ class DirectFrames:
         resize: (height, width) that every image is resized to, or None.
         exif_rotation: turn images by their EXIF orientation.
         srgb: convert images with a wide-gamut profile to sRGB.
-        folder: at which the images' names start. With their contents it may move.
+        folder: where the images' names start. It may be moved with all that is in it.
         column: the column of a table that names the images, if the user chose it.
     """
 
@@ -454,7 +454,7 @@ def open_cache(folder: Path, name: str, root: Path | str, direct: DirectFrames) 
     if frames is not None:
         return frames
 
-    # The sizes are read before the lock is held, since an image may be at fault.
+    # The sizes are read before the lock is taken, since an image can be at fault.
     sizes = direct.sizes
     folder.mkdir(parents=True, exist_ok=True)
     with locked(path.with_suffix('.lock')) as is_held:
@@ -479,16 +479,16 @@ def cache_name(name: str, place: str, direct: DirectFrames, stamps: Sequence[Any
     A new cache replaces the others with the same first hash (`remove_older`).
 
     Args:
-        place: the path from the cache to the database, which stays when both are moved.
+        place: the relative path from the cache to the database, which stays when both are moved.
         stamps: those of `stamps_of`.
     """
-    made = [FORMAT, place, direct.resize and tuple(direct.resize), direct.exif_rotation]
+    preparation = [FORMAT, place, direct.resize and tuple(direct.resize), direct.exif_rotation]
     # Left out where they are off, so that caches from before these options keep their names.
     if direct.srgb:
-        made.append('sRGB')
+        preparation.append('sRGB')
     if direct.column:
-        made.append(f'column {direct.column}')
-    of_place = hashlib.sha256(repr(tuple(made)).encode()).hexdigest()
+        preparation.append(f'column {direct.column}')
+    of_place = hashlib.sha256(repr(tuple(preparation)).encode()).hexdigest()
     of_files = hashlib.sha256(repr(stamps).encode()).hexdigest()
     return f'{name}-{of_place[:8]}-{of_files[:16]}.frames'
 
@@ -522,7 +522,7 @@ def read_cache(path: Path, count: int) -> CachedFrames | None:
         return None
     sizes = np.fromfile(path, '<i8', 2 * count).reshape(-1, 2)
     starts = starts_of(sizes)
-    # Sizes that are not those of a cache seldom add up to the file's.
+    # In a file that is no cache, what is read as sizes hardly ever adds up to the file's own size.
     if path.stat().st_size != starts[-1] or sizes.min() < 1:
         return None
     pixels = np.asarray(np.memmap(path, np.uint8, 'r'))
@@ -549,7 +549,7 @@ def build(path: Path, sizes: np.ndarray, direct: DirectFrames) -> None:
     if is_replaced:
         text += ', in place of the cache of an earlier state of the database'
     log(text)
-    # A full disk shows before the work and not after it.
+    # A disk that is too full is reported before the work and not after it.
     if starts[-1] > shutil.disk_usage(path.parent).free:
         raise OSError(errno.ENOSPC, f'{gigabytes} are needed')
 
@@ -604,7 +604,7 @@ def ahead(
         count: the number of later jobs that are submitted when one is yielded.
     """
     pool = ThreadPoolExecutor(workers)
-    # A job is submitted when it is taken from here.
+    # A generator, so a job is submitted only when it is taken from here.
     jobs = (pool.submit(function, item) for item in items)
     waiting = deque(itertools.islice(jobs, count))
     try:
@@ -613,5 +613,5 @@ def ahead(
             waiting.extend(itertools.islice(jobs, 1))
             yield job
     finally:
-        # The last job is not cancelled, since whoever got it may still wait for its result.
+        # If none is waiting, nothing is cancelled: whoever got the last job may still wait for it.
         pool.shutdown(cancel_futures=bool(waiting))

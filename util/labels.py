@@ -296,8 +296,8 @@ class Labels:
         path = self.find_image(folder, name, deep)
         file = identity_of(path, os.stat(path)) if os.path.isfile(path) else None
         key: Any = os.path.normpath(path)
-        # Where the file system ignores letter case, two spellings of a vote's image are two paths of
-        # one file, so votes are matched by the file.
+        # Where the file system ignores letter case, one file can have two paths. So votes are matched
+        # by the file.
         if self.settings.average_votes and file is not None:
             key = file
         sample = Sample(
@@ -319,7 +319,7 @@ class Labels:
             self.votes.append([sample.score])
 
     def find_image(self, folder: Path | str, name: str, deep: bool) -> str:
-        """The path of the image `name`, or its path as written if there is no such file; see `add`."""
+        """The path of the image `name`, or its path as written if there is no such file."""
         found = self.nearest(folder, name, depth=math.inf if deep else 0)
         # A table from another machine has that machine's paths.
         if not found and self.settings.images:

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
-RESAMPLES = 2000  # each end of a 95 % interval then has 50 of them outside
+RESAMPLES = 2000  # of a bootstrap: 50 of them are beyond each end of a 95 % interval
 FEWEST = 3  # contents of a bootstrap: two are perfectly correlated, whatever their scores
 FEWEST_LEFT_OUT = 5  # contents of a jackknife: from fewer, the standard error itself is a guess
-FEWEST_ROUNDS = 3  # two differences barely tell how much they vary
-SAME = 1e-9  # correlations that are closer than this differ by rounding
-RESAMPLED_AT_ONCE = 2_000_000  # images; limits the memory to about 100 MB
+FEWEST_ROUNDS = 3  # of a t-test: two differences hardly show how much they vary
+SAME = 1e-9  # correlations that are closer than this differ only by rounding
+RESAMPLED_AT_ONCE = 2_000_000  # images drawn in one step; limits the memory to about 100 MB
 
 
 class NoIntervalError(Exception):
@@ -79,7 +79,7 @@ def correlation(
 ) -> float:
     predicted = np.asarray(predicted, np.float64)
     subjective = np.asarray(subjective, np.float64)
-    # scipy warns of a constant array; here it is a result like others.
+    # scipy warns of a constant array, for which nan is a plain result here.
     if predicted.size < 2 or not varies(predicted) or not varies(subjective):
         return math.nan
     return float(function(predicted, subjective)[0])
@@ -119,14 +119,15 @@ def fit_logistic(predicted: ArrayLike, subjective: ArrayLike) -> np.ndarray | No
     if slope < 0:
         high, low = low, high
     # The solver steps in proportion to each parameter, so a centre that is near 0 would stay there.
-    # Standardised predictions have theirs at exactly 0, which the solver treats apart.
+    # The centre of standardised predictions starts at exactly 0, and for 0 the solver has a fixed
+    # step.
     mean = predicted.mean()
     deviation = predicted.std()
     standardised = (predicted - mean) / deviation
     start = (high, low, 0, 0.25)  # 0.25: the usual quarter of a standard deviation
     try:
         with warnings.catch_warnings():
-            # It warns that the covariance is unknown, which is not used here.
+            # curve_fit warns if it cannot compute the covariance, which is not used here.
             warnings.simplefilter('ignore', optimize.OptimizeWarning)
             fitted = optimize.curve_fit(logistic, standardised, subjective, start, maxfev=20000)
     except RuntimeError:  # no convergence
@@ -138,7 +139,8 @@ def fit_logistic(predicted: ArrayLike, subjective: ArrayLike) -> np.ndarray | No
 def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]:
     """Every metric of two (N,) arrays, by name.
 
-    RMSE and PLCC_logistic are taken after the fitted logistic, MAE before it.
+    RMSE and PLCC_logistic are of the predictions that the fitted logistic has mapped, the others of
+    the predictions themselves.
     """
     parameters = fit_logistic(predicted, subjective)
     if parameters is None:
@@ -171,15 +173,15 @@ def by_type(tested: TestedImages) -> dict[str, dict[str, dict[str, float]]]:
     """The SRCC and the number of images of each distortion type with at least 3 images.
 
     Returns:
-        them by type, under `types`; an empty dict if no type has so many.
+        {'types': {type: {'images': count, 'SRCC': value}}}, or {} if no type has enough images.
     """
     types = np.array(tested.facts.get('type', []))
     found = {}
     for name in np.unique(types).tolist():
         kept = types == name
         value = srcc(tested.predicted[kept], tested.subjective[kept])
-        # '' is the type of an image whose type is unknown. Two images give an SRCC of 1 or -1, and
-        # images that all have the same score give none.
+        # '' stands for an unknown type. Two images give an SRCC of 1 or -1 with any scores, and images
+        # that all have the same score give none.
         if name and kept.sum() > 2 and math.isfinite(value):
             found[name] = {'images': int(kept.sum()), 'SRCC': value}
     return {'types': found} if found else {}
@@ -189,10 +191,11 @@ def intervals(rounds: Sequence[TestedImages]) -> dict[str, Any]:
     """95 % intervals of the SRCC and PLCC of a round, or of their medians over several rounds.
 
     For one round with several images of a content it is a jackknife of Fisher's z over contents.
-    Otherwise it is the middle of 2,000 bootstrap resamples from a fixed seed. Each draws, with
-    replacement, as many contents as all rounds have tested, so an image that several rounds tested
-    is drawn equally often in each. It also draws as many rounds as there are, since training varies
-    too. So the interval is for other images and other rounds of the same kind.
+
+    Otherwise it is the middle 95 % of 2,000 bootstrap resamples from a fixed seed. Each resample
+    draws, with replacement, as many contents as all rounds have tested together, so an image that
+    several rounds tested is drawn equally often in each. It also draws as many rounds as there are,
+    since training varies too. So the interval is for other images and rounds of the same kind.
 
     Returns:
         `SRCC_interval` and `PLCC_interval`, each [low, high], and `interval_method`; or, under
@@ -229,8 +232,8 @@ def medians(rounds: Sequence[TestedImages]) -> dict[str, float]:
 def uses_jackknife(rounds: Sequence[TestedImages]) -> bool:
     """Whether the interval is a jackknife: for one round with several images of a content.
 
-    A round by content may test only a handful of contents. Percentiles of resamples of so few are
-    too narrow; the jackknife's t distribution is wider the fewer they are.
+    A round by content may test only a handful of contents. For so few contents the percentiles of
+    bootstrap resamples are too narrow; the t distribution of the jackknife is wider for fewer.
     """
     return len(rounds) == 1 and has_groups(rounds[0])
 
@@ -257,7 +260,7 @@ def refuse_few(count: int, noun: str, least: int) -> None:
 def refuse_degenerate(correlations: Iterable[float]) -> None:
     """Raise NoIntervalError if a correlation is undefined or perfect.
 
-    Every resample of a perfect correlation is perfect too, and tells nothing about other images.
+    Every resample of a perfect correlation is perfect too, and the interval would have no width.
     """
     for value in correlations:
         if math.isnan(value):
@@ -269,7 +272,7 @@ def refuse_degenerate(correlations: Iterable[float]) -> None:
 def of_kept(
     tested: TestedImages, metric: Callable[[Any, Any], float]
 ) -> Callable[[np.ndarray], float]:
-    """`metric` as a function of a mask: (N,) bool, True for the images that are kept."""
+    """Return `metric` of the kept images as a function of a mask, (N,) bool, True if kept."""
     return lambda kept: metric(tested.predicted[kept], tested.subjective[kept])
 
 
@@ -329,8 +332,8 @@ def corrected_t(differences: Sequence[float], ratio: float) -> tuple[list[float]
         its 95 % interval and its two-sided p.
 
     Raises:
-        NoIntervalError: there are fewer than FEWEST_ROUNDS, or one has no difference, or all have
-            the same one.
+        NoIntervalError: there are fewer than FEWEST_ROUNDS rounds, or a difference is nan, or all
+            are the same and not 0.
     """
     count = len(differences)
     refuse_few(count, 'round', FEWEST_ROUNDS)
@@ -343,7 +346,7 @@ def corrected_t(differences: Sequence[float], ratio: float) -> tuple[list[float]
     if np.ptp(differences) < SAME:
         if abs(mean) > SAME:
             raise NoIntervalError('the difference is the same in all rounds')
-        return [0.0, 0.0], 1.0  # the two predict alike
+        return [0.0, 0.0], 1.0  # the two methods predict alike
     half = float(stats.t.ppf(0.975, count - 1)) * error
     p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
     return [mean - half, mean + half], p
@@ -372,7 +375,7 @@ def median_interval(values: np.ndarray) -> list[float]:
 def resampled(rounds: Sequence[TestedImages]) -> np.ndarray:
     """Resample the contents of all rounds together.
 
-    Together, so that rounds with the same images see the same resamples: differences are paired.
+    Rounds with the same images then have the same resamples, and their differences are paired.
 
     Returns:
         (2, rounds, RESAMPLES), the SRCC and PLCC of each round in every resample.
@@ -381,7 +384,7 @@ def resampled(rounds: Sequence[TestedImages]) -> np.ndarray:
     columns = [np.searchsorted(contents, tested.contents) for tested in rounds]
     blocks = []
     for counts in drawn_counts(len(contents)):
-        # A resample holds an image as often as the image's content.
+        # An image is in a resample as often as its content.
         block = [
             weighted_correlations(tested, counts[:, column])
             for tested, column in zip(rounds, columns)
@@ -410,7 +413,7 @@ def weighted_correlations(tested: TestedImages, counts: np.ndarray) -> list[np.n
     """SRCC and PLCC, (B,) each, of B resamples of N images.
 
     Args:
-        counts: (B, N), how often each resample holds each image.
+        counts: (B, N), how often each image is in each resample.
     """
     predicted, subjective = tested.predicted, tested.subjective
     if math.isnan(srcc(predicted, subjective)):
@@ -431,14 +434,14 @@ def standardised(scores: np.ndarray) -> np.ndarray:
 def resampled_ranks(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(B, N): the rank of each image in each resample, without sorting the resamples.
 
-    Ties share their mean rank. All ranks are lower by a half, which no correlation sees.
+    Ties share their mean rank. All ranks are lower by a half, which changes no correlation.
     """
     # An image's mean rank: the images with lower scores, and half of those with its own score.
     values, group = np.unique(scores, return_inverse=True)
     order = np.argsort(group, kind='stable')
     starts = np.searchsorted(group[order], np.arange(len(values)))
-    held = np.add.reduceat(counts[:, order], starts, axis=1)  # (B, values), images with each score
-    return (held.cumsum(1) - held / 2)[:, group]
+    tied = np.add.reduceat(counts[:, order], starts, axis=1)  # (B, values), images with each score
+    return (tied.cumsum(1) - tied / 2)[:, group]
 
 
 def weighted_pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -447,22 +450,27 @@ def weighted_pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nda
     Returns:
         nan for a resample in which `x` or `y` is constant.
     """
-    # A resample of the contents of all rounds may hold no image of this one.
+    # The contents of all rounds are resampled, so a resample may have no image of this round. The
+    # maximum keeps `centred` from dividing by 0.
     images = np.maximum(counts.sum(1), 1)
     x = centred(x, counts, images)
     y = centred(y, counts, images)
     xx = np.einsum('bn,bn,bn->b', counts, x, x)
     yy = np.einsum('bn,bn,bn->b', counts, y, y)
     xy = np.einsum('bn,bn,bn->b', counts, x, y)
-    # What rounding leaves of the variance of a constant is far below this.
+    # Rounding can leave a constant a variance above 0, but far below this limit.
     is_defined = np.minimum(xx, yy) > 1e-9 * images
     found = np.full(len(counts), math.nan)
     np.divide(xy, np.sqrt(xx * yy), out=found, where=is_defined)
-    # Rounding can put a perfect correlation just outside.
+    # Rounding can put a perfect correlation just outside of -1 to 1.
     return np.clip(found, -1, 1)
 
 
 def centred(z: np.ndarray, counts: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """(B, N): `z`, (N,) or (B, N), minus its mean in each resample of so many `images`, (B,)."""
+    """(B, N): `z`, (N,) or (B, N), minus its mean in each resample.
+
+    Args:
+        images: (B,), the number of images in each resample.
+    """
     totals = np.einsum('bn,bn->b', counts, np.broadcast_to(z, counts.shape))
     return z - (totals / images)[:, None]

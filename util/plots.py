@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-# A backend that only a notebook's own process has would make importing matplotlib fail elsewhere.
+# A notebook sets a backend for all programs that it starts. Only its own process has that backend,
+# and in others the import of matplotlib would fail.
 if 'ipykernel' not in sys.modules:
     os.environ.pop('MPLBACKEND', None)
 from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ from util.files import SOFTWARE
 from util.metrics import TestedImages, fit_logistic, logistic, plcc, srcc
 
 SMALLEST_SQUARE = 128
-ROW = 5  # images in worst.png
+ROW = 5  # images in a row of worst.png
 BLUE, ORANGE, GREEN, GREY = '#1f77b4', '#e6701a', '#2a9d5c', '#777777'
 # The axes of curves.png, by unit: columns of the history, each with its label and colour.
 CURVES = {
@@ -51,15 +52,15 @@ def curves(history: Sequence[Mapping[str, Any]], title: str, best_epoch: int | N
     epochs = range(1, len(history) + 1)
     for axis, (unit, columns) in zip(axes, CURVES.items()):
         for column, (label, colour) in columns.items():
-            if column not in history[-1]:  # a round without a part lacks the part's columns
+            if column not in history[-1]:  # as val_srcc in a round without validation
                 continue
             # Rows of an earlier version can lack a column.
             values = [float(row.get(column, math.nan)) for row in history]
-            # Dashed, because it covers the other rate where they are equal.
+            # The backbone's rate is dashed, because it covers the other one where both are equal.
             style = '--' if column == 'backbone_lr' else '-'
             axis.plot(epochs, values, style, marker='o', markersize=4, color=colour, label=label)
         if best_epoch:
-            # The label is needed once.
+            # One entry in a legend is enough, so only the first axis has a label.
             label = f'best epoch {best_epoch}' if axis is axes[0] else None
             axis.axvline(best_epoch, color='black', linestyle=':', zorder=1, label=label)
         axis.set_ylabel(unit)
@@ -110,7 +111,7 @@ def scatter(predicted: ArrayLike, subjective: ArrayLike, title: str) -> bytes:
     subjective = np.asarray(subjective, np.float64)
     figure = Figure(figsize=(6, 5.5), layout='constrained')
     axis = figure.subplots()
-    # The more images, the smaller and fainter their dots, which would cover one another.
+    # With more images the dots are smaller and fainter, since they would cover one another.
     size = np.clip(180 / len(predicted) ** 0.5, 8, 36)
     axis.scatter(
         predicted,
@@ -121,7 +122,8 @@ def scatter(predicted: ArrayLike, subjective: ArrayLike, title: str) -> bytes:
         linewidths=0,
         label=f'{len(predicted):,} images',
     )
-    # Where the ranges of both share a point, a line through it leaves the axes as they are.
+    # y = x is drawn through a point in both ranges, so it does not extend the axes. Without such a
+    # point it is left out.
     low = max(predicted.min(), subjective.min())
     high = min(predicted.max(), subjective.max())
     if low <= high:
@@ -144,8 +146,8 @@ def worst(tested: TestedImages, picture_of: Callable[[int], Image.Image], title:
     """Draw the test images whose predictions are furthest above, and below, their labels.
 
     Args:
-        picture_of: is given a position in `tested`; a picture of the image there, at most some
-            hundred pixels a side.
+        picture_of: returns the picture at a position in `tested`, with at most a few hundred pixels
+            a side.
     """
     error = tested.predicted - tested.subjective
     rows = rows_of('Most overestimated', error) + rows_of('Most underestimated', -error)
@@ -170,10 +172,10 @@ def worst(tested: TestedImages, picture_of: Callable[[int], Image.Image], title:
 def rows_of(heading: str, excess: np.ndarray) -> list[tuple[str, list[int]]]:
     """The rows of worst.png with the images of the largest excess, each with its heading.
 
-    These are at most ten images, and at most a quarter of all.
+    There are at most two rows, with at most a quarter of all images.
 
     Args:
-        excess: (N,), how far each prediction is off in one direction; negative in the other.
+        excess: (N,), the error of each prediction, positive in the direction of this heading.
     """
     most = min(2 * ROW, max(1, len(excess) // 4))
     images = [k for k in np.argsort(-excess)[:most].tolist() if excess[k] > 0]
@@ -201,8 +203,8 @@ def comparison(
     draw_mean_curves(by_epoch, curves)
     draw_differences(by_round, differences)
     names = [shortened(name, 50) for name in curves]
-    by_round.set_xlabel('SRCC of ' + '\nless that of '.join(names), fontsize=8)
-    # Above the axes, where a long name covers nothing.
+    by_round.set_xlabel('SRCC of ' + '\nminus that of '.join(names), fontsize=8)
+    # The legends are above the axes, where a long name covers no curve.
     for axis, columns in ((by_epoch, 1), (by_round, 2)):
         axis.grid(alpha=0.3)
         axis.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=columns, fontsize=8)
@@ -213,7 +215,7 @@ def draw_mean_curves(axis: Axes, curves: Mapping[str, Sequence[Sequence[float]]]
     """Draw each run's mean over its rounds, in a band from the lowest to the highest round."""
     late: list[float] = []
     for name, rounds in curves.items():
-        epochs = min(map(len, rounds))  # a round may have stopped early
+        epochs = min(map(len, rounds))  # all rounds have them; one may have stopped early
         values = np.array([of_round[:epochs] for of_round in rounds])
         x = np.arange(1, epochs + 1)
         label = f'{shortened(name, 50)} (n = {len(rounds)})'
@@ -222,8 +224,8 @@ def draw_mean_curves(axis: Axes, curves: Mapping[str, Sequence[Sequence[float]]]
         axis.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
         for of_round in rounds:
             late += of_round[len(of_round) // 2 :]
-    # Low first epochs would take the whole axis. It is cut below the later halves of the rounds, at
-    # twice their range from the lowest value.
+    # Low SRCCs in the first epochs would take most of the axis. It is cut below the lowest one in the
+    # later halves of the rounds, by twice the range of these halves.
     if np.isfinite(late).all():
         lowest = 3 * min(late) - 2 * max(late) - 0.01
         axis.set_ylim(bottom=max(axis.get_ylim()[0], lowest))
@@ -256,18 +258,18 @@ def score_map(
     """Draw a photo under the scores of its patches, which `Scorer.map` describes.
 
     Args:
-        unit: stands next to the colour bar.
+        unit: of the scores, for the colour bar.
     """
     figure = Figure(figsize=(9, 6.5), layout='constrained')
     axis = figure.subplots()
-    # About 1000 pixels are all that can be seen, and take less time.
+    # More than about 1000 pixels a side cannot be seen, and would take more time to draw.
     small = photo.reduce(max(1, max(photo.size) // 1000))
     axis.imshow(small, extent=(0, photo.width, photo.height, 0))
     x_edges = edges_between(x, photo.width)
     y_edges = edges_between(y, photo.height)
     mesh = axis.pcolormesh(x_edges, y_edges, scores, alpha=0.45)
     bar = figure.colorbar(mesh, label=unit)
-    # The photo shows through the map. The bar has its mean colour behind it, so that it has the
+    # The photo shows through the map. Its mean colour is put behind the bar, so that the bar has the
     # colours of the map and not paler ones.
     bar.ax.set_facecolor(np.asarray(small).mean((0, 1)) / 255)
     axis.set_title(shortened(title, 80))
