@@ -45,7 +45,7 @@ WITHOUT_COMPILER = (
     '; install a C++ compiler that works, or leave --compile out (--no-compile in a resume); '
     'HYPERIQA_DEBUG=1 shows its output'
 )
-# The names of torch.compile's errors, all of which come from the compiler and not from the program.
+# The names of torch.compile's errors; all of them come from the compiler, not from the program.
 COMPILER_ERRORS = {
     'BackendCompilerFailed',
     'InvalidCxxCompiler',

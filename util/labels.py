@@ -296,7 +296,7 @@ class Labels:
         path = self.find_image(folder, name, deep)
         file = identity_of(path, os.stat(path)) if os.path.isfile(path) else None
         key: Any = os.path.normpath(path)
-        # Where the file system ignores letter case, one file can have two paths. So votes are matched
+        # If a file system ignores letter case, one file can have two paths, so votes are matched
         # by the file.
         if self.settings.average_votes and file is not None:
             key = file

@@ -180,8 +180,8 @@ def by_type(tested: TestedImages) -> dict[str, dict[str, dict[str, float]]]:
     for name in np.unique(types).tolist():
         kept = types == name
         value = srcc(tested.predicted[kept], tested.subjective[kept])
-        # '' stands for an unknown type. Two images give an SRCC of 1 or -1 with any scores, and images
-        # that all have the same score give none.
+        # '' stands for an unknown type. Two images give an SRCC of 1 or -1. Images that
+        # all have the same score give none.
         if name and kept.sum() > 2 and math.isfinite(value):
             found[name] = {'images': int(kept.sum()), 'SRCC': value}
     return {'types': found} if found else {}

@@ -224,8 +224,8 @@ def draw_mean_curves(axis: Axes, curves: Mapping[str, Sequence[Sequence[float]]]
         axis.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
         for of_round in rounds:
             late += of_round[len(of_round) // 2 :]
-    # Low SRCCs in the first epochs would take most of the axis. It is cut below the lowest one in the
-    # later halves of the rounds, by twice the range of these halves.
+    # Low first SRCCs would take most of the axis. It is cut below the lowest one of the
+    # rounds' later halves, by twice the range of these halves.
     if np.isfinite(late).all():
         lowest = 3 * min(late) - 2 * max(late) - 0.01
         axis.set_ylim(bottom=max(axis.get_ylim()[0], lowest))
@@ -269,8 +269,8 @@ def score_map(
     y_edges = edges_between(y, photo.height)
     mesh = axis.pcolormesh(x_edges, y_edges, scores, alpha=0.45)
     bar = figure.colorbar(mesh, label=unit)
-    # The photo shows through the map. Its mean colour is put behind the bar, so that the bar has the
-    # colours of the map and not paler ones.
+    # The photo shows through the map. Its mean colour is behind the bar, which then has the colours
+    # of the map and not paler ones.
     bar.ax.set_facecolor(np.asarray(small).mean((0, 1)) / 255)
     axis.set_title(shortened(title, 80))
     axis.set_axis_off()
