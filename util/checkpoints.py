@@ -29,7 +29,8 @@ WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'params', 'net')
 PREFIXES = {'module', '_orig_mod'}  # of DataParallel and of torch.compile
 WITH_SCORES = ('HyperIQA', 'pyiqa')  # layouts of whole networks
 NEITHER = 'is not the state_dict of a torchvision ResNet-50 or of a HyperIQA'
-FACTS = 'hyperiqa'  # the key of what an image and a score mean, as JSON, in every file of ours
+# The key, in every file that this project writes, of the meaning of an image and a score, as JSON.
+FACTS = 'hyperiqa'
 PYIQA_NAMES = (  # how pyiqa's names start and how ours do
     (r'base_model\.', 'res.'),
     (r'lda_modules\.3\.2\.', 'res.lda4_fc.'),
@@ -50,7 +51,7 @@ class Trained(NamedTuple):
     Attributes:
         state: its state_dict, with the names that `HyperNet` uses.
         layout: the layout of the file (see `state_of`).
-        facts: what the file says of images and scores, or None (see `Meaning.of_record`).
+        facts: the meaning of images and scores in the file, or None (see `Meaning.of_record`).
     """
 
     state: StateDict
@@ -62,7 +63,7 @@ def serialised_weights(state: Mapping[str, torch.Tensor], facts: Mapping[str, An
     """The bytes of a plain state_dict file.
 
     Args:
-        facts: what an image and a score mean to the network.
+        facts: the meaning of images and scores to the network (see `Meaning`).
     """
     # On the CPU, so that a plain torch.load works where there is no GPU.
     weights: Any = OrderedDict((name, value.cpu()) for name, value in state.items())
@@ -73,11 +74,14 @@ def serialised_weights(state: Mapping[str, torch.Tensor], facts: Mapping[str, An
 
 
 def facts_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a checkpoint's `content` says of images and scores, or None.
+    """The meaning of images and scores in a checkpoint's `content`, or None.
 
     In a best.pth it is an attribute of the state_dict, and copies (`dict(content)`) do not have it.
     """
-    text = content.get(FACTS) or (getattr(content, '_metadata', None) or {}).get(FACTS)
+    text = content.get(FACTS)
+    metadata = getattr(content, '_metadata', None)
+    if not text and metadata:
+        text = metadata.get(FACTS)
     return json.loads(text) if isinstance(text, str) else None
 
 
@@ -296,7 +300,7 @@ def read_checkpoint(path: Path | str) -> Content:
 
 
 def read_safetensors(path: Path | str) -> Content:
-    """The tensors of a safetensors file, and what export.py wrote in it."""
+    """The tensors of a safetensors file, and the facts that export.py wrote into it."""
     try:
         from safetensors import safe_open
     except ImportError:
@@ -317,7 +321,7 @@ def load(file: BinaryIO) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            # torch.load warns of what it then refuses.
+            # torch.load warns of files that it then refuses.
             warnings.simplefilter('ignore')
             return torch.load(file, map_location='cpu', weights_only=True)
     except OSError:

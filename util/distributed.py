@@ -28,7 +28,7 @@ from util.files import write_whole
 STEP_TIMEOUT = timedelta(seconds=120)
 COMPILE_TIMEOUT = timedelta(hours=1)
 WAIT_TIMEOUT = timedelta(days=1)
-waiting_group: Any = None  # gloo, whatever the device
+waiting_group: Any = None  # over gloo on any device
 
 
 def world_size() -> int:

@@ -273,8 +273,8 @@ def open_streams() -> None:
     for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
         stream = getattr(sys, name)
         if stream is None:
-            # It gets the lowest free number, which is that of the closed stream. Another file would
-            # get it otherwise, and what a library prints to stderr would land in that file.
+            # The null device gets the lowest free file descriptor, that of the closed stream. Another
+            # file would get it otherwise, and a library that prints to stderr would write into it.
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
         elif mode == 'w' and isinstance(stream, io.TextIOWrapper):
             # The names of files have characters that an encoding such as Latin-1 lacks. Each line

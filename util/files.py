@@ -52,8 +52,8 @@ MARKS = {
     '.onnx': EXPORT_MARK,
     '.safetensors': EXPORT_MARK,
 }
-# Errors that say nothing about the file at hand: too many files are open, memory runs out, or there
-# is no room for what is written.
+# Errors that are not about the file itself: too many files are open, memory runs out, or the disk is
+# full or read-only.
 OF_THE_SYSTEM = {
     errno.EMFILE,
     errno.ENFILE,
@@ -77,7 +77,7 @@ NOT_ENTERED = {
     'lost+found',
     '__macosx',
 }
-ABANDONED = 24 * 3600  # seconds after which nobody writes a temporary file any more
+ABANDONED = 24 * 3600  # seconds after which no process still writes a temporary file
 
 
 @contextmanager
@@ -365,7 +365,7 @@ def is_own(path: Path, header: str) -> bool:
     """Whether the file `path` is an output of this project, with a mark or a table's `header`."""
     if not path.is_file():
         return False
-    # An empty file is nobody's loss, and cannot be mapped into memory.
+    # An empty file may be replaced, and cannot be mapped into memory.
     if path.stat().st_size == 0:
         return True
     if header:

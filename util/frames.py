@@ -522,7 +522,7 @@ def read_cache(path: Path, count: int) -> CachedFrames | None:
         return None
     sizes = np.fromfile(path, '<i8', 2 * count).reshape(-1, 2)
     starts = starts_of(sizes)
-    # In a file that is no cache, what is read as sizes hardly ever adds up to the file's own size.
+    # In a file that is no cache, the numbers read as sizes hardly ever add up to its own size.
     if path.stat().st_size != starts[-1] or sizes.min() < 1:
         return None
     pixels = np.asarray(np.memmap(path, np.uint8, 'r'))

@@ -119,7 +119,7 @@ class Labels:
         known: paths of images of the database that are not scored; a split list may name them.
         found_by_end: the image of each name that fits only by its end (see `util/names.py`).
         higher_is_better: the direction of the scores; None if the label file does not show it.
-        has_contents: whether contents are what images show; if not, they are the images' names.
+        has_contents: whether the contents are known; if not, the images' names stand for them.
     """
 
     def __init__(

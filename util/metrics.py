@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
 RESAMPLES = 2000  # of a bootstrap: 50 of them are beyond each end of a 95 % interval
-FEWEST = 3  # contents of a bootstrap: two are perfectly correlated, whatever their scores
-FEWEST_LEFT_OUT = 5  # contents of a jackknife: from fewer, the standard error itself is a guess
+FEWEST = 3  # contents of a bootstrap: two scores are always perfectly correlated
+FEWEST_LEFT_OUT = 5  # contents of a jackknife: with fewer, the standard error itself is a guess
 FEWEST_ROUNDS = 3  # of a t-test: two differences hardly show how much they vary
 SAME = 1e-9  # correlations that are closer than this differ only by rounding
 RESAMPLED_AT_ONCE = 2_000_000  # images drawn in one step; limits the memory to about 100 MB

@@ -180,8 +180,7 @@ def distance(name: str, candidate: str) -> int:
         return 0
     if without_ending(candidate) == name:
         return 1
-    # An image whose whole path is the name in other letter case goes before one of whose path the
-    # name is only the end.
+    # For the name 'a/b.png', 'A/B.png' is nearer than 'x/a/b.png'.
     if normalized_name(name) in keys_of(candidate):
         return 2
     if candidate.endswith(f'/{name}'):

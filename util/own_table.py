@@ -1,6 +1,6 @@
 """A table of the user's own images and scores.
 
-The columns that are used are logged, and so are warnings of what looks like a mistake.
+The columns that are used are logged, with warnings of possible mistakes.
 """
 
 import os

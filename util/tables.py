@@ -357,7 +357,7 @@ def guessed_columns(cells: list[Any]) -> dict[str, str]:
         if not is_number(cell):
             image = number
             break
-    # Of several numbers nobody knows which is the score, so the user has to choose.
+    # Any of several numbers can be the score, so the user has to choose.
     if len(cells) != 2:
         return {'image': str(image)}
     score = 2 if image == 1 else 1
