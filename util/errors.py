@@ -273,8 +273,9 @@ def open_streams() -> None:
     for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
         stream = getattr(sys, name)
         if stream is None:
-            # The null device gets the lowest free file descriptor, that of the closed stream. Another
-            # file would get it otherwise, and a library that prints to stderr would write into it.
+            # The null device gets the lowest free file descriptor, that of the closed stream.
+            # Otherwise another file would get it, and a library that prints to stderr would write
+            # into that file.
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
         elif mode == 'w' and isinstance(stream, io.TextIOWrapper):
             # The names of files have characters that an encoding such as Latin-1 lacks. Each line

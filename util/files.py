@@ -52,8 +52,8 @@ MARKS = {
     '.onnx': EXPORT_MARK,
     '.safetensors': EXPORT_MARK,
 }
-# Errors that are not about the file itself: too many files are open, memory runs out, or the disk is
-# full or read-only.
+# Errors that are not about the file itself: too many files are open, memory runs out, or the disk
+# is full or read-only.
 OF_THE_SYSTEM = {
     errno.EMFILE,
     errno.ENFILE,
