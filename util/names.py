@@ -23,7 +23,7 @@ from util.errors import InputError
 from util.tables import (
     BLANK,
     cells_of,
-    guessed_columns,
+    index_of_name,
     is_header,
     lines_of,
     normalized_name,
@@ -250,8 +250,7 @@ def names_on_lines(
             names.append(line)
         else:
             cells = cells_of(line)
-            column = int(guessed_columns(cells)['image']) - 1  # columns are numbered from 1
-            names.append(cells[column].strip(BLANK + '"'))
+            names.append(cells[index_of_name(cells)].strip(BLANK + '"'))
     return names
 
 

@@ -341,8 +341,8 @@ def is_header(cells: list[Any], chosen: Mapping[str, str], needed: Sequence[str]
     if any(normalized_name(cell) in wanted for cell in cells):
         return True
     # No row of a list of images has a number, so its first row would always look like a header.
-    is_list = needed == ('image',)
-    if is_list:
+    is_list_of_images = needed == ('image',)
+    if is_list_of_images:
         return False
     return not any(is_number(cell) for cell in cells)
 
@@ -350,18 +350,22 @@ def is_header(cells: list[Any], chosen: Mapping[str, str], needed: Sequence[str]
 def guessed_columns(cells: list[Any]) -> dict[str, str]:
     """The numbers of the columns of a row without names, by role.
 
-    The image is the first cell that is not a number. In a row of two, the other one is the score.
+    In a row of two cells, the one that is not the image is the score.
     """
-    image = 1
-    for number, cell in enumerate(cells, start=1):
-        if not is_number(cell):
-            image = number
-            break
+    image = index_of_name(cells) + 1
     # Any of several numbers can be the score, so the user has to choose.
     if len(cells) != 2:
         return {'image': str(image)}
     score = 2 if image == 1 else 1
     return {'image': str(image), 'score': str(score)}
+
+
+def index_of_name(cells: list[Any]) -> int:
+    """The index of the image in a row without column names: the first cell that is not a number."""
+    for k, cell in enumerate(cells):
+        if not is_number(cell):
+            return k
+    return 0  # an image can have a number as its name
 
 
 def columns_of(role: str, header: list[str], chosen: str | None) -> list[int]:
