@@ -195,7 +195,7 @@ def prepare_test(config: Namespace) -> Job:
             split_record(split, database),
             remedy='test on other labels with --test_on NAME=DIR',
             has_same_rows=record.get('labels') == database.digest_in_any_order,
-            is_finished=True,  # a repeated test does not depend on the order of the rows
+            trains_nothing=True,  # a repeated test does not depend on the order of the rows
         )
         return Job(database, {}, [split], meaning, round_index)
 

@@ -271,7 +271,7 @@ def test_refused_run_folders(workplace, copied_run, resume):
             ('--resume', '--lr', 1e-3, '--seed', 4),
             'other options: --lr was 2e-05, is 0.001; --seed was 0, is 4',
         ),
-        (('--output', 'livec'), 'livec holds files, but it is not a run folder'),
+        (('--output', 'livec'), 'livec has files, but it is not a run folder'),
         (('--output', 'livec/Images/3.bmp/x'), 'cannot be made'),
     ):
         done = resume(*options)
