@@ -127,7 +127,7 @@ class RoundFolder:
         # With the lock, nobody else is writing here.
         remove_abandoned(self.path, owned=is_locked)
         path = self.path / 'split.json'
-        # A finished round trains no more, so the order of its labels may have changed.
+        # A finished round trains no more, so another order of its labels does no harm.
         if not is_finished(self.path, self.epochs):
             refuse_other_images(path, split)
         if not path.exists():
