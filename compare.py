@@ -215,7 +215,7 @@ def compare(first: Run, second: Run) -> list[Row]:
             of_folds = row_of_round(metric, FOLDS, all_folds, paired_of_folds[k, 0])
             summary = [of_folds, row_of_mean(LAST, at_last, ratio)]
         elif is_redrawn:
-            # Each round draws training and test images anew, which is the case of the t-test.
+            # Each round draws new training and test images. The t-test is made for that.
             mean = row_of_mean('mean', of_rounds, ratio)
             summary = [mean, row_of_mean(LAST, at_last, ratio)]
         else:
@@ -310,7 +310,7 @@ def row_of_round(metric: str, name: object, pair: Pair, resamples: np.ndarray) -
     )
     try:
         metrics.refuse_few_contents([one])
-        metrics.refuse_degenerate([row['first_value'], row['second_value']])
+        metrics.refuse_undefined_or_perfect([row['first_value'], row['second_value']])
         # A round by content may test too few contents for resamples.
         if metrics.uses_jackknife([one]):
             # Without Fisher's z, which suits one correlation and not the difference of two. Each
@@ -367,7 +367,7 @@ def row_of_median(rows: list[Row], tested: list[TestedImages], resamples: np.nda
     try:
         metrics.refuse_few(len(rows), 'round', metrics.FEWEST_ROUNDS)
         metrics.refuse_few_contents(tested)
-        metrics.refuse_degenerate([row['first_value'], row['second_value']])
+        metrics.refuse_undefined_or_perfect([row['first_value'], row['second_value']])
         low, high = metrics.median_interval(resamples)
     except metrics.NoIntervalError as reason:
         return {**row, 'reason': str(reason)}

@@ -19,7 +19,7 @@ from experiment.run_folder import checkpoint_in
 from util.errors import InputError, boundary
 from util.files import check_input, check_output
 
-# The packages that each format needs besides those of requirements.txt.
+# The packages that each format needs in addition to those of requirements.txt.
 PACKAGES = {
     '.pt2': (),
     '.onnx': ('onnx', 'onnxscript', 'onnxruntime'),

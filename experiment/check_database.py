@@ -37,7 +37,7 @@ ODDITIES = {
 
 
 def check_images(database: OpenDatabase, splits: list[dict[str, list[int]]], smallest: int) -> bool:
-    """Decode every image and print to stdout what a user should know before training.
+    """Decode every image, and print to stdout the facts that matter before training.
 
     Args:
         splits: for each round the positions of its samples, by 'train', 'test' and perhaps 'val'.

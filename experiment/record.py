@@ -12,7 +12,7 @@ import folders
 from experiment.options import default_options
 from util.errors import InputError, log
 from util.files import is_run, read_json, write_json
-from util.frames import FORMAT, is_shown_anew
+from util.frames import FORMAT, is_shown_differently
 
 Record = dict[str, Any]  # the content of a config.json: see `write_record`
 CHECKPOINTS = ('best.pth', 'last.pth')  # of a round
@@ -181,7 +181,7 @@ def refuse_other_pixels(record: Record, databases: Iterable[folders.OpenDatabase
         return
     for database in databases:
         for sample in database.samples:
-            if is_shown_anew(sample.path, database.srgb):
+            if is_shown_differently(sample.path, database.srgb):
                 raise InputError(
                     f'{sample.path} has other pixels than for the version that began this run '
                     f'(see CHANGES.md); use that version, commit {record.get("commit")}, or start '

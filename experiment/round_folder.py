@@ -2,8 +2,8 @@
 
 split.json          names of the images of each part, and a digest of the labels
 last.pth            everything that a resume needs; an epoch counts once this file is in place
-best.pth            the best epoch's plain state_dict, which carries what an image and a score
-                    mean to the network
+best.pth            the best epoch's plain state_dict, with the meaning of images and scores to
+                    the network
 history.csv         one row per epoch
 predictions.csv, curves.png, scatter.png, worst.png
 predictions_<name>.csv    of each other database
@@ -88,7 +88,7 @@ class RoundFolder:
 
     Args:
         config: the run's options.
-        meaning: what an image and a score mean to the networks of this run.
+        meaning: of images and scores to the networks of this run.
         round_index: 0-based.
         split: the record of the round's split.
 
@@ -253,7 +253,7 @@ class RoundFolder:
             digest = checkpoints.digest(weights)
             # The first versions kept no digest in last.pth.
             if digest != best.get('weights', digest):
-                raise InputError('best.pth is of other weights')
+                raise InputError('best.pth has other weights')
         except InputError as error:
             raise InputError(
                 f'the weights of the best epoch, {best["epoch"]}, are lost ({error}); {self.remedy}'

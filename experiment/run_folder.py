@@ -2,7 +2,7 @@
 
 A finished epoch is never lost, and every file appears whole or not at all.
 
-config.json      every option, what an image and a score mean to the network, package versions,
+config.json      every option, the meaning of images and scores to the network, package versions,
                  device; see `experiment/record.py`
 left_out.csv     listed images that --skip_missing left out
 round_01/        a round's files, see `experiment/round_folder.py`

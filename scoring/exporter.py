@@ -33,7 +33,7 @@ def export(
     """Write the network in `checkpoint` to `out`, in the format of its ending.
 
     Args:
-        input: 'photo' or 'patches': what an .onnx or .pt2 takes.
+        input: of an .onnx or .pt2: 'photo' or 'patches'.
         patches: how many of a photo are scored.
 
     Raises:
@@ -84,7 +84,7 @@ def write_graph(
     """Write a module of one input as .pt2 or .onnx.
 
     Args:
-        example: an input, of which no varying size is 1: torch.export would take it for a constant.
+        example: an input whose varying sizes are not 1, which torch.export takes for a constant.
         sizes: the dimensions of the input that vary.
     """
     graph = torch.export.export(module, (example,), dynamic_shapes=(sizes,))
@@ -140,11 +140,12 @@ def refuse_other_scores(scorer: Scorer, path: Path) -> None:
         refuse_above(limit, difference, f'the score of a photo of {size[1]}x{size[0]}')
 
 
-def refuse_above(limit: float, difference: float, what: str) -> None:
+def refuse_above(limit: float, difference: float, scores: str) -> None:
+    """Refuse an exported file whose answer differs from the named scores by more than `limit`."""
     # Not `>`, which is false for nan.
     if not difference <= limit:
         raise InputError(
-            f'the exported network differs by {difference:.2g} from {what}; nothing was written'
+            f'the exported network differs by {difference:.2g} from {scores}; nothing was written'
         )
 
 

@@ -1,4 +1,4 @@
-"""The network in a checkpoint, and what an image and a score mean to it."""
+"""The network in a checkpoint, and the meaning of images and scores to it."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from util.meaning import Meaning
 
 
 def load_trained(checkpoint: Path | str) -> tuple[HyperNet, Meaning]:
-    """The network in a checkpoint, and what an image and a score mean to it.
+    """The network in a checkpoint, and the meaning of images and scores to it.
 
     Raises:
         InputError: the file is no checkpoint, or does not have exactly the weights of a HyperIQA.
@@ -34,7 +34,7 @@ def load_trained(checkpoint: Path | str) -> tuple[HyperNet, Meaning]:
 
 
 def meaning_of(checkpoint: Path | str, weights: Trained) -> Meaning:
-    """What an image and a score mean to the network in a checkpoint.
+    """The meaning of images and scores to the network in a checkpoint.
 
     Every program calls this function. The first of these that exists decides: the meaning in the
     checkpoint itself, the record of its run, and the layout of its weights.

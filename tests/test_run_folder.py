@@ -354,7 +354,7 @@ def test_a_state_says_whose_it_is_and_best_weights_are_compared(finished_run, co
     folder = RoundFolder.__new__(RoundFolder)
     folder.path = copied_run / 'round_02'
     replace(copied_run / 'round_01' / 'best.pth', folder.path / 'best.pth')
-    with pytest.raises(InputError, match='best.pth is of other weights'):
+    with pytest.raises(InputError, match='best.pth has other weights'):
         folder.check_best(state['best'])
     (folder.path / 'best.pth').unlink()
     with pytest.raises(InputError, match='there is no file .*best.pth'):
