@@ -5,7 +5,8 @@
 
 Prints each run's SRCC and PLCC, and for two runs their differences on the same test images. An
 interval of a difference is narrower than those of the two values, since both runs see the same easy
-and difficult images. How far it goes depends on the rounds that both runs have finished:
+and difficult images. The conclusion that it allows depends on the rounds that both runs have
+finished:
 
 - one round: only the test images, since a single training of each says nothing about the methods
 - rounds with different test images: the mean difference, with the corrected resampled t-test of

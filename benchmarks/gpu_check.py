@@ -142,7 +142,7 @@ def gradients(root: Path, options: Namespace) -> Iterator[Result]:
     for path in paths:
         for of_one, of_rank in zip(expected, torch.load(path)):
             for a, b in zip(of_one, of_rank):
-                largest = a.abs().max().clamp_min(1e-300)  # not 0, as in a gradient of zeros
+                largest = a.abs().max().clamp_min(1e-300)  # some gradients are all 0
                 differences.append(((a - b).abs().max() / largest).item())
     worst = float(np.max(differences))
     yield Result(verdict(worst < 1e-8), check, f'at most {worst:.1e} of a tensor')

@@ -52,7 +52,7 @@ def make_evaluation_folder(output: str | None, checkpoint: str, digest: str) -> 
     name = f'{name_of(checkpoint)}-{digest[:8]}'
     folder = Path(PARENT, name)
     number = 1
-    # Another evaluation, earlier or at the same time, may have made the folder of a number.
+    # Earlier evaluations, and others that run now, may have taken some numbers.
     while not try_to_make(folder):
         number += 1
         folder = Path(PARENT, f'{name}-{number}')

@@ -365,7 +365,7 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], An
             raise InputError(f'{text} is not in {low} ... {high}')
         return value
 
-    # Argparse's message about a word that is no number has this name.
+    # Argparse uses this name in its message about a word that is no number.
     parse_number.__name__ = kind.__name__
     return parse_number
 

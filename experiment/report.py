@@ -54,14 +54,14 @@ def print_medians(results: Results) -> None:
     if not median:  # only with unequal epochs, see `gathered`
         print(f'No median: {unequal_epochs(results["rounds"])}')
         return
-    number = [f'of {len(rounds)} rounds'] if len(rounds) > 1 else []
+    of_rounds = [f'of {len(rounds)} rounds'] if len(rounds) > 1 else []
     chosen = [CHOSEN] if any(is_chosen_on_test(result) for result in rounds) else []
-    print(f'Testing median {with_intervals(median, "median ", number + chosen)}')
+    print(f'Testing median {with_intervals(median, "median ", of_rounds + chosen)}')
     print(f'Last epochs: median {with_intervals(median["last_epoch"], "median ")}')
     if 'pooled' in results:
         pooled = results['pooled']
-        number = [f'{pooled["images"]} images, each tested in one round']
-        print(f'All folds: {with_intervals(pooled, notes=number + chosen)}')
+        of_images = [f'{pooled["images"]} images, each tested in one round']
+        print(f'All folds: {with_intervals(pooled, notes=of_images + chosen)}')
     print_on_others(median.get('test_on', {}), 'median ')
 
 
