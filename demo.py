@@ -284,7 +284,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         '--list',
         metavar='FILE',
-        help='a table or list of images, named from its folder on; - for standard input',
+        help='a table or list of images, with names relative to its folder; -: standard input',
     )
     parser.add_argument(
         '--checkpoint',
