@@ -5,7 +5,8 @@
 
 Prints each run's SRCC and PLCC, and for two runs their differences on the same test images. An
 interval of a difference is narrower than those of the two values, since both runs see the same easy
-and difficult images. What it is about depends on the rounds that both runs have finished:
+and difficult images. The conclusion that it allows depends on the rounds that both runs have
+finished:
 
 - one round: only the test images, since a single training of each says nothing about the methods
 - rounds with different test images: the mean difference, with the corrected resampled t-test of
@@ -48,6 +49,9 @@ COLUMNS = (
 )
 LAST = 'last epoch'
 FOLDS = 'all folds'
+# Characters of the columns in the printed comparison.
+NAME_WIDTH = 11
+SRCC_WIDTH = 40
 Row = dict[str, Any]  # of the comparison, with COLUMNS
 Pair = tuple[TestedImages, TestedImages]  # a round's test images in both runs
 
@@ -57,7 +61,7 @@ class Run(NamedTuple):
 
     name: str
     record: Record
-    rounds: dict[int, TestedImages]  # as predicted in the best epoch
+    tested: dict[int, TestedImages]  # as predicted in the best epoch
     results: dict[int, Result]
     histories: dict[int, dict[str, list[float]]]  # the columns of history.csv
     splits: dict[int, SplitRecord]
@@ -68,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         options = parse_options(argv)
         # Before the work, so that it is not lost for an output that cannot be written.
         if options.csv:
-            check_output(options.csv, ['.csv'], ','.join(COLUMNS))
+            check_output(options.csv, ['.csv'], header=','.join(COLUMNS))
         if options.plot:
             check_output(options.plot, ['.png'])
         runs = read_runs(options.runs)
@@ -98,7 +102,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     has_output = options.csv or options.plot
     if len(options.runs) < 2 or (len(options.runs) > 2 and has_output):
-        raise InputError('give two run folders; more without --csv and --plot')
+        raise InputError('give two run folders, or more of them without --csv and --plot')
     return options
 
 
@@ -151,18 +155,19 @@ def read_run(folder: Path, name: str) -> Run:
         raise InputError(f'there is no folder {folder}')
     if not path.exists():
         raise InputError(f'{folder} has no config.json, so it is no run')
-    run = Run(name, read_record(path), rounds={}, results={}, histories={}, splits={})
+    run = Run(name, read_record(path), tested={}, results={}, histories={}, splits={})
     if run.record['options']['train_on_all']:
         raise InputError(f'{folder} was trained on all images, so it has no test')
     for number in rounds_in(folder):
         path = round_path(folder, number)
-        run.rounds[number] = read_predictions(path / 'predictions.csv')
+        run.tested[number] = read_predictions(path / 'predictions.csv')
         run.results[number] = read_round(path)
         run.histories[number] = read_history(path)
         run.splits[number] = read_json(path / 'split.json')
-    if unequal_epochs(run.results):
-        raise InputError(f'{folder}: {unequal_epochs(run.results)}')
-    if not run.rounds:
+    inequality = unequal_epochs(run.results)
+    if inequality:
+        raise InputError(f'{folder}: {inequality}')
+    if not run.tested:
         raise InputError(
             f'{folder} has no finished round with test images; --resume {folder} finishes it'
         )
@@ -180,17 +185,17 @@ def compare(first: Run, second: Run) -> list[Row]:
     Raises:
         InputError: they share no round, or the test images or labels of a round differ.
     """
-    numbers = sorted(first.rounds.keys() & second.rounds.keys())
+    numbers = sorted(first.tested.keys() & second.tested.keys())
     if not numbers:
         raise InputError(f'{first.name} and {second.name} have finished no round in common')
     pairs = [same_images(number, first, second) for number in numbers]
     # Those of both runs, since the second may train on fewer images than the first.
     splits = [run.splits[number] for run in (first, second) for number in numbers]
     ratio = tested_per_trained(splits)  # for the corrected t-test
-    image_sets = {frozenset(one.images) for one, _ in pairs}
+    tested = [one for one, _ in pairs]
+    image_sets = {frozenset(one.images) for one in tested}
     is_redrawn = len(image_sets) > 1
     paired = paired_resamples(pairs)
-    tested = [one for one, _ in pairs]
     is_folds = len(numbers) > 1 and is_all_folds(first) and is_all_folds(second)
     if is_folds:
         # Every image is tested once, so all folds together are one test.
@@ -198,10 +203,11 @@ def compare(first: Run, second: Run) -> list[Row]:
         paired_of_folds = paired_resamples([all_folds])
 
     rows = []
+    # The first axis of the resamples has the metrics in this order.
     for k, metric in enumerate(metrics.CORRELATIONS):
-        values = paired[k]
+        resamples = paired[k]
         of_rounds = []
-        for number, pair, resamples_of_round in zip(numbers, pairs, values):
+        for number, pair, resamples_of_round in zip(numbers, pairs, resamples):
             of_rounds.append(row_of_round(metric, number, pair, resamples_of_round))
         at_last = rows_at_last(metric, numbers, first, second)
         if len(numbers) == 1:
@@ -210,13 +216,13 @@ def compare(first: Run, second: Run) -> list[Row]:
             of_folds = row_of_round(metric, FOLDS, all_folds, paired_of_folds[k, 0])
             summary = [of_folds, row_of_mean(LAST, at_last, ratio)]
         elif is_redrawn:
-            # Each round is a new draw of training and test images, which the t-test is made for.
+            # Each round draws new training and test images. The t-test is made for that.
             mean = row_of_mean('mean', of_rounds, ratio)
             summary = [mean, row_of_mean(LAST, at_last, ratio)]
         else:
-            # No round has other test images, so the bootstrap draws them. The last epochs have no
-            # interval: only the best epoch's predictions are kept, and can be resampled.
-            median = row_of_median(of_rounds, tested, values)
+            # All rounds have the same test images, so the bootstrap draws them. The last epochs get
+            # no interval: only the best epoch's predictions are kept, and can be resampled.
+            median = row_of_median(of_rounds, tested, resamples)
             summary = [median, row_over(LAST, at_last, np.median)]
         for row in of_rounds + summary:
             rows.append({'first': first.name, 'second': second.name, 'metric': metric, **row})
@@ -226,9 +232,9 @@ def compare(first: Run, second: Run) -> list[Row]:
 def paired_resamples(pairs: Sequence[Pair]) -> np.ndarray:
     """The difference of each pair in each resample: (metrics, pairs, RESAMPLES).
 
-    All are resampled together, so each resample is of the same images in both, and the difference
-    in it is paired.
+    All are resampled together, so that a resample draws the same images in both runs.
     """
+    # (metrics, rounds of the first run and then of the second, RESAMPLES)
     resamples = metrics.resampled([one for one, _ in pairs] + [other for _, other in pairs])
     return resamples[:, : len(pairs)] - resamples[:, len(pairs) :]
 
@@ -249,13 +255,13 @@ def same_images(number: int, first: Run, second: Run) -> Pair:
     Raises:
         InputError: the images or their labels differ.
     """
-    one = first.rounds[number]
-    other = second.rounds[number]
-    refused = f'{first.name} and {second.name} cannot be compared: in round {number}'
+    one = first.tested[number]
+    other = second.tested[number]
+    start = f'{first.name} and {second.name} cannot be compared: in round {number}'
     unshared = sorted(set(one.images) ^ set(other.images))
     if unshared:
         raise InputError(
-            f'{refused} {len(unshared)} images are tested by only one of them, the first is '
+            f'{start} {len(unshared)} images are tested by only one of them, the first is '
             f'{unshared[0]}; --split RUN trains a run on the splits of another'
         )
     position = {name: k for k, name in enumerate(other.images)}
@@ -263,7 +269,7 @@ def same_images(number: int, first: Run, second: Run) -> Pair:
     differing = np.flatnonzero(one.subjective != other.subjective[order])
     if len(differing):
         raise InputError(
-            f'{refused} the labels of {len(differing)} images differ, the first of them '
+            f'{start} the labels of {len(differing)} images differ, the first of them '
             f'{one.images[differing[0]]}'
         )
     # The first run's contents stand for both, so that both are resampled alike.
@@ -305,14 +311,17 @@ def row_of_round(metric: str, name: object, pair: Pair, resamples: np.ndarray) -
     )
     try:
         metrics.refuse_few_contents([one])
-        metrics.refuse_degenerate([row['first_value'], row['second_value']])
+        metrics.refuse_undefined_or_perfect([row['first_value'], row['second_value']])
+        # A round by content may test too few contents for resamples.
         if metrics.uses_jackknife([one]):
-            # Without Fisher's z, which suits a correlation and not the difference of two.
+            # Without Fisher's z, which suits one correlation and not the difference of two. Each
+            # function gives the correlation on the contents that are kept.
             of_one = metrics.of_kept(one, function)
             of_other = metrics.of_kept(other, function)
             low, high = metrics.jackknife(one.contents, lambda kept: of_one(kept) - of_other(kept))
         else:
-            low, high = metrics.median_interval(resamples[None])  # the median of a single round
+            # The median over a single round is its value.
+            low, high = metrics.median_interval(resamples[None])
     except metrics.NoIntervalError as reason:
         return {**row, 'reason': str(reason)}
     return {**row, 'low': low, 'high': high}
@@ -321,7 +330,7 @@ def row_of_round(metric: str, name: object, pair: Pair, resamples: np.ndarray) -
 def is_all_folds(run: Run) -> bool:
     """Whether a run has finished all of its --split folds."""
     options = run.record['options']
-    return options['split'] == 'folds' and len(run.rounds) == options['train_test_num']
+    return options['split'] == 'folds' and len(run.tested) == options['train_test_num']
 
 
 def row_of_mean(name: str, rows: list[Row], ratio: float) -> Row:
@@ -359,7 +368,7 @@ def row_of_median(rows: list[Row], tested: list[TestedImages], resamples: np.nda
     try:
         metrics.refuse_few(len(rows), 'round', metrics.FEWEST_ROUNDS)
         metrics.refuse_few_contents(tested)
-        metrics.refuse_degenerate([row['first_value'], row['second_value']])
+        metrics.refuse_undefined_or_perfect([row['first_value'], row['second_value']])
         low, high = metrics.median_interval(resamples)
     except metrics.NoIntervalError as reason:
         return {**row, 'reason': str(reason)}
@@ -387,19 +396,19 @@ def print_runs(runs: list[Run]) -> None:
 
 
 def rank_of(run: Run) -> float:
-    """The lower, the further up in the table of `print_runs`."""
-    median = metrics.medians(list(run.rounds.values()))['SRCC']
+    """The key by which `print_runs` sorts the runs, lowest first."""
+    median = metrics.medians(list(run.tested.values()))['SRCC']
     return math.inf if math.isnan(median) else -median
 
 
 def cells_of(run: Run) -> list[str]:
     """The line of a run in the table of `print_runs`."""
-    rounds = list(run.rounds.values())
-    at_best = with_intervals({**metrics.medians(rounds), **metrics.intervals(rounds)})
+    tested = list(run.tested.values())
+    at_best = with_intervals({**metrics.medians(tested), **metrics.intervals(tested)})
     at_last = np.median([result['last_epoch']['SRCC'] for result in run.results.values()])
     commit = run.record.get('commit') or ''
     options = changed_options(run.record['options'])
-    return [run.name, str(len(rounds)), at_best, f'{at_last:.4f}', commit[:7], options]
+    return [run.name, str(len(tested)), at_best, f'{at_last:.4f}', commit[:7], options]
 
 
 def changed_options(options: dict[str, Any]) -> str:
@@ -409,10 +418,10 @@ def changed_options(options: dict[str, Any]) -> str:
     defaults |= folders.DATABASES[dataset].defaults
     words = []
     for name, value in options.items():
-        # --csv says which table a run was trained on. The other FREE_OPTIONS do not change the
-        # results.
+        # FREE_OPTIONS do not change the results. But --csv says which table a run was trained on.
         if name in FREE_OPTIONS and name != 'csv':
             continue
+        # None and the empty values stand for an option that was not given.
         if value not in (None, {}, []) and value != defaults.get(name):
             words += words_of(name, value)
     return shlex.join(words)
@@ -427,7 +436,7 @@ def words_of(name: str, value: Any) -> list[str]:
     if name == 'columns':
         values = [f'{role}={column}' for role, column in value.items()]
     elif name == 'test_on':
-        values = [f'{key}={path}' for _, key, path in value]
+        values = [f'{key}={path}' for _name, key, path in value]
     elif isinstance(value, list):
         values = value
     else:
@@ -440,11 +449,13 @@ def print_comparison(rows: list[Row]) -> None:
     first = rows[0]['first']
     second = rows[0]['second']
     print(f'\n{first} minus {second} on the same test images, with 95 % intervals')
-    print(f'  {"":11}{"SRCC":40}PLCC')
+    print(f'  {"":{NAME_WIDTH}}{"SRCC":{SRCC_WIDTH}}PLCC')
     of_srcc = [row for row in rows if row['metric'] == 'SRCC']
     of_plcc = [row for row in rows if row['metric'] == 'PLCC']
     for row, row_of_plcc in zip(of_srcc, of_plcc):
-        print(f'  {name_of(row):11}{shown(row):40}{shown(row_of_plcc)}'.rstrip())
+        columns = f'{name_of(row):{NAME_WIDTH}}{shown(row):{SRCC_WIDTH}}{shown(row_of_plcc)}'
+        print(f'  {columns}'.rstrip())
+    # `dict.fromkeys` drops repetitions and keeps the order.
     for reason in dict.fromkeys(row['reason'] for row in rows if 'reason' in row):
         without = [row for row in rows if row.get('reason') == reason]
         of_metrics = ' and '.join(dict.fromkeys(row['metric'] for row in without))
@@ -471,7 +482,7 @@ def name_of(row: Row) -> str:
 
 def main_row(rows: list[Row]) -> Row:
     """The row that the verdict is about: the SRCC of all rounds, or of the only one."""
-    # It comes last, except for the row of the last epochs.
+    # `compare` puts it last, except for the row of the last epochs.
     return [row for row in rows if row['metric'] == 'SRCC' and row['round'] != LAST][-1]
 
 
@@ -489,7 +500,8 @@ def verdict(rows: list[Row]) -> str:
     else:
         found = f'no significant difference between {first} and {second}'
 
-    # How far the claim goes: only rounds with other images and trainings speak of the methods.
+    # How far the claim goes: only several rounds with different images say something about the
+    # methods.
     if is_round(row):
         return f'{found} on these test images; one training each says nothing about the methods'
     if row['round'] == FOLDS:

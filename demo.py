@@ -17,7 +17,9 @@ Photos are shown as a viewer shows them: upright, and in sRGB.
 quality does, so a map shows which half of a photo is blurred, but not which object.
 
 The table of --csv grows as the scores come, unlike every other output of this project: a kill loses
-at most the last batch, and the same call with --resume skips the images that the table holds.
+at most the last batch, and the same call with --resume skips the images that are in the table.
+
+The exit status is 2 if an image or a folder could not be read.
 """
 
 import argparse
@@ -66,11 +68,13 @@ def __getattr__(name: str) -> Any:
 
 
 def main(argv: list[str] | None = None) -> None:
+    # `remedies` says what the user can do after an interrupt.
     with boundary() as remedies:
         options = parse_options(argv)
         paths, has_unreadable = list_images(options.images)
         if options.list:
             paths += read_list(options.list)
+        # A run folder stands for its best.pth.
         options.checkpoint = checkpoint_in(options.checkpoint)
         check_input(options.checkpoint, 'a checkpoint')
         if options.csv:
@@ -109,8 +113,9 @@ def score_all(
                 log(f'skipped: {result}')
                 failed += 1
                 continue
+            # A result is (score, deviation over the patches).
             values = result if options.spread else result[:1]
-            # Before the table has the image: --resume skips what the table has.
+            # The map comes before the row in the table, since --resume skips images with a row.
             if options.map:
                 title = f'{path.name}: score {values[0]:.4f}'
                 maps[path].parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +129,7 @@ def score_all(
 
 
 def common_folder(paths: list[Path]) -> str:
-    """The folder that holds all of `paths`, or '' if they are on several drives of Windows."""
+    """The deepest folder above all of `paths`, or '' if they are on several drives of Windows."""
     parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
     try:
         return os.path.commonpath(parents)
@@ -142,10 +147,12 @@ def name_below(common: str, path: Path) -> str:
 
 
 def map_paths(paths: list[Path], folder: str) -> dict[Path, Path]:
-    """The place of each image's map. The tree below `folder` is that of the images.
+    """The place of each image's map.
+
+    The tree below `folder` is that of the images below their common folder.
 
     Raises:
-        InputError: a place is in a run folder, or holds a file of the user's.
+        InputError: a place is in a run folder, or a file of the user's is there already.
     """
     refuse_in_run(folder)
     common = common_folder(paths)
@@ -163,7 +170,7 @@ def without_scored(paths: list[Path], table: ScoreTable) -> list[Path]:
     left = [path for path in paths if str(path) not in scored]
     if scored:
         log(
-            f'{table.path} holds the scores of {len(paths) - len(left)} of {len(paths)} images, '
+            f'{table.path} has the scores of {len(paths) - len(left)} of {len(paths)} images, '
             'which are skipped'
         )
     return left
@@ -178,11 +185,12 @@ def read_list(source: str) -> list[Path]:
     """
     files = FilesIn(os.path.dirname(source))
     content = read_content(source)
-    # A name that is not UTF-8 keeps its bytes. But a file with zeros is UTF-16, and no such list.
+    # A name that is not UTF-8 keeps its bytes. But a file with zero bytes is most likely UTF-16, so
+    # it is decoded strictly.
     errors = 'strict' if b'\0' in content else 'surrogateescape'
     with as_input_error(source, 'a table'):
         names = names_on_lines(content, lambda line: bool(files.find(line)), errors=errors)
-        if names is None:  # it is a table
+        if names is None:  # the lines are not names, so it is a table
             rows = rows_of(content, source, errors=errors)
             names = names_in_table(source, rows)
             # The names in a table that --csv wrote start at the current folder.
@@ -190,6 +198,7 @@ def read_list(source: str) -> list[Path]:
                 files = FilesIn('')
     if not names:
         raise InputError(f'--list {source}: it names no image')
+    # A name that is not found becomes a path too, which is reported when its turn comes.
     return [Path(files.path(name)) for name in names]
 
 
@@ -198,14 +207,14 @@ def names_in_table(source: str, rows: list[Row]) -> list[str]:
     if not rows:
         return []
     header = [str(cell) for cell in rows[0].cells]
-    found = columns_of('image', header, None)
-    # Here and not by `find_columns`, whose advice is an option that demo.py does not have.
-    if is_header(header, {}, ('image',)) and len(found) != 1:
+    found = columns_of('image', header, chosen=None)
+    # Checked here, since `find_columns` would advise an option that demo.py does not have.
+    if is_header(header, chosen={}, needed=('image',)) and len(found) != 1:
         raise InputError(
             f'{source}, {rows[0].where}: one column must be called image; the header is '
             f'{",".join(header)[:200]!r}'
         )
-    table = find_columns(source, rows, {}, ('image',))
+    table = find_columns(source, rows, chosen={}, needed=('image',))
     return table.cells('image')
 
 
@@ -221,31 +230,32 @@ def list_images(arguments: list[str]) -> tuple[list[Path], bool]:
     found = []
     unreadable: list[OSError] = []
     for argument in arguments:
-        # Not by Path.is_dir, which fails on a path that the system cannot follow.
+        # Not by Path.is_dir, which raises for a path that is too long, for example.
         if not os.path.isdir(argument):
             found.append(Path(argument))
             continue
-        failed_before = len(unreadable)
-        photos = photos_below(argument, unreadable)
-        if not photos and len(unreadable) == failed_before:
+        photos, errors = photos_below(argument)
+        if not photos and not errors:
             raise InputError(f'there are no images in the folder {argument}')
         found += photos
+        unreadable += errors
     for error in unreadable:
         log(f'skipped: the folder {error.filename} cannot be read: {error.strerror}')
     return found, bool(unreadable)
 
 
-def photos_below(folder: str, unreadable: list[OSError]) -> list[Path]:
+def photos_below(folder: str) -> tuple[list[Path], list[OSError]]:
     """The photos in a folder and below that are not hidden, whether or not Pillow reads them.
 
     Files of other endings are logged.
 
-    Args:
-        unreadable: gets the error of each folder that cannot be listed.
+    Returns:
+        their paths, and the error of each folder that cannot be listed.
     """
     photos = []
     others = []
-    for name in walk(folder, unreadable):
+    errors: list[OSError] = []
+    for name in walk(folder, errors):
         ending = Path(name).suffix.lower()
         if is_picture(name):
             photos.append(Path(name))
@@ -256,7 +266,7 @@ def photos_below(folder: str, unreadable: list[OSError]) -> list[Path]:
         kinds = sorted(set(others))
         shown = ', '.join(kinds[:ENDINGS_SHOWN]) + (' ...' if len(kinds) > ENDINGS_SHOWN else '')
         log(f'{folder}: files of other endings, which are not scored: {len(others)} ({shown})')
-    return photos
+    return photos, errors
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -281,7 +291,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         '--list',
         metavar='FILE',
-        help='a table of images, or one per line, relative to its folder; -: stdin',
+        help='a table or list of images, with names relative to its folder; -: standard input',
     )
     parser.add_argument(
         '--checkpoint',
@@ -306,7 +316,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         '--resume',
         action='store_true',
-        help='skip the images that --csv FILE holds, and append to it',
+        help='skip the images that are in --csv FILE already, and append to it',
     )
     parser.add_argument(
         '--amp', action='store_true', help='bfloat16 or float16: faster, scores differ slightly'

@@ -6,8 +6,9 @@ The file can end in .onnx, .pt2 (torch.export) or .safetensors. An .onnx or .pt2
 (H, W, 3) uint8 RGB, upright and in sRGB, at least 224x224 after the resize that is inside. It
 returns its `score` in the unit of the labels, which is the mean of the `patch_scores` that it
 returns too. With `--input patches` it takes `patches`, (N, 224, 224, 3) uint8 RGB for any N, and
-returns N scores; the metadata `hyperiqa` says how an image is resized before they are cut. A
-.safetensors holds the weights for `demo.py`. Before a file appears it is loaded back and compared.
+returns N scores; the metadata `hyperiqa` says how an image is resized before patches are cut. A
+.safetensors has the weights for `demo.py`. Before a file appears it is loaded back and its scores
+are compared with the network's.
 """
 
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from experiment.run_folder import checkpoint_in
 from util.errors import InputError, boundary
 from util.files import check_input, check_output
 
-# The packages that each format needs besides those of requirements.txt.
+# The packages that each format needs in addition to those of requirements.txt.
 PACKAGES = {
     '.pt2': (),
     '.onnx': ('onnx', 'onnxscript', 'onnxruntime'),
@@ -39,16 +40,17 @@ def main(argv: list[str] | None = None) -> None:
     with boundary():
         options = parser.parse_args(argv)
         check_output(options.out, list(PACKAGES))
-        packages = PACKAGES[Path(options.out).suffix.lower()]
+        ending = Path(options.out).suffix.lower()
+        packages = PACKAGES[ending]
         if any(find_spec(package) is None for package in packages):
             raise InputError(
                 f'{options.out} needs a package that is missing here: '
                 f'pip install {" ".join(packages)}'
             )
-        is_graph = Path(options.out).suffix.lower() != '.safetensors'
-        if options.input and not is_graph:
-            raise InputError('--input: a .safetensors holds only weights; leave it out')
-        if options.patches and (not is_graph or options.input == 'patches'):
+        only_weights = ending == '.safetensors'
+        if options.input and only_weights:
+            raise InputError('--input: a .safetensors has only weights; leave it out')
+        if options.patches and (only_weights or options.input == 'patches'):
             raise InputError('--patches is for an .onnx or .pt2 that takes a photo; leave it out')
         checkpoint = checkpoint_in(options.checkpoint)
         check_input(checkpoint, 'a checkpoint')

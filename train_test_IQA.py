@@ -171,9 +171,9 @@ def prepare_test(config: Namespace) -> Job:
     check_evaluation_folder(config.output)
     check_input(checkpoint, 'a checkpoint')
     # Here and not at the top, since it imports torch.
-    from scoring.trained import trained
+    from scoring.trained import load_trained
 
-    _, meaning = trained(checkpoint)
+    _, meaning = load_trained(checkpoint)
     log(f'{checkpoint}: {meaning.scale_line}')
     # The patches of a test depend on the round.
     round_index = round_index_of(path_in_run.parent) if path_in_run else 0
@@ -195,7 +195,7 @@ def prepare_test(config: Namespace) -> Job:
             split_record(split, database),
             remedy='test on other labels with --test_on NAME=DIR',
             has_same_rows=record.get('labels') == database.digest_in_any_order,
-            is_finished=True,  # a repeated test does not depend on the order of the rows
+            trains_nothing=True,  # a repeated test does not depend on the order of the rows
         )
         return Job(database, {}, [split], meaning, round_index)
 

@@ -1,9 +1,9 @@
-"""Check what only a GPU can show. Prints a line per check, and at the end a table for an issue.
+"""Run the checks that need a GPU. Prints a line per check, and at the end a table for an issue.
 
     python benchmarks/gpu_check.py                     # on CUDA, about six minutes
-    python benchmarks/gpu_check.py --device cpu        # small; what needs CUDA is skipped
+    python benchmarks/gpu_check.py --device cpu        # small; checks that need CUDA are skipped
 
-PASS and FAIL report what must hold; INFO only measures. The exit code is 1 if a check fails, and 2
+PASS and FAIL are verdicts; INFO is only a measurement. The exit code is 1 if a check fails, and 2
 without such a device.
 """
 
@@ -112,7 +112,7 @@ def verdict(passed: bool) -> str:
     return 'PASS' if passed else 'FAIL'
 
 
-# What must hold.
+# The checks with a verdict.
 
 
 def gradients(root: Path, options: Namespace) -> Iterator[Result]:
@@ -149,7 +149,7 @@ def gradients(root: Path, options: Namespace) -> Iterator[Result]:
 
 
 def save_gradients(number: int, device: str, path: Path) -> None:
-    """Join the other one of two ranks, and save the gradients of this one."""
+    """Meet the other one of two ranks, and save the gradients of this one."""
     os.environ.update(
         MASTER_ADDR='127.0.0.1',
         MASTER_PORT='29533',
@@ -211,7 +211,7 @@ def train_on_share(solver: HyperIQASolver, count: int) -> None:
     share = distributed.rank_slice(0, count)
     own = patches[share].to(solver.device)
     own = own.contiguous(memory_format=memory_format(solver.device))
-    # The target network casts its input and weights to float32; here the cast keeps float64.
+    # The target network casts its input and weights by `.float()`. Here that keeps float64.
     with patch.object(torch.Tensor, 'float', torch.Tensor.double):
         solver.train_step(own, scores[share].to(solver.device), count)
 
@@ -278,7 +278,7 @@ def synchronisation(root: Path, options: Namespace) -> Iterator[Result]:
         yield Result('SKIP', check, 'needs CUDA')
         return
     solver = make_solver(root, options, images=options.batch_size // 4, train_patch_num=12)
-    # What is set up once may wait.
+    # The first epoch may wait, since some things are set up once.
     solver.train_epoch(0)
     torch.cuda.set_sync_debug_mode('error')
     try:
@@ -293,7 +293,7 @@ def synchronisation(root: Path, options: Namespace) -> Iterator[Result]:
 
 
 def memory(root: Path, options: Namespace) -> Iterator[Result]:
-    """The largest amount of GPU memory that a training step holds is as expected."""
+    """The peak memory of a training step is as expected."""
     for name, amp, limit in (('fp32', False, 11), ('--amp', True, 6.5)):
         check = f'peak memory of a step, {name}'
         if not is_cuda(options.device):
@@ -308,7 +308,7 @@ def memory(root: Path, options: Namespace) -> Iterator[Result]:
         yield Result(verdict(used < limit), check, figure)
 
 
-# What is measured, with the functions of throughput.py.
+# The measurements, with the functions of throughput.py.
 
 
 def speed(root: Path, options: Namespace) -> Iterator[Result]:
@@ -326,7 +326,7 @@ def speed(root: Path, options: Namespace) -> Iterator[Result]:
 
 
 def compiled_speed(root: Path, options: Namespace) -> Iterator[Result]:
-    """A shorter batch does not slow down compiled steps, as a compilation anew would."""
+    """A shorter batch does not slow down compiled steps, as another compilation would."""
     check = 'compiled steps after a shorter batch against before'
     if options.no_compile:
         yield Result('SKIP', check, 'left out')

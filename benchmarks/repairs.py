@@ -7,9 +7,9 @@ examples:
   python benchmarks/repairs.py --report DIR                  print the table and draw arms.png again
 
 All other options are those of train_test_IQA.py; without them the demo database is trained on, in
-three rounds, into runs/repairs. `--output` holds a run folder for each arm, and the same command
-continues after an interruption. In a round every arm has the same split, patches and initial
-weights. `--report` needs the run folders, or only their history.csv files.
+three rounds, into runs/repairs. The folder of `--output` gets a run folder for each arm, and the
+same command continues after an interruption. In a round every arm has the same split, patches and
+initial weights. `--report` needs the run folders, or only their history.csv files.
 
 With a repair undone the loop does what the original does:
 
@@ -88,6 +88,7 @@ class UndoneSolver(HyperIQASolver):
             self.solver = self.new_adam(self.lr * self.lrratio, self.lr)
 
     def new_adam(self, hypernet_lr: float, backbone_lr: float) -> torch.optim.Adam:
+        """An Adam as in the repaired loop, of `hypernet_params` as it is: a list or a `filter`."""
         groups = [
             {'params': self.hypernet_params, 'lr': hypernet_lr},
             {'params': self.model_hyper.res.parameters(), 'lr': backbone_lr},
@@ -95,6 +96,7 @@ class UndoneSolver(HyperIQASolver):
         return torch.optim.Adam(groups, weight_decay=self.weight_decay, fused=True)
 
     def set_learning_rates(self, hypernet_lr: float, backbone_lr: float) -> None:
+        """Called by the solver after each epoch."""
         if 1 in self.undone:
             backbone_lr = self.lr
         if 2 in self.undone:
@@ -112,6 +114,7 @@ class UndoneSolver(HyperIQASolver):
 
 def main(argv: list[str]) -> None:
     """Train what is left of every arm, round by round, and report; with --report only report."""
+    # Training is outside of this boundary, since `train_test_IQA.main` has one of its own.
     with boundary():
         own, options = parse_own_options(argv)
         if own.report:
@@ -127,7 +130,7 @@ def main(argv: list[str]) -> None:
             print(f'\n{NAMES[arm]}', flush=True)
             place = ['--output', str(output / arm), '--resume', '--rounds', str(number)]
             history = round_path(output / arm, number) / 'history.csv'
-            # Of two --output the last one counts.
+            # If `options` has an --output too, the last one counts.
             failed |= not train_arm([*options, *place], ARMS[arm], history)
     with boundary():
         report(output)
@@ -139,7 +142,8 @@ def parse_own_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """`--arms` and `--report`, and the options for train_test_IQA.py.
 
     Raises:
-        InputError: an arm is unknown, the repaired loop is missing, or --report has company.
+        InputError: an arm is unknown, the repaired loop is missing, or --report is not the only
+            option.
     """
     parser = Parser(
         'Train the repaired loop and loops with repairs undone, and compare them.', __doc__
@@ -163,6 +167,7 @@ def parse_own_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     own.arms = own.arms or list(ARMS)
     if 'repaired' not in own.arms or len(own.arms) < 2:
         raise InputError('--arms needs repaired, to which the others are compared, and another arm')
+    # The two may be written as --dataset=NAME and --csv=FILE.
     names_database = any(word.startswith(('--dataset', '--csv')) for word in options)
     if not names_database:
         options = ['--dataset', 'demo', *options]
@@ -172,18 +177,23 @@ def parse_own_options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def train_arm(options: list[str], undone: Sequence[int], history: Path) -> bool:
     """Train one round of an arm.
 
-    A loop that diverges must not take the others with it. What is wrong with the command or the
-    database shows before the first epoch, and stops every arm.
+    A loop that diverges must not stop the others. A fault of the command or the database shows
+    before the first epoch, and stops every arm.
+
+    Args:
+        undone: the numbers of the repairs that are undone.
+        history: the round's history.csv.
 
     Returns:
         whether it was finished; False if it failed after its first epoch.
     """
-    # rounds.py looks up HyperIQASolver in its own module.
+    # rounds.py makes its solvers by the name HyperIQASolver in its own module.
     solver = partial(UndoneSolver, undone=undone)
     with patch.object(rounds, 'HyperIQASolver', solver):
         try:
             train_test_IQA.main(options)
         except SystemExit as end:
+            # 2 is the exit code of every fault.
             if end.code != 2 or not history.exists():
                 raise
             return False
@@ -250,7 +260,7 @@ def arms_table(arms: Mapping[str, list[History]]) -> str:
 
 
 def figures(history: History) -> tuple[float, float, float, float, float]:
-    """A round's figures in the order of the table.
+    """A round's figures, in the order of the table's columns.
 
     Returns:
         the test SRCC of the best and of the last epoch, its mean and standard deviation over the
@@ -266,7 +276,7 @@ def figures(history: History) -> tuple[float, float, float, float, float]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """The mean of a figure over rounds; its lowest and highest value if there are several.
+    """The mean of a figure over rounds, and with several rounds its lowest and highest value.
 
     Empty if the figure is undefined in a round.
     """
@@ -284,7 +294,7 @@ def spread(values: Sequence[float]) -> str:
 def compare_arms(folders: Sequence[Path]) -> None:
     """Compare each arm with the repaired loop, the first one.
 
-    The p of several comparisons are adjusted for their number, and only these decide.
+    The p of several comparisons are adjusted for their number, and only the adjusted p decide.
     """
     runs = []
     for folder in folders:
@@ -296,7 +306,7 @@ def compare_arms(folders: Sequence[Path]) -> None:
         return
     repaired, *others = runs
     comparisons = [compare.compare(repaired, other) for other in others]
-    # There is a p only where both runs of a comparison have several rounds.
+    # A comparison has a p only if both runs have several rounds.
     main_rows = [compare.main_row(rows) for rows in comparisons]
     with_p = [row for row in main_rows if 'p' in row]
     is_adjusted = len(with_p) > 1
@@ -319,6 +329,7 @@ def print_adjusted(rows: Sequence[Mapping[str, Any]]) -> None:
         f'\np of the mean difference, adjusted by Holm for {len(rows)} comparisons; '
         'the intervals are not adjusted'
     )
+    width = max(map(len, NAMES.values())) + 1
     for row, p in zip(rows, holm([row['p'] for row in rows])):
         if p >= 0.05:
             found = 'no significant difference'
@@ -326,21 +337,22 @@ def print_adjusted(rows: Sequence[Mapping[str, Any]]) -> None:
             found = 'repaired is significantly higher'
         else:
             found = 'repaired is significantly lower'
-        print(f'  {row["second"]:28} {p:.3f}  {found}')
+        print(f'  {row["second"]:{width}} {p:.3f}  {found}')
 
 
 def holm(values: Sequence[float]) -> list[float]:
     """The p values adjusted for their number by Holm's step-down procedure.
 
     Holm, Scandinavian Journal of Statistics 6, 1979: the smallest p is multiplied by the number of
-    values, the next one by one less, and so on. No adjusted p is below that of a smaller p.
+    values, the next one by that number minus 1, and so on. The adjusted p keep the order of the p.
     """
-    order = np.argsort(values)
-    factors = np.arange(len(values), 0, -1)
-    steps = np.maximum.accumulate(np.asarray(values)[order] * factors)
-    adjusted = np.empty(len(values))
-    adjusted[order] = np.minimum(steps, 1)
-    return adjusted.tolist()
+    adjusted = [0.0] * len(values)
+    largest = 0.0  # of the adjusted p so far
+    for rank, k in enumerate(np.argsort(values)):
+        factor = len(values) - rank
+        largest = max(largest, min(values[k] * factor, 1.0))
+        adjusted[k] = largest
+    return adjusted
 
 
 # The picture.
@@ -354,8 +366,9 @@ def draw_arms(curves: Mapping[str, list[list[float]]]) -> Figure:
     Args:
         curves: for each arm the test SRCC of every epoch of each round.
     """
-    first, second, *others = curves
+    first, second, *others = curves  # the names of the arms
     if others:
+        # One wide panel for the first two arms, above a panel for each other arm.
         figure = Figure(figsize=(11, 8), layout='constrained')
         panels: Any = [[first] * len(others), others]
         heights = [2, 1]
@@ -369,6 +382,7 @@ def draw_arms(curves: Mapping[str, list[list[float]]]) -> Figure:
         title += ': mean of the rounds (thick) and each round (thin)'
     figure.suptitle(title)
 
+    # The first arm is drawn last, so that its lines are on top. In the legend it is the first.
     large = axes[first]
     draw_rounds(large, curves[second], plots.ORANGE)
     draw_mean(large, curves[second], plots.ORANGE, second)
@@ -414,6 +428,7 @@ def zoom_to_late_epochs(axis: Axes, curves: Mapping[str, list[list[float]]]) -> 
         low = min(late)
         high = max(late)
         margin = high - low
+        # There is room for the legend below, and the range is not empty if all values are equal.
         axis.set_ylim(low - 0.4 * margin - 0.001, high + 0.2 * margin + 0.001)
 
 

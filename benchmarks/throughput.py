@@ -46,14 +46,14 @@ BATCH_SIZE = {'cuda': 96, 'cpu': 8}
 
 
 class Contender(NamedTuple):
-    """What is timed: a function without arguments, and how many items one call handles."""
+    """A function without arguments that is timed, and the number of items that a call handles."""
 
     run: Callable[[], Any]
     items: int
 
 
 class Variant(NamedTuple):
-    """A way to train: options of train_test_IQA.py, and the arguments of `flags` meanwhile."""
+    """A way to train: options of train_test_IQA.py, and arguments of `flags` during the steps."""
 
     options: dict[str, Any]
     flags: dict[str, bool]
@@ -133,7 +133,7 @@ def data(root: Path, options: Namespace) -> list[dict[str, Any]]:
     # A small cache of frames fits into the processor's own cache and is faster for it: on one
     # machine 77,000 patches/s came from 113 MB, but 33,000 from 1.2 GB.
     megabytes = loader.frames[0].nbytes * len(samples) / 1e6
-    print(f'data: the cache holds {megabytes:.0f} MB', flush=True)
+    print(f'data: the cache has {megabytes:.0f} MB', flush=True)
     contenders = {
         'decoded for each patch': Contender(decode, IMAGES),
         'uint8 batches from the cache': Contender(gather, patches),
@@ -221,7 +221,7 @@ def timed(
 def compare(
     title: str, contenders: Mapping[str, Contender], repetitions: int, batch_size: int
 ) -> list[dict[str, Any]]:
-    """Time contenders, the first of which is the reference, and print a row for each other one.
+    """Time contenders. The first one is the reference; for each other one a row is printed.
 
     Returns:
         the rows, with every repetition's ratio.
@@ -393,7 +393,7 @@ def original_steps(options: Namespace) -> Contender:
             paras = model(patches)
             predicted = GroupedTargetNet(paras)(paras['target_in_vec'])
             loss = F.l1_loss(predicted, scores)
-            # Fetching them makes the host wait for the GPU, which belongs to what is timed.
+            # Fetching them makes the host wait for the GPU, as in the original's steps.
             predicted.cpu().tolist()
             loss.item()
             loss.backward()
@@ -438,7 +438,7 @@ def original_patches(paths: Sequence[str]) -> Iterator[torch.Tensor]:
                 yield transform(image.convert('RGB'))
 
 
-# What the contenders work on.
+# The data that the contenders work on.
 
 
 def make_solver(

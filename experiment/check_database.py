@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiment.splits import sizes_of
+from folders import OpenDatabase
 from util.frames import (
     BLANK,
     DEEP,
@@ -24,24 +25,23 @@ BINS = 10  # of the histogram
 LONGEST_BAR = 40
 NAMED = 5  # entries of a list that are printed
 CONVERTED = (
-    '{}: of a table of your own they are converted to sRGB, a published database is read as it is'
+    '{}: in a table of your own they are converted to sRGB, a published database is read as it is'
 )
 ODDITIES = {
     DEEP: '{}, scaled to 8 bits',
     TRANSPARENT: '{}, shown on white',
-    BLANK: '{}, one that is 0 everywhere: shown as opaque',
+    BLANK: '{}, an alpha that is 0 everywhere: shown as opaque',
     WIDE: CONVERTED,
     PRINTED: CONVERTED,
 }
 
 
-def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: int) -> bool:
-    """Decode every image and print to stdout what a user should know before training.
+def check_images(database: OpenDatabase, splits: list[dict[str, list[int]]], smallest: int) -> bool:
+    """Decode every image, and print to stdout the facts that matter before training.
 
     Args:
-        database: a `folders.OpenDatabase`.
-        splits: of each round: the positions of its samples, by 'train', 'test' and perhaps 'val'.
-        smallest: least height and width of an image, after the resize.
+        splits: for each round the positions of its samples, by 'train', 'test' and perhaps 'val'.
+        smallest: the least height and width of an image, after the resize.
 
     Returns:
         whether the database can be trained on: all images can be read and none is too small.
@@ -61,6 +61,7 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
         if picture.size is None:
             unreadable.append(f'{path}\n    {picture.fault}')
             continue
+        # `Picture.size` has the height first, unlike the size of a PIL image.
         height, width = database.resize or picture.size
         if min(height, width) < smallest:
             small.append(f'{height:>5} x {width:<5}  {path}')
@@ -69,8 +70,8 @@ def check_images(database: Any, splits: list[dict[str, list[int]]], smallest: in
 
     for oddity, text in ODDITIES.items():
         odd = [path for path, picture in zip(paths, pictures) if oddity in picture.oddities]
-        # All are named: the user may have to convert them.
         if odd:
+            # All are named, since the user may have to convert them.
             print_list(oddity.capitalize(), odd, text, most=len(odd))
     groups = equal_pictures(pictures)
     print_list('Duplicates', [describe_group(group, samples) for group in groups])
@@ -125,6 +126,7 @@ def equal_pictures(pictures: list[Picture]) -> list[list[int]]:
 def describe_group(group: list[int], samples: list[Sample]) -> str:
     """The number of a group's images, and the first of them with their scores, a line each."""
     # Equal pictures with very different scores are the worst case, so the scores are shown too.
+    # The members are indented, so the line that counts the rest is too.
     members = [f'    score {samples[k].score:<10.6g}  {samples[k].path}' for k in group]
     return '\n'.join([f'{len(group)} images', *first_of(members, margin='    ')])
 
@@ -149,7 +151,8 @@ def copies_in_training(
     pictures: list[Picture], paths: list[str], split: dict[str, list[int]]
 ) -> list[str]:
     """Two lines for each test image with an identical one in train or val: the names of both."""
-    # An image that chooses the best epoch is as bad in the test as one that is trained on.
+    # A test image that chooses the best epoch is as bad as one that is trained on. With a copy in
+    # both parts, the one in train is named.
     copies = {}
     for part in ('val', 'train'):
         for k in split.get(part, []):
@@ -172,7 +175,7 @@ def print_list(name: str, entries: list[str], text: str = '{}', most: int = NAME
 
 
 def first_of(entries: list[str], most: int = NAMED, margin: str = '') -> list[str]:
-    """The first entries, and one that counts the others if there are more."""
+    """The first entries; if there are more, a last one counts them, after the indent `margin`."""
     shown = entries[:most]
     if len(entries) > most:
         shown.append(f'{margin}... and {len(entries) - most} more')

@@ -11,14 +11,14 @@ from experiment.record import FREE_OPTIONS, options_of_run, record_of, record_pa
 from experiment.run_folder import checkpoint_in
 from util.errors import InputError
 
-# Options that --resume RUN does not take from the record: the rounds of one process only, and the
-# folder, which may have been renamed.
+# Options that --resume RUN does not take from the run's record: `rounds` is of one process only,
+# and the folder may have been renamed.
 NOT_RESUMED = {'rounds', 'output', 'resume'}
-# Options that --evaluate does not take from it: those of the machine, and those of another test.
-# The --csv table and the batch size of a test are taken.
+# Options that --evaluate does not take from the run's record: the options of another test, and all
+# FREE_OPTIONS but the table and the batch size, on which the numbers of the test depend.
 NOT_EVALUATED = (FREE_OPTIONS - {'csv', 'test_batch_size'}) | {'evaluate', 'test_on'}
-# Further ones that it does not take with --test_on: they describe the database of the run, and are
-# given anew for the tables of --test_on.
+# Further options that --evaluate does not take if there is --test_on: they describe the database of
+# the run, and on this command line the tables of --test_on.
 OF_DATABASE = ('dataset', 'csv', 'columns', 'lower_is_better', 'data_root')
 
 
@@ -41,23 +41,26 @@ def parse_options(argv: list[str] | None) -> Namespace:
     if not given.csv:
         refuse_lost_table(recorded.get('csv'), given)
 
+    # Pairs from the command line, a dict from a record.
     config.columns = dict(config.columns or {})
     # From the command line --split is a list, since it may be train=FILE test=FILE.
     if isinstance(config.split, list) and len(config.split) == 1:
         config.split = config.split[0]
-    tell_tables_apart(config.test_on or [])
+    make_names_distinct(config.test_on or [])
+    # Before the paths are set, since it looks at --data_root as it was given.
     refuse_contradictions(config)
     set_data_paths(config)
     set_output(config)
+    # A run folder stands for its best.pth.
     if config.weights not in ('none', 'imagenet') and os.path.isdir(config.weights):
         config.weights = str(checkpoint_in(config.weights))
-    # --evaluate loads its checkpoint as training loads the initial weights.
+    # --evaluate loads its checkpoint in the way that training loads the initial weights.
     config.weights = config.evaluate or config.weights
     return config
 
 
 def set_defaults_of_database(parser: Parser, given: Namespace, argv: list[str] | None) -> None:
-    """Let the database of the options `given` in `argv` set the defaults of some flags."""
+    """Set the defaults that depend on the database of the options `given` in `argv`."""
     if given.csv:
         parser.set_defaults(dataset='csv')
     # Parsed again, since a --dataset in `argv` wins over the default that --csv has just set.
@@ -87,7 +90,7 @@ def recorded_options(given: Namespace) -> dict[str, Any]:
 def refuse_lost_table(table: str | None, given: Namespace) -> None:
     """Refuse a table that the record of a run names and that is not there.
 
-    Its name may start at the folder in which the run was begun.
+    It may be missing because its name is relative to the folder in which the run was begun.
     """
     if table and not os.path.exists(table):
         source = record_path(given.resume) if given.resume else record_of(given.evaluate)
@@ -139,26 +142,30 @@ def refuse_contradictions(config: Namespace) -> None:
         raise InputError(
             f'--rounds: there are {config.train_test_num} rounds; --train_test_num sets how many'
         )
-    # The name is the key of the results and part of the name of the file of predictions.
+    # A database's name is its key in the results, and is in the name of its predictions_<name>.csv.
     names = [name for name, _, _ in config.test_on or []]
     if len(set(names)) < len(names):
         raise InputError('--test_on: each database and each table can be named once')
 
 
-def tell_tables_apart(test_on: list[list[str]]) -> None:
+def make_names_distinct(test_on: list[list[str]]) -> None:
     """Add to the equal names of different tables the nearest folder in which they differ.
 
     Args:
-        test_on: name, key and path of each database; names are replaced in it.
+        test_on: [name, key, path] of each database; the names in it are replaced.
     """
     tables: dict[str, list[list[str]]] = {}
     for entry in test_on:
-        if entry[1] == 'csv':
-            tables.setdefault(entry[0], []).append(entry)
+        name, key, _path = entry
+        if key == 'csv':
+            tables.setdefault(name, []).append(entry)
     for name, same in tables.items():
+        if len(same) == 1:
+            continue
         above = [reversed(Path(os.path.abspath(path)).parent.parts) for _, _, path in same]
+        # The folders of all tables at one height, the nearest to the files first.
         for folders_above in zip(*above):
-            if len(set(folders_above)) == len(same) > 1:
+            if len(set(folders_above)) == len(same):
                 for entry, folder in zip(same, folders_above):
                     entry[0] = f'{folder}-{name}'
                 break
@@ -190,7 +197,7 @@ def refuse_table_options(config: Namespace) -> None:
             '--data_root: with --evaluate, the names in a table of --test_on csv=FILE start there; '
             'NAME=DIR has the folder of a database'
         )
-    # The column of the sets may also be that of a --split table.
+    # `set` may also be the column of the sets in a --split table.
     if set(config.columns) - {'set'} or config.lower_is_better is not None:
         raise InputError(
             '--columns, --lower_is_better and --higher_is_better describe the table of --csv FILE, '
@@ -199,7 +206,7 @@ def refuse_table_options(config: Namespace) -> None:
 
 
 def refuse_training_options(config: Namespace) -> None:
-    """Refuse a choice of the epoch without images for it, and a fit of weights without scores."""
+    """Refuse to choose an epoch without images, and to fit weights that give no scores."""
     if config.train_on_all and (config.val_ratio or config.patience or config.split):
         raise InputError(
             '--train_on_all leaves nothing to choose an epoch on: give no --val_ratio, --patience '

@@ -14,34 +14,34 @@ from experiment.run_folder import refuse_unwritable
 from util.errors import InputError
 from util.files import refuse_in_run, write_json
 
-PARENT = 'evaluations'  # of the folders without --output, in the current folder
+PARENT = 'evaluations'  # in the current folder, for the folders of evaluations without --output
 
 
 def check_evaluation_folder(output: str | None) -> None:
     """Refuse a folder in which nothing can be written, before any work is done.
 
     Args:
-        output: what --output names, if anything.
+        output: the folder of --output, if it is given.
 
     Raises:
-        InputError: it is in a run folder, holds files or cannot be written.
+        InputError: it is in a run folder, has files or cannot be written.
     """
     folder = Path(output or PARENT)
     refuse_in_run(folder, '--output DIR names a place outside of it')
     refuse_unwritable(folder)
     if output and folder.exists() and any(folder.iterdir()):
         raise InputError(
-            f'{folder} holds files already, and an evaluation has a folder of its own; '
+            f'{folder} has files already, and an evaluation has a folder of its own; '
             '--output DIR names another one'
         )
 
 
-def make_evaluation_folder(output: str | None, checkpoint: str, weights: str) -> Path:
+def make_evaluation_folder(output: str | None, checkpoint: str, digest: str) -> Path:
     """Make the folder of an evaluation.
 
     Args:
-        output: what --output names, if anything.
-        weights: the digest of the checkpoint's weights.
+        output: the folder of --output, if it is given.
+        digest: of the checkpoint's weights.
     """
     if output:
         # Another evaluation may have written there since the first check.
@@ -49,10 +49,10 @@ def make_evaluation_folder(output: str | None, checkpoint: str, weights: str) ->
         folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-    name = f'{name_of(checkpoint)}-{weights[:8]}'
+    name = f'{name_of(checkpoint)}-{digest[:8]}'
     folder = Path(PARENT, name)
     number = 1
-    # Making it fails if it is that of an earlier evaluation, or of one that runs now.
+    # Earlier evaluations, and others that run now, may have taken some numbers.
     while not try_to_make(folder):
         number += 1
         folder = Path(PARENT, f'{name}-{number}')
@@ -77,13 +77,13 @@ def name_of(checkpoint: str) -> str:
 
 
 def write_evaluation(
-    folder: Path, checkpoint: str, weights: str, results: dict[str, Result]
+    folder: Path, checkpoint: str, digest: str, results: dict[str, Result]
 ) -> None:
     """Write the result.json of an evaluation.
 
     Args:
-        weights: the digest of the checkpoint's weights.
+        digest: of the checkpoint's weights.
         results: the metrics, by the name of the database.
     """
-    content = {'checkpoint': checkpoint, 'weights': weights, 'databases': results}
+    content = {'checkpoint': checkpoint, 'weights': digest, 'databases': results}
     write_json(folder / 'result.json', without_nan(content))

@@ -19,7 +19,7 @@ import folders
 from util.errors import InputError, nearest
 from util.tables import ROLES
 
-MOST = 1_000_000  # of what is counted in patches, epochs or images
+LARGEST_COUNT = 1_000_000  # of patches, epochs or images
 MOST_ROUNDS = 1000
 LARGEST_SIDE = 20_000  # pixels of a resized image
 
@@ -72,8 +72,9 @@ class Parser(argparse.ArgumentParser):
         """Raise argparse's message, with the option that was probably meant."""
         unknown = re.match(r'unrecognized arguments: ([^ =]+)', message)
         if unknown:
-            help_text = f'; {self.prog} --help lists the options'
-            message += nearest(unknown[1], self._option_string_actions) or help_text
+            # '; did you mean --lr?', or '' if no option is similar.
+            suggestion = nearest(unknown[1], self._option_string_actions)
+            message += suggestion or f'; {self.prog} --help lists the options'
         raise InputError(message)
 
 
@@ -111,7 +112,8 @@ def add_flag(
 
     Args:
         text: its help, to which the default is added.
-        default: None if the flag is absent unless it is given; a switch is off then.
+        default: shown in the help. With None none is shown: a switch that is not given is False,
+            and any other flag is None.
         settings: of `add_argument`.
     """
     if default is not None:
@@ -243,8 +245,8 @@ def add_test_flags(parser: Parser) -> None:
     )
     add(
         '--split',
-        'random; folds: each image is tested in one round; official; another RUN; a split.json; '
-        'a table with a set column; a folder of lists; train=FILE test=FILE; {round} in a path '
+        'random, folds (each image is tested in one round), official, another RUN, a split.json, '
+        'a table with a set column, a folder of lists, or train=FILE test=FILE; {round} in a path '
         'stands for the round '
         '(default: random, or the sets that a table of your own names)',
         nargs='+',
@@ -252,7 +254,7 @@ def add_test_flags(parser: Parser) -> None:
     )
     add(
         '--split_by',
-        'what a random split keeps together (default: depends on the database)',
+        'whether a random split draws images or contents (default: depends on the database)',
         choices=('image', 'content'),
     )
     add(
@@ -363,12 +365,12 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], An
             raise InputError(f'{text} is not in {low} ... {high}')
         return value
 
-    # Argparse names the type in its message about what is no number.
+    # Argparse uses this name in its message about a word that is no number.
     parse_number.__name__ = kind.__name__
     return parse_number
 
 
-positive = number(int, 1, MOST)
+positive = number(int, 1, LARGEST_COUNT)
 count = number(int, 0)
 side = number(int, 1, LARGEST_SIDE)
 rate = number(float, 0)
@@ -387,7 +389,7 @@ def round_numbers(text: str) -> list[int]:
 def role_column(text: str) -> tuple[str, str]:
     """'score=mos' -> ('score', 'mos')."""
     role, mark, column = text.partition('=')
-    # `content=` and `set=` say that the table has no such column.
+    # `content=` and `set=` mean that the table has no such column.
     may_be_empty = mark and role in ('content', 'set')
     if role not in ROLES or not (column or may_be_empty):
         raise InputError(f'{text} is not ROLE=NAME with a role of {", ".join(ROLES)}')

@@ -12,11 +12,11 @@ import folders
 from experiment.options import default_options
 from util.errors import InputError, log
 from util.files import is_run, read_json, write_json
-from util.frames import FORMAT, is_shown_anew
+from util.frames import FORMAT, is_shown_differently
 
-Record = dict[str, Any]  # the content of a config.json
+Record = dict[str, Any]  # the content of a config.json: see `write_record`
 CHECKPOINTS = ('best.pth', 'last.pth')  # of a round
-ROUND_NAME = re.compile('round_([0-9]{2,9})')  # of a round's folder
+ROUND_NAME = re.compile('round_([0-9]{2,9})')  # of a round's folder: round_01, ... round_1000
 VERSION = 2  # of the form of config.json; earlier versions wrote no number
 # Options that a resumed run may change: where things are and how fast they go. The results depend
 # on them by rounding at most.
@@ -34,10 +34,12 @@ FREE_OPTIONS = {
     'test_batch_size',
     'list_datasets',
 }
-# Options that a resumed run may raise, and lower to what its rounds have trained: neither the
-# learning rates nor a finished round depend on how many epochs or rounds there are.
+# Options that a resumed run may raise. It may also lower them, but not below the epochs and rounds
+# that are trained already (see `refuse_fewer`). Neither the learning rates nor a finished round
+# depend on how many epochs or rounds there are.
 LENGTHS = {'epochs', 'train_test_num'}
-# The part of `model` that a resumed run may not change.
+# `model` in a record is a Meaning (see `util/meaning.py`). A resumed run may not change these
+# fields of it.
 FIXED_MEANING = ('resize', 'exif_rotation', 'score_range', 'higher_is_better', 'srgb')
 
 
@@ -78,8 +80,7 @@ def read_record(path: Path) -> Record:
     """The content of a run's config.json, in the form of this version.
 
     Returns:
-        a dict with the run's `options`, and with what an image and a score mean to its networks
-        as `model`.
+        a dict; its `options` are the run's, and its `model` is the Meaning of its networks.
 
     Raises:
         InputError: the file is missing or damaged, or is not a run's.
@@ -87,7 +88,7 @@ def read_record(path: Path) -> Record:
     record = read_json(path)
     if not isinstance(record.get('options'), dict) or not isinstance(record.get('model'), dict):
         raise InputError(
-            f'{path} does not hold the options of a run; put the file back as the run wrote it'
+            f'{path} does not have the options of a run; put the file back as the run wrote it'
         )
     return upgrade(record)
 
@@ -102,7 +103,7 @@ def upgrade(record: Record) -> Record:
         # `random` was the default then. Now it is None, so that a table's own sets are used.
         if options.get('split') == 'random':
             options['split'] = None
-        # The GPU was recorded that the program had chosen, and not the user's choice.
+        # They recorded the GPU that the program had chosen, and not the user's choice.
         if str(options.get('device')).startswith('cuda:'):
             options['device'] = 'cuda'
 
@@ -113,11 +114,11 @@ def upgrade(record: Record) -> Record:
     # Runs that did not record it converted no image to sRGB.
     model.setdefault('srgb', None)
 
-    # A run that is older than an option was made with what is now the option's default.
+    # A run that is older than an option behaved as with the option's default of today.
     for name, default in default_options().items():
         options.setdefault(name, default)
-    # Earlier versions did not record how they read pictures (format 3 of util/frames.py), nor the
-    # type of --amp, which was bfloat16 on every device.
+    # Earlier versions did not record how they read pictures, which was FORMAT 3 of util/frames.py,
+    # nor the type of --amp, which was bfloat16 on every device.
     record = {'frames': 3, 'amp_type': 'bfloat16', **record}
     return {**record, 'options': options, 'model': model}
 
@@ -131,8 +132,8 @@ def options_of_run(path: Path, without: set[str]) -> dict[str, Any]:
     options = read_record(path)['options']
     kept = {name: value for name, value in options.items() if name not in without}
     # With --csv, the table is recorded as `data_root`, and the given --data_root as `image_root`.
-    given = 'image_root' if options['csv'] else 'data_root'
-    kept['data_root'] = options.get(given)
+    recorded_as = 'image_root' if options['csv'] else 'data_root'
+    kept['data_root'] = options.get(recorded_as)
     return kept
 
 
@@ -152,10 +153,10 @@ def refuse_other_options(path: Path, record: Record) -> None:
     if old.get('initial_weights') and new['options']['weights'] != 'none':
         # Their digest is compared (`continue_record`), so the file may have moved.
         new['options']['weights'] = old['options']['weights']
-    changes = changed_options(old['options'], new['options'])
+    changes = forbidden_changes(old['options'], new['options'])
     for name in FIXED_MEANING:
         now = new['model'][name]
-        # A first version may not have recorded it.
+        # The first versions may not have recorded it.
         before = old['model'].get(name, now)
         if before != now:
             changes.append(f'{name} was {before}, is {now}')
@@ -167,11 +168,11 @@ def refuse_other_options(path: Path, record: Record) -> None:
 
 
 def refuse_other_pixels(record: Record, databases: Iterable[folders.OpenDatabase]) -> None:
-    """Refuse to use the images of a run again if this version reads one of them in another way.
+    """Refuse to continue or test a run if this version reads one of its images in another way.
 
     Args:
-        record: of the run.
-        databases: the images.
+        record: the run's.
+        databases: those that it uses.
 
     Raises:
         InputError: there is such an image, and an earlier version began the run.
@@ -180,7 +181,7 @@ def refuse_other_pixels(record: Record, databases: Iterable[folders.OpenDatabase
         return
     for database in databases:
         for sample in database.samples:
-            if is_shown_anew(sample.path, database.srgb):
+            if is_shown_differently(sample.path, database.srgb):
                 raise InputError(
                     f'{sample.path} has other pixels than for the version that began this run '
                     f'(see CHANGES.md); use that version, commit {record.get("commit")}, or start '
@@ -188,8 +189,8 @@ def refuse_other_pixels(record: Record, databases: Iterable[folders.OpenDatabase
                 )
 
 
-def changed_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The options that forbid a resume, each as '--lr was 2e-05, is 0.001'."""
+def forbidden_changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The changes of options that forbid a resume, each as '--lr was 2e-05, is 0.001'."""
     changes = []
     may_change = FREE_OPTIONS | LENGTHS
     if old['split'] == 'folds':
@@ -217,7 +218,13 @@ def differs(name: str, before: Any, now: Any) -> bool:
 
 
 def write_record(config: Namespace, model: dict[str, Any], surroundings: Record) -> None:
-    """Write the config.json of a new run in `config.output`."""
+    """Write the config.json of a new run in `config.output`.
+
+    Args:
+        model: the fields of its Meaning.
+        surroundings: what `round_folder.surroundings` returns, the digests of the `labels` and the
+            `initial_weights`, and with --amp the `amp_type`.
+    """
     record = {
         'version': VERSION,
         'frames': FORMAT,
@@ -231,8 +238,11 @@ def write_record(config: Namespace, model: dict[str, Any], surroundings: Record)
 def continue_record(config: Namespace, surroundings: Record) -> None:
     """Bring the config.json in `config.output` up to date when its run is continued.
 
-    Its numbers of epochs and rounds may have changed. Everything else stays as the run began.
-    Another device, PyTorch, number of processes or commit is logged.
+    Its numbers of epochs and rounds may have changed. Everything else stays as it was at the start.
+    If the device, PyTorch, the number of processes or the commit has changed, that is logged.
+
+    Args:
+        surroundings: as of `write_record`.
 
     Raises:
         InputError: the initial weights are not those that the run began with.
@@ -242,11 +252,11 @@ def continue_record(config: Namespace, surroundings: Record) -> None:
     record = read_json(path)
     # Earlier versions recorded no digest.
     before = record.get('initial_weights')
-    # There is none if no round starts now.
+    # None if no round starts now.
     digest = surroundings['initial_weights']
     if before and digest and before != digest:
         raise InputError(
-            f'--weights: {config.weights} holds other weights than those that {config.output} '
+            f'--weights: {config.weights} has other weights than those that {config.output} '
             'began with; put those back or name their file, or give --output DIR for a new run'
         )
     log_other_surroundings(record, surroundings)
@@ -257,7 +267,7 @@ def continue_record(config: Namespace, surroundings: Record) -> None:
 
 
 def log_other_surroundings(record: Record, surroundings: Record) -> None:
-    """Log what the numbers of a continued run may depend on and is no longer as in its record."""
+    """Log each difference from the run's record that its numbers may depend on."""
     before = computed_on(record)
     now = computed_on(surroundings)
     if before != now:

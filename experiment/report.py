@@ -7,7 +7,7 @@ from experiment.options import title_of
 from experiment.results import Result, Results, unequal_epochs
 from experiment.splits import SplitRecord
 
-# Of a best epoch: it was chosen by its result, so that this result is optimistic.
+# A note on the result of a best epoch, which is optimistic where the result chose the epoch.
 CHOSEN = 'chosen on these images'
 
 
@@ -38,7 +38,7 @@ def print_round(result: Result | None, split: SplitRecord) -> None:
 
 
 def is_chosen_on_test(result: Result) -> bool:
-    """Whether a round's epoch was chosen on its test images. From one epoch nothing is chosen."""
+    """Whether a round's epoch was chosen on its test images. With one epoch there is no choice."""
     return result['chosen_on'] == 'test' and result['epochs'] > 1
 
 
@@ -51,20 +51,17 @@ def print_medians(results: Results) -> None:
         return
     if all(math.isnan(result['SRCC']) for result in rounds):
         return
-    if not median:
+    if not median:  # only with unequal epochs, see `gathered`
         print(f'No median: {unequal_epochs(results["rounds"])}')
         return
-    notes = []
-    if len(rounds) > 1:
-        notes.append(f'of {len(rounds)} rounds')
-    if any(is_chosen_on_test(result) for result in rounds):
-        notes.append(CHOSEN)
-    print(f'Testing median {with_intervals(median, "median ", notes)}')
+    of_rounds = [f'of {len(rounds)} rounds'] if len(rounds) > 1 else []
+    chosen = [CHOSEN] if any(is_chosen_on_test(result) for result in rounds) else []
+    print(f'Testing median {with_intervals(median, "median ", of_rounds + chosen)}')
     print(f'Last epochs: median {with_intervals(median["last_epoch"], "median ")}')
     if 'pooled' in results:
         pooled = results['pooled']
-        notes = [f'{pooled["images"]} images, each tested in one round', *notes[1:]]
-        print(f'All folds: {with_intervals(pooled, notes=notes)}')
+        of_images = [f'{pooled["images"]} images, each tested in one round']
+        print(f'All folds: {with_intervals(pooled, notes=of_images + chosen)}')
     print_on_others(median.get('test_on', {}), 'median ')
 
 
@@ -80,7 +77,7 @@ def with_intervals(result: Result, word: str = '', notes: Sequence[str] = ()) ->
 
     Args:
         word: stands before each metric but the first.
-        notes: what else to report; why there is no interval is added.
+        notes: further remarks; the reason for a missing interval is added to them.
     """
     shown = []
     for metric, form in (('SRCC', '.4f'), ('PLCC', '.4f'), ('MAE', '.4g')):

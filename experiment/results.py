@@ -46,6 +46,7 @@ def gather_results(run: Path | str) -> Results:
     run = Path(run)
     path = record_path(run)
     options = read_record(path)['options']
+    # A damaged record may have no such number.
     with as_input_error(path, 'JSON'):
         last = int(options['train_test_num'])
     # Another user's run is only read.
@@ -62,7 +63,9 @@ def gather_results(run: Path | str) -> Results:
 
 
 def add_pooled(results: Results, run: Path, last: int) -> None:
-    """Add the metrics of the predictions of all folds, if all are finished, and write these.
+    """Add the metrics of all folds' predictions together, and write the predictions.
+
+    Nothing is done until all folds are finished, with the same number of epochs.
 
     Args:
         last: the number of the last fold.
@@ -85,7 +88,8 @@ def draw_curves(results: Results, run: Path) -> None:
             best_epochs.append(result['epoch'])
     if not curves:
         return
-    # Here and not at the top, since matplotlib takes half a second to import: --help need not wait.
+    # Here and not at the top, since matplotlib takes half a second to import, which --help would
+    # wait for.
     from util import plots
 
     title = f'{run.resolve().name}: test SRCC by epoch'
@@ -102,10 +106,10 @@ def gathered(run: Path, last: int) -> Results:
             folder = round_path(run, number)
             folders.append(folder)
             rounds[str(number)] = read_round(folder)
-    results = {'rounds': rounds, **statistics(list(rounds.values()))}
-    if unequal_epochs(rounds):
-        # A median would be neither of the shorter trainings nor of the longer ones.
-        results.update(statistics([]))
+    # With unequal epochs there are no statistics: a median would be neither of the shorter
+    # trainings nor of the longer ones.
+    averaged = [] if unequal_epochs(rounds) else list(rounds.values())
+    results = {'rounds': rounds, **statistics(averaged)}
     # The first versions computed no intervals. One such round leaves the median without one.
     if rounds and all(result.keys() & set(INTERVALS) for result in rounds.values()):
         add_intervals(results, folders)
@@ -116,7 +120,7 @@ def add_intervals(results: Results, folders: list[Path]) -> None:
     """Add to `results` the intervals of the medians over the rounds in `folders`."""
     tested = [read_predictions(folder / 'predictions.csv') for folder in folders]
     for result, images in zip(results['rounds'].values(), tested):
-        # Computed from the predictions again, since an earlier version may have written others.
+        # Computed from the predictions again, since earlier versions computed other intervals.
         for name in INTERVALS:
             result.pop(name, None)
         result.update(intervals([images]))
@@ -154,8 +158,8 @@ def statistics(rounds: list[Result]) -> Results:
 def over(results: list[Result], function: Callable[..., Any]) -> Result:
     """`function` of every metric that all `results` have.
 
-    The same within their parts: the last epochs, the other databases and the distortion types. A
-    database or a type may be missing in some of the rounds.
+    Where a value is a dict, as for the last epochs, the other databases and the distortion types,
+    the same is done with its metrics. A database or a type may be missing in some of the rounds.
     """
     found: Result = {}
     for name in dict.fromkeys(name for result in results for name in result):
@@ -195,10 +199,10 @@ def without_nan(content: Any) -> Any:
 
 
 def read_round(folder: Path) -> Result:
-    """The result of the finished round in `folder`, with the part that chose its best epoch.
+    """The result of the finished round in `folder`.
 
-    That part is under `chosen_on`. The test SRCC and PLCC of the last epoch, which nothing chose,
-    are under `last_epoch`.
+    Added to it are `chosen_on`, the part whose SRCC chose the best epoch, and `last_epoch`, the
+    test SRCC and PLCC of the last epoch, which nothing chose.
     """
     result = read_result(folder / 'result.json')
     history = read_history(folder)
@@ -207,7 +211,8 @@ def read_round(folder: Path) -> Result:
             f'{folder}: result.json and history.csv are of different epochs; put back the one that '
             'was changed'
         )
-    # Of the epochs that the result is of; earlier versions did not write it into result.json.
+    # `read_history` ends with the last epoch of this result. Earlier versions did not write
+    # `last_epoch` into result.json.
     result['last_epoch'] = metrics_of_row({name: cells[-1] for name, cells in history.items()})
     result['chosen_on'] = 'validation' if 'val_srcc' in history else 'test'
     return result
@@ -221,8 +226,8 @@ def metrics_of_row(row: Mapping[str, float]) -> Result:
 def read_history(folder: Path) -> dict[str, list[float]]:
     """The columns of the history.csv in a round's folder.
 
-    If a finished round is being extended, its newer epochs are left out, since its result is not of
-    them.
+    While a finished round is being extended, the epochs that its result does not include are left
+    out.
     """
     epochs = None  # all
     result = folder / 'result.json'
@@ -233,7 +238,7 @@ def read_history(folder: Path) -> dict[str, list[float]]:
     history = {}
     with as_input_error(path, 'a table'):
         for name, cells in columns.items():
-            # An epoch of an earlier version has no value in a column that is younger.
+            # A column that a later version added is empty for the earlier epochs.
             history[name] = [float(cell or 'nan') for cell in cells[:epochs]]
         if not history['test_srcc'] or not history['test_plcc']:
             raise ValueError('it has no epoch')
@@ -242,6 +247,7 @@ def read_history(folder: Path) -> dict[str, list[float]]:
 
 def read_columns(path: Path) -> dict[str, list[str]]:
     """The columns of a CSV file that a run wrote, by their names."""
+    # It refuses a row with fewer cells than the header.
     rows = read_rows(path)
     header = rows[0].cells if rows else []
     columns = {}
@@ -257,6 +263,7 @@ def write_predictions(path: Path, tested: TestedImages) -> None:
     values = (tested.images, tested.contents, scores, predictions)
     columns = dict(zip(PREDICTION_COLUMNS, values))
     columns.update(tested.facts)
+    # One dict for each image.
     rows = [dict(zip(columns, cells)) for cells in zip(*columns.values(), strict=True)]
     write_table(path, list(columns), rows)
 
@@ -270,7 +277,7 @@ def read_predictions(path: Path) -> TestedImages:
     columns = read_columns(path)
     with as_input_error(path, 'a table'):
         images, contents, scores, predictions = (columns.pop(name) for name in PREDICTION_COLUMNS)
-        # The columns that are left are facts about the images, such as the type of distortion.
+        # The other columns are facts about the images, such as the type of distortion.
         return TestedImages(
             images,
             contents,

@@ -2,8 +2,8 @@
 
 split.json          names of the images of each part, and a digest of the labels
 last.pth            everything that a resume needs; an epoch counts once this file is in place
-best.pth            the best epoch's plain state_dict, which carries what an image and a score
-                    mean to the network
+best.pth            the best epoch's plain state_dict, with the meaning of images and scores to
+                    the network
 history.csv         one row per epoch
 predictions.csv, curves.png, scatter.png, worst.png
 predictions_<name>.csv    of each other database
@@ -49,7 +49,7 @@ from util.metrics import TestedImages, metrics_of
 
 
 def surroundings(device: str) -> Record:
-    """For config.json: what the numbers of a run may depend on besides its options."""
+    """The facts for config.json on which a run's numbers may depend in addition to its options."""
     return {
         'command': sys.argv,
         'commit': project_commit(),
@@ -88,9 +88,9 @@ class RoundFolder:
 
     Args:
         config: the run's options.
-        meaning: what an image and a score mean to the networks of this run.
+        meaning: of images and scores to the networks of this run.
         round_index: 0-based.
-        split: the record of the round's split. A folder that was made for another one is refused.
+        split: the record of the round's split.
 
     Raises:
         InputError: the folder cannot be written or was made for other images, or another process
@@ -99,11 +99,11 @@ class RoundFolder:
 
     def __init__(self, config: Any, meaning: Meaning, round_index: int, split: SplitRecord) -> None:
         self.path = round_path(config.output, round_index + 1)
-        self.meaning = meaning._asdict()
+        self.model = meaning._asdict()  # called so in config.json
         self.epochs = config.epochs
         self.title = f'{title_of(config.dataset)}, seed {config.seed}, round {round_index + 1}'
-        # Kept in last.pth, so that one that was copied from elsewhere is noticed. The options need
-        # not be in it, since the whole run's are compared in config.json.
+        # Kept in last.pth, so that a last.pth from elsewhere is noticed. The options need not be in
+        # it, since those of the whole run are compared in config.json.
         self.owner = {
             'round': round_index + 1,
             'split': hashlib.sha256(json.dumps(split).encode()).hexdigest(),
@@ -113,7 +113,7 @@ class RoundFolder:
         if rank() == 0:
             with run_lock(config.output):
                 # Another process may have begun the run anew since `open_run`.
-                record = {'options': vars(config), 'model': self.meaning}
+                record = {'options': vars(config), 'model': self.model}
                 refuse_other_options(record_path(config.output), record)
                 self.open(split)
         # The other ranks read the folder once it is there.
@@ -127,7 +127,7 @@ class RoundFolder:
         # With the lock, nobody else is writing here.
         remove_abandoned(self.path, owned=is_locked)
         path = self.path / 'split.json'
-        # The order of the labels may have changed since a round was finished.
+        # A finished round trains no more, so another order of its labels does no harm.
         if not is_finished(self.path, self.epochs):
             refuse_other_images(path, split)
         if not path.exists():
@@ -141,7 +141,7 @@ class RoundFolder:
     def reserve(self, size: int) -> None:
         """Take `size` bytes of the disk until the first `save`, whose last.pth takes as many.
 
-        So a disk that is full, a quota and a limit of files show before an epoch and not after it.
+        So a full disk, a quota or a limit on file sizes is noticed before an epoch, not after it.
 
         Raises:
             InputError: there is no room.
@@ -184,8 +184,9 @@ class RoundFolder:
         try:
             # The first versions kept no owner.
             owner = state.get('owner', self.owner)
-            if any(owner.get(name, mine) != mine for name, mine in self.owner.items()):
-                raise ValueError('it belongs to another round, or to another split')
+            for name, own in self.owner.items():
+                if owner.get(name, own) != own:
+                    raise ValueError('it belongs to another round, or to another split')
             load_state_dict(state)
         except Exception as error:  # a state that does not fit can raise anything
             # The file may be intact where memory runs out.
@@ -194,7 +195,7 @@ class RoundFolder:
             raise InputError(
                 f'{path} is not the checkpoint of this round ({first_line(error)}); {self.remedy}'
             )
-        # A kill may have left history.csv an epoch behind, so that this was not noticed there.
+        # `refuse_fewer` reads history.csv, which a kill may have left an epoch behind.
         refuse_fewer_epochs(self.epochs, len(state['history']), self.path)
         if rank() == 0:
             self.write_derived(state)
@@ -210,8 +211,8 @@ class RoundFolder:
             state: the solver's `state_dict`.
         """
         if rank() == 0:
-            # The solver keeps this dict, so later states have the digest too. `check_best` compares
-            # it with best.pth at the end of the round.
+            # The solver keeps the dict `best`, so its later states have the digest too.
+            # `check_best` compares it with best.pth at the end of the round.
             if is_best_last(state):
                 state['best']['weights'] = checkpoints.digest(state['model'])
             # last.pth comes first: the other files follow from it, so that a kill in between
@@ -219,7 +220,7 @@ class RoundFolder:
             content = {
                 **state,
                 'owner': self.owner,
-                checkpoints.FACTS: json.dumps(self.meaning),
+                checkpoints.FACTS: json.dumps(self.model),
             }
             self.release()
             write_whole(self.path / 'last.pth', checkpoints.serialised(content))
@@ -229,9 +230,9 @@ class RoundFolder:
     def write_derived(self, state: Content) -> None:
         """Write the files that follow from last.pth; a kill may have left them an epoch behind."""
         if is_best_last(state):
-            content = checkpoints.serialised_weights(state['model'], self.meaning)
+            content = checkpoints.serialised_weights(state['model'], self.model)
             write_whole(self.path / 'best.pth', content)
-        # Epochs of an earlier version may lack younger columns, so that each row adds its own.
+        # Epochs of an earlier version may lack newer columns, so each row adds those that it has.
         history = state['history']
         columns = list(dict.fromkeys(name for row in history for name in row))
         write_table(self.path / 'history.csv', columns, history)
@@ -239,7 +240,7 @@ class RoundFolder:
         write_whole(self.path / 'curves.png', plots.curves(history, self.title, best_epoch))
 
     def check_best(self, best: dict[str, Any]) -> str:
-        """Refuse to end the round if best.pth does not hold the weights of its best epoch.
+        """Refuse to end the round if best.pth does not have the weights of its best epoch.
 
         Returns:
             their digest.
@@ -252,7 +253,7 @@ class RoundFolder:
             digest = checkpoints.digest(weights)
             # The first versions kept no digest in last.pth.
             if digest != best.get('weights', digest):
-                raise InputError('best.pth is of other weights')
+                raise InputError('best.pth has other weights')
         except InputError as error:
             raise InputError(
                 f'the weights of the best epoch, {best["epoch"]}, are lost ({error}); {self.remedy}'
@@ -288,9 +289,9 @@ class RoundFolder:
             result = {
                 'epoch': best['epoch'],
                 'epochs': self.epochs,
-                # The checkpoint that this result is of, wherever it is copied to.
+                # So the checkpoint of this result is recognised wherever it is copied to.
                 'weights': digest,
-                # Kept here too, since history.csv moves on when the round is extended.
+                # Kept here too, since history.csv gets further epochs if the round is extended.
                 'last_epoch': metrics_of_row(last),
                 **metrics_of(tested),
             }

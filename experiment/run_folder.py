@@ -2,7 +2,7 @@
 
 A finished epoch is never lost, and every file appears whole or not at all.
 
-config.json      every option, what an image and a score mean to the network, package versions,
+config.json      every option, the meaning of images and scores to the network, package versions,
                  device; see `experiment/record.py`
 left_out.csv     listed images that --skip_missing left out
 round_01/        a round's files, see `experiment/round_folder.py`
@@ -40,8 +40,9 @@ def check_run(config: Any, job: Job) -> Record | None:
         the record of the run that is continued, or None for a new run.
 
     Raises:
-        InputError: the folder holds a run and neither `config.resume` is set nor rounds are added,
-            a run with other options or images, or other files than a run's; or it cannot be made.
+        InputError: the folder has a run, and this run neither resumes it nor adds rounds to it; or
+            that run has other options or images; or the folder has files, but no run; or it cannot
+            be made.
     """
     folder = Path(config.output)
     refuse_unwritable(folder)
@@ -53,7 +54,7 @@ def check_run(config: Any, job: Job) -> Record | None:
 
 
 def check_locked_run(config: Any, job: Job) -> Record | None:
-    """As `check_run`, of a folder that holds a config.json, with the run's lock held."""
+    """As `check_run`, for a folder with a config.json whose lock this process has."""
     folder = Path(config.output)
     # Until an epoch is finished there is nothing to lose, so the run may start again.
     if not is_under_way(folder):
@@ -75,13 +76,13 @@ def check_locked_run(config: Any, job: Job) -> Record | None:
     refuse_fewer(config)
     record = read_record(path)
     places = [round_path(folder, number) for number in range(1, len(job.splits) + 1)]
-    is_whole = all(is_finished(place, config.epochs) for place in places)
+    trains_nothing = all(is_finished(place, config.epochs) for place in places)
     for place, split in zip(places, job.splits):
         refuse_other_images(
             place / 'split.json',
             split_record(split, job.database),
             has_same_rows=record.get('labels') == job.database.digest_in_any_order,
-            is_finished=is_whole,
+            trains_nothing=trains_nothing,
         )
     return record
 
@@ -102,11 +103,11 @@ def record_to_continue(folder: Path | str) -> Record | None:
 
 
 def run_lock(run: Path | str) -> AbstractContextManager[bool]:
-    """The lock of a run, which is held to begin or continue it and to gather its results.
+    """The lock of a run: for a process that begins or continues it, or gathers its results.
 
-    The lock of a round is taken or tested only by a process that holds this one. So no round is
-    taken between another process's check of the run and its write, and a test of a round's lock,
-    which takes it for a moment, is not mistaken for a process that trains.
+    A process must have it in order to take or test the lock of a round. Otherwise a round could be
+    taken between another process's check of the run and its write. Also, a test takes the round's
+    lock for a moment, which another process could mistake for a round that is being trained.
     """
     return locked(Path(run) / '.lock')
 
@@ -135,7 +136,7 @@ def refuse_fewer_epochs(epochs: int, trained: int, path: Path) -> None:
 
 
 def trained_epochs(folder: Path) -> int:
-    """How many epochs the history.csv in a round's folder has, without reading what they hold."""
+    """The number of epochs in a round's history.csv, whose cells are not read."""
     path = folder / 'history.csv'
     if not path.exists():
         return 0
@@ -182,10 +183,10 @@ def starts_from_weights(config: Any) -> bool:
 
 
 def refuse_other_files(folder: Path) -> None:
-    """Refuse a folder without a config.json that holds files."""
+    """Refuse a folder without a config.json if there are files in it."""
     if folder.exists() and any(not path.name.startswith('.') for path in folder.iterdir()):
         raise InputError(
-            f'{folder} holds files, but it is not a run folder; --output DIR names another one'
+            f'{folder} has files, but it is not a run folder; --output DIR names another one'
         )
 
 
@@ -193,7 +194,7 @@ def open_run(config: Any, job: Job, surroundings: Record) -> None:
     """Make or continue the run folder `config.output`.
 
     Args:
-        surroundings: what the numbers may depend on besides the options.
+        surroundings: as of `write_record`.
 
     Raises:
         InputError: as in `check_run`, or the initial weights are not those that the run began with.
@@ -238,7 +239,10 @@ def round_index_of(folder: Path) -> int:
 
 
 def rounds_in(run: Path) -> list[int]:
-    """The numbers of the finished rounds in `run`. A folder counts only under its exact name."""
+    """The numbers of the finished rounds in `run`.
+
+    A folder counts only under its exact name, so that round_1 and round_01 are not both round 1.
+    """
     numbers = range(1, MOST_ROUNDS + 1)
     return [number for number in numbers if (round_path(run, number) / 'result.json').exists()]
 
@@ -249,15 +253,16 @@ def refuse_other_images(
     remedy: str = 'give --output DIR',
     *,
     has_same_rows: bool = False,
-    is_finished: bool = False,
+    trains_nothing: bool = False,
 ) -> None:
     """Refuse a round whose split.json differs from `split`.
 
     Args:
         path: the split.json; without one, nothing is refused.
-        remedy: what to do instead of putting the old files back.
-        has_same_rows: whether the labels have the rows that they had, in any order.
-        is_finished: whether nothing is trained any more, so that their order does not matter.
+        remedy: the advice in messages, apart from putting the old files back.
+        has_same_rows: whether the labels have the same rows as before, in any order.
+        trains_nothing: whether no epoch is trained any more, so that the order of the rows does not
+            matter.
 
     Raises:
         InputError: the split.json is of other images or labels.
@@ -266,10 +271,11 @@ def refuse_other_images(
         return
     # The first versions wrote no digest of the labels.
     before = {'labels': split['labels'], **read_json(path)}
-    changed = [part for part in before | split if before.get(part) != split.get(part)]
+    parts = before | split
+    changed = [part for part in parts if before.get(part) != split.get(part)]
     if 'labels' in changed and has_same_rows:
         # A random split draws positions of rows, and patches are drawn in the order of the images.
-        if is_finished:
+        if trains_nothing:
             return
         raise InputError(
             f'the rows of the labels are in another order than when {path} was made; '

@@ -34,22 +34,23 @@ from util.tables import (
 TRAIN_FRACTION = 0.8
 PARTS = ('train', 'val', 'test')
 LISTS = ('.txt', '.csv', '.json', '.npy')  # endings of lists in a folder
-LEFT_OUT = -1  # position of an image that is known and left out
+LEFT_OUT = -1  # in the place of a position: the image is known and left out
 Split = dict[str, list[int]]
-# The names of the images in each part of a round's split, and in `labels` a digest of the labels.
+# The content of split.json: the names of the images in each part of a round's split, and in
+# `labels` a digest of the labels.
 SplitRecord = dict[str, Any]
-Listed = list[tuple[Any, str]]  # (name or row number, part) of images in somebody's list
+Listed = list[tuple[Any, str]]  # (name or row number, part) of each image in somebody's list
 
 
 class Job(NamedTuple):
     """The databases and splits of a run or a test.
 
     Attributes:
-        database: the one that is trained on; of a test with --test_on, any of the others.
-        others: those of --test_on, by their names.
-        splits: of every round; of a test, the one that its checkpoint was trained with.
-        meaning: of an image and a score to the network.
-        round_index: of a test, the 0-based round of its checkpoint.
+        database: the one that is trained on; in a test with --test_on, any of `others`.
+        others: the databases of --test_on, by their names.
+        splits: one for every round; in a test, only that of its checkpoint's round.
+        meaning: of images and scores to the network.
+        round_index: in a test, the 0-based round of its checkpoint.
     """
 
     database: OpenDatabase
@@ -60,31 +61,36 @@ class Job(NamedTuple):
 
 
 def draw_splits(config: Any, database: OpenDatabase) -> list[Split]:
-    """The split of every round, as the options `config` request it.
+    """The split of every round, by the options `config`.
 
     Raises:
         InputError: there are too few images, the requested sets or file do not fit the database, or
             a part has no two different scores, so that there would be no SRCC.
     """
-    source, splits = asked_splits(config, database)
+    source, splits = requested_splits(config, database)
     for number, split in enumerate(splits, start=1):
         refuse_equal_scores(config, database, split, source, number)
         refuse_links(database, split, f'{source}: in round {number}')
     warn_of_single_content(database, splits, source)
-    # With --train_on_all the user knows it already.
-    is_repeated = all(split == splits[0] for split in splits) and not config.train_on_all
-    if len(splits) > 1 and is_repeated:
+    is_repeated = len(splits) > 1 and all(split == splits[0] for split in splits)
+    # With --train_on_all nobody expects different splits.
+    if is_repeated and not config.train_on_all:
         log(
             f'{source}: one split for all {len(splits)} rounds, which differ only in initial '
             'weights and patches'
         )
+    # One round is enough: if its split shares contents, the others most likely do so too.
     warn_of_shared_contents(database, splits[0])
     return splits
 
 
-def asked_splits(config: Any, database: OpenDatabase) -> tuple[str, list[Split]]:
-    """The requested split of every round, after the name of their source in messages."""
-    rounds = range(config.train_test_num)
+def requested_splits(config: Any, database: OpenDatabase) -> tuple[str, list[Split]]:
+    """The split of every round, before any check.
+
+    Returns:
+        the name of their source, for messages, and the splits.
+    """
+    rounds = range(config.train_test_num)  # 0-based
     if config.train_on_all:
         # The rounds still differ in initial weights and patches.
         everything = {'train': list(range(len(database.samples))), 'val': [], 'test': []}
@@ -113,13 +119,13 @@ def asked_splits(config: Any, database: OpenDatabase) -> tuple[str, list[Split]]
 def default_kind(database: OpenDatabase) -> str:
     """The kind of split without --split: 'official' if a table of one's own may have a test set.
 
-    Otherwise it is 'random', and a line tells of sets that are not used.
+    Otherwise it is 'random', and sets that are not used are logged.
     """
     # Published databases are split randomly, as in the original, even if they have official sets.
     if database.key != 'csv':
         return 'random'
     sets = {sample.official_set for sample in database.samples} - {''}
-    # A set of an unknown name may be the test images, and is then refused as an official set.
+    # A set of an unknown name may be a misspelt 'test'. Then `official_split` refuses it.
     if 'test' in sets or sets - set(PARTS):
         return 'official'
     if sets:
@@ -156,8 +162,9 @@ def refuse_links(database: OpenDatabase, split: Split, where: str) -> None:
     part_of: dict[Any, tuple[str, int]] = {}
     for part in PARTS:
         for k in split[part]:
-            # A link has the identity of its target.
-            other, first = part_of.setdefault(database.samples[k].file, (part, k))
+            # The same for a link and its target.
+            identity = database.samples[k].file
+            other, first = part_of.setdefault(identity, (part, k))
             if other != part:
                 names = ' and '.join(database.names([first, k]))
                 raise InputError(
@@ -195,7 +202,7 @@ def sizes_of(splits: list[Split], listed: int) -> str:
     """The sizes of the parts over the rounds, such as '94 to 96 to train on, 24 to test on'.
 
     Args:
-        listed: images of the database; those in no part are counted too.
+        listed: the number of images in the database. Those in no part are counted too.
     """
     uses = {'train': 'to train on', 'val': 'to choose the epoch', 'test': 'to test on'}
     sizes = {}
@@ -220,15 +227,16 @@ def split_record(split: Split, database: OpenDatabase) -> SplitRecord:
 
 def random_split(config: Any, database: OpenDatabase, round_index: int) -> Split:
     """The images of each part in a random split of the database's contents or images."""
-    units = draw_split(len(database.units), config.seed, round_index, config.val_ratio)
-    return {part: database.images(units[part]) for part in units}
+    # Of the contents or images, as `database.units` has them.
+    parts = draw_split(len(database.units), config.seed, round_index, config.val_ratio)
+    return {part: database.images(parts[part]) for part in parts}
 
 
 def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Split:
     """Draw the parts of a round, the same on every machine.
 
     Args:
-        units: how many there are to draw from.
+        units: the number of contents or images to draw from.
         val_ratio: fraction of the training units that choose the best epoch instead.
 
     Returns:
@@ -241,10 +249,11 @@ def draw_split(units: int, seed: int, round_index: int, val_ratio: float) -> Spl
 
 
 def with_val_part(train: list[int], test: list[int], val_ratio: float) -> Split:
-    """Take the val part out of `train`, so that the test part is the same without one."""
+    """Take the val part out of `train`, so that the test part is the same with and without it."""
     held_out = round(val_ratio * len(train))
     split = {'train': train[held_out:], 'val': train[:held_out], 'test': test}
-    if not split['train'] or not test or bool(split['val']) != bool(val_ratio):
+    lacks_val = val_ratio and not split['val']
+    if not split['train'] or not test or lacks_val:
         raise InputError(f'{len(train) + len(test)} images or contents are too few to split')
     return split
 
@@ -262,9 +271,11 @@ def fold(config: Any, database: OpenDatabase, round_index: int) -> Split:
             f'--split folds: --train_test_num {count} is the number of folds, of {units} images or '
             f'contents; give 2 to {units}'
         )
+    # The second number is the same in all rounds, since they share one drawing.
     order = np.random.RandomState((config.seed, 0)).permutation(units)
     folds = np.array_split(order, count)
-    # The fold after the tested one comes first, so that the rounds choose on different images.
+    # `with_val_part` takes the first images. The fold after the tested one comes first, so that the
+    # rounds choose their epochs on different images.
     others = np.concatenate(folds[round_index + 1 :] + folds[:round_index]).tolist()
     parts = with_val_part(others, folds[round_index].tolist(), config.val_ratio)
     return {part: database.images(parts[part]) for part in PARTS}
@@ -272,7 +283,7 @@ def fold(config: Any, database: OpenDatabase, round_index: int) -> Split:
 
 def official_split(database: OpenDatabase) -> Split:
     """The images of each official set."""
-    # Some databases name their sets in a further file, which a copy may lack.
+    # Some databases name their sets in another file, which a copy of the database may lack.
     if not any(sample.official_set for sample in database.samples):
         names = database.entry.official
         if names:
@@ -290,12 +301,13 @@ def official_split(database: OpenDatabase) -> Split:
 
 
 class ImageNames:
-    """The image of a database that a name or a row number in somebody's list means."""
+    """Finds the images of a database by the names or row numbers in somebody's list."""
 
     def __init__(self, database: OpenDatabase) -> None:
-        # A split of row numbers counts the rows of the label file, also those of missing images.
+        # Row numbers count all rows of the label file, also those of missing images.
         self.rows = {sample.row: k for k, sample in enumerate(database.samples)}
-        self.listed = len(database.samples) + len(database.left_out)
+        self.row_count = len(database.samples) + len(database.left_out)
+        # Left out are images that --skip_missing dropped, and `known` ones, which have no score.
         left_out = [entry['image'] for entry in database.left_out]
         left_out += [database.name_of(path) for path in database.known]
         self.positions = dict.fromkeys(left_out, LEFT_OUT)
@@ -303,7 +315,7 @@ class ImageNames:
         self.names = KnownNames(self.positions)
 
     def is_known(self, name: str) -> bool:
-        """Whether a name stands for images of the database as it is, not only by an end of it."""
+        """Whether a whole name, and not only an end of it, stands for images of the database."""
         return bool(self.names.find(name))
 
     def position(self, name: str | int) -> int | None:
@@ -312,17 +324,18 @@ class ImageNames:
         LEFT_OUT stands for an image that is known and left out, None for no image or several.
         """
         if isinstance(name, int):
-            return self.rows.get(name, LEFT_OUT) if 0 <= name < self.listed else None
+            return self.rows.get(name, LEFT_OUT) if 0 <= name < self.row_count else None
         found = self.names.find(name, by_end=True)
         return self.positions[found[0]] if len(found) == 1 else None
 
 
-# The names of a database's images are indexed once for all rounds.
+# The names of a database's images are indexed once for all rounds. The cache compares databases by
+# identity, and keeps the last one.
 image_names = functools.lru_cache(maxsize=1)(ImageNames)
 
 
 def read_split(
-    asked: Path | str | Sequence[str],
+    requested: Path | str | Sequence[str],
     database: OpenDatabase,
     round_number: int = 1,
     columns: dict[str, str] | None = None,
@@ -330,17 +343,17 @@ def read_split(
     """The images of each part in a split that somebody wrote down.
 
     Args:
-        asked: a run, the split.json of one, a table with a set column, a folder with a list for
+        requested: a run, the split.json of one, a table with a set column, a folder with a list for
             each part, a folder with such a folder for each round, or several `part=FILE`. `{round}`
             in it stands for the round.
         round_number: 1-based.
-        columns: names or numbers of a table's columns by role; `{round}` in them too.
+        columns: names or numbers of a table's columns by role, which can have `{round}` too.
 
     Raises:
         InputError: it cannot be read, lists images that the database does not have, or lists one
             twice.
     """
-    texts = [asked] if isinstance(asked, (str, Path)) else asked
+    texts = [requested] if isinstance(requested, (str, Path)) else requested
     files = files_of([with_round(text, round_number) for text in texts], round_number)
     chosen = {role: with_round(name, round_number) for role, name in (columns or {}).items()}
     names = image_names(database)
@@ -348,8 +361,8 @@ def read_split(
     part_of: dict[int, str] = {}
     for part, file in files.items():
         listed = listed_in(file, part, chosen, round_number, names)
-        # The later rounds usually leave out the same images, so only the first one tells.
-        found = find_images(file, listed, names, database, tells=round_number == 1)
+        # Later rounds usually leave out the same images, so only the first one logs their number.
+        found = find_images(file, listed, names, database, logs_left_out=round_number == 1)
         for name, own_part, position in found:
             if position not in part_of:
                 part_of[position] = own_part
@@ -373,7 +386,7 @@ def with_round(text: Path | str, round_number: int) -> str:
 
 def files_of(texts: list[str], round_number: int) -> dict[str, str]:
     """The file that lists each part, or one that lists them all as the part ''."""
-    pairs = [text.partition('=') for text in texts]
+    pairs = [text.partition('=') for text in texts]  # (word, '=', file)
     if all(mark and part_of_word(word) for word, mark, _ in pairs):
         files: dict[str, str] = {}
         for word, _, file in pairs:
@@ -392,7 +405,7 @@ def add_list(files: dict[str, str], part: str, file: str) -> None:
     """Make `file` the list of a part.
 
     Raises:
-        InputError: the part has a list, or the list is that of another part.
+        InputError: the part already has a list, or the file is the list of another part.
     """
     if part in files:
         raise InputError(
@@ -409,7 +422,7 @@ def add_list(files: dict[str, str], part: str, file: str) -> None:
 
 
 def files_in(folder: str, round_number: int) -> dict[str, str]:
-    """As `files_of`: in a run, in a folder of lists, or in one of such folders for the rounds."""
+    """As `files_of`, for a run, a folder of lists, or a folder with such a folder per round."""
     if os.path.isfile(os.path.join(folder, 'config.json')):
         return {'': os.path.join(folder, f'round_{round_number:02d}', 'split.json')}
 
@@ -433,20 +446,21 @@ def files_in(folder: str, round_number: int) -> dict[str, str]:
             unknown.append(name)
     if not files:
         raise InputError(
-            f'{folder} holds no list with train or test in its name; give train=FILE test=FILE'
+            f'{folder} has no list with train or test in its name; give train=FILE test=FILE'
         )
-    # Such a list may be the missing part, and training on its images would not be noticed.
+    # A list of no known part may be the missing part. Left out, its test images would be trained on
+    # without a word.
     missing = [part for part in ('train', 'test') if part not in files]
     if missing and unknown:
         raise InputError(
-            f'{folder} holds no list of the {missing[0]} part, and {", ".join(unknown[:3])} of no '
+            f'{folder} has no list of the {missing[0]} part, and {", ".join(unknown[:3])} of no '
             f'known part (known are {", ".join(SETS)}); give train=FILE test=FILE'
         )
     return files
 
 
 def of_round(numbered: dict[int, Any], round_number: int, source: str) -> Any:
-    """The entry of a round among entries that are numbered from 1, or from 0 if there is a 0.
+    """The entry of a round in a dict whose keys count the rounds from 1, or from 0 with a key 0.
 
     Raises:
         InputError: `source` has no entry for it.
@@ -459,7 +473,10 @@ def of_round(numbered: dict[int, Any], round_number: int, source: str) -> Any:
 
 
 def part_of_list(name: str) -> str:
-    """The part that a list's file name has last, as in kadid10k_train.txt; '' without one."""
+    """The part that the last such word in a list's file name means, or ''.
+
+    kadid10k_train.txt -> 'train'
+    """
     # Some names are in camel case, as AADB's imgListTestNewRegression_score.txt.
     words = re.findall('[A-Z]?[a-z]+|[A-Z]+', os.path.splitext(name)[0])
     part = ''
@@ -481,7 +498,7 @@ def listed_in(
     Args:
         part: the part of all of them; with '' the file itself gives each image's part.
         chosen: as in `find_columns`, if the file is a table.
-        names: of the database.
+        names: of the database's images.
     """
     kind = os.path.splitext(file)[1].lower()
     if kind == '.npy':
@@ -509,7 +526,7 @@ def read_npy_list(file: str, part: str, round_number: int) -> Listed:
             )
     if array.ndim == 2:
         array = of_round(dict(enumerate(array, start=1)), round_number, file)
-    # Rounds with fewer images than others are padded with -1.
+    # The rows of rounds with fewer images than others are padded with -1.
     return [(row, part) for row in array.tolist() if row != -1]
 
 
@@ -518,16 +535,21 @@ def read_json_list(file: str, part: str) -> Listed:
     with reading(file, 'JSON') as opened:
         content = json.load(opened)
         if part:
-            content = {part: content}
-        elif not isinstance(content, dict):
-            content = {}
-        # A split.json also has a digest of the labels, which is no list.
-        lists = {key: records for key, records in content.items() if part_of_word(key)}
+            lists = {part: content}
+        elif isinstance(content, dict):
+            # A split.json also has a digest of the labels, which is no list.
+            lists = {key: records for key, records in content.items() if part_of_word(key)}
+        else:
+            lists = {}
         if not lists or not all(isinstance(records, list) for records in lists.values()):
             raise ValueError(
-                'it holds no list, whose records each need an "image", nor a train and a test list'
+                'it has no list, whose records each need an "image", nor a train and a test list'
             )
-        return [(name_in(record), part_of_word(key)) for key in lists for record in lists[key]]
+        listed = []
+        for key, records in lists.items():
+            for record in records:
+                listed.append((name_in(record), part_of_word(key)))
+        return listed
 
 
 def name_in(record: Any) -> str:
@@ -546,7 +568,7 @@ def read_names(file: str, chosen: dict[str, str], names: ImageNames) -> list[str
         if found is not None:
             return found
         rows = rows_of(content, file)
-    # Those of another table, that of the labels, are left out.
+    # --columns also describes the table of the labels: choices that this table lacks are dropped.
     choices = choices_in(rows, chosen, kept=('set',))
     table = find_columns(file, rows, choices, needed=('image',))
     return table.cells('image')
@@ -567,7 +589,7 @@ def read_sets(file: str, chosen: dict[str, str], round_number: int) -> Listed:
 
 
 def column_of_round(file: str, header: list[str], round_number: int) -> dict[str, str]:
-    """The choice of a round's column among columns such as seed123_split_01; none without them."""
+    """The choice of a round's column among columns such as seed123_split_01; {} without them."""
     columns = {}
     for name in header:
         match = re.fullmatch(r'.*split_(\d+)', name)
@@ -577,15 +599,15 @@ def column_of_round(file: str, header: list[str], round_number: int) -> dict[str
 
 
 def find_images(
-    file: str, listed: Listed, names: ImageNames, database: OpenDatabase, tells: bool
+    file: str, listed: Listed, names: ImageNames, database: OpenDatabase, logs_left_out: bool
 ) -> list[tuple[Any, str, int]]:
     """The listed images of a file, each with its position in the database.
 
     Args:
-        names: of the database.
-        tells: whether to log how many of them are known and left out.
+        names: of the database's images.
+        logs_left_out: whether to log the number of those that are known and left out.
     """
-    # Faults are collected, so that a message can tell whether a list has one odd name or fits
+    # Faults are collected, so that the message shows whether a list has one odd name or belongs to
     # another database.
     found = []
     unknown = []
@@ -603,6 +625,6 @@ def find_images(
             f'{file} names {len(unknown)} images that are not in {database.path}, the first of '
             f'them {", ".join(unknown[:3])}; a name that fits several images counts as none'
         )
-    if left_out and tells:
+    if left_out and logs_left_out:
         log(f'{file} names {left_out} images that are known and left out')
     return found

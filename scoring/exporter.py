@@ -24,7 +24,7 @@ INPUTS = {
     'photo': 'photo (H, W, 3) uint8 RGB, upright, in sRGB',
     'patches': 'patches (N, 224, 224, 3) uint8 RGB',
 }
-SIZES = ((224, 224), (300, 400), (480, 360))  # heights and widths of the pictures it is tried on
+SIZES = ((224, 224), (300, 400), (480, 360))  # (height, width) of the pictures it is tested with
 
 
 def export(
@@ -33,19 +33,19 @@ def export(
     """Write the network in `checkpoint` to `out`, in the format of its ending.
 
     Args:
-        input: 'photo' or 'patches': what an .onnx or .pt2 takes.
-        patches: of a photo.
+        input: of an .onnx or .pt2: 'photo' or 'patches'.
+        patches: how many of a photo are scored.
 
     Raises:
-        InputError: a file cannot be read or written, or the exported file does not answer as the
-            network does.
+        InputError: a file cannot be read or written, or the exported file does not give the scores
+            of the network.
     """
     scorer = Scorer(checkpoint, 'cpu', patches)
     network = scorer.network
-    about = {'model': 'HyperIQA', 'input': INPUTS[input]}
-    metadata = json.dumps({**about, **scorer.meaning._asdict()})
+    about = {'model': 'HyperIQA', 'input': INPUTS[input], **scorer.meaning._asdict()}
+    metadata = json.dumps(about)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
-        # PyTorch's exporters warn and log about their own future.
+        # PyTorch's exporters warn and log about changes in later versions.
         warnings.simplefilter('ignore')
         logging.getLogger('torch').setLevel(logging.CRITICAL)
         path = Path(folder) / f'exported{Path(out).suffix.lower()}'
@@ -60,14 +60,14 @@ def export(
             refuse_difference(network, path)
         else:
             photo_scorer = PhotoScorer(network, scorer.meaning.resize, patches)
-            # A photo of any size is resized; otherwise a patch must fit in. For torch.export, a
-            # size of 1 is a constant.
+            # With a resize, a photo may have any size but 1, which torch.export takes for a
+            # constant. Without one, a patch must fit in.
             least = 2 if scorer.meaning.resize else models.PATCH_SIZE
             sides = {0: torch.export.Dim('H', min=least), 1: torch.export.Dim('W', min=least)}
             write_graph(photo_scorer, demo_picture(SIZES[1]), sides, path, metadata)
             refuse_other_scores(scorer, path)
         write_whole(out, path.read_bytes())
-    log(f'{out} answers as {checkpoint} does; it holds the metadata {metadata}')
+    log(f'{out} answers as {checkpoint} does; its metadata is {metadata}')
 
 
 def write_weights(network: PatchScorer, path: Path, metadata: str) -> None:
@@ -113,7 +113,7 @@ def refuse_difference(network: PatchScorer, path: Path) -> None:
         InputError: their scores differ.
     """
     answer = answers_of(path)
-    for count in (1, 3):  # neither is the number that it was exported with
+    for count in (1, 3):  # other numbers than in the example that it was exported with
         patches = random_patches(count)
         expected = network(patches)
         difference = (answer(patches) - expected).abs().max().item()
@@ -140,11 +140,12 @@ def refuse_other_scores(scorer: Scorer, path: Path) -> None:
         refuse_above(limit, difference, f'the score of a photo of {size[1]}x{size[0]}')
 
 
-def refuse_above(limit: float, difference: float, what: str) -> None:
+def refuse_above(limit: float, difference: float, scores: str) -> None:
+    """Refuse an exported file whose answer differs from the named scores by more than `limit`."""
     # Not `>`, which is false for nan.
     if not difference <= limit:
         raise InputError(
-            f'the exported network differs by {difference:.2g} from {what}; nothing was written'
+            f'the exported network differs by {difference:.2g} from {scores}; nothing was written'
         )
 
 
@@ -174,7 +175,7 @@ def random_patches(count: int) -> torch.Tensor:
 
 
 def demo_picture(size: tuple[int, int]) -> torch.Tensor:
-    """A picture as the demo database has them, of a height and width: (H, W, 3) uint8."""
+    """A picture as in the demo database, in the size (height, width): (H, W, 3) uint8."""
     height, width = size
     picture = make_scene(np.random.RandomState(0)).resize((width, height))
     return torch.from_numpy(np.array(picture))

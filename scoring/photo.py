@@ -11,7 +11,7 @@ from util.distributed import memory_format
 
 # A place k means k / 65536 of the way from the first possible start of a patch to the last one.
 PLACE_STEPS = 65536
-WEIGHT_STEPS = 2**22
+WEIGHT_STEPS = 2**22  # Pillow rounds the weights of a resize to multiples of 2 ** -22
 
 
 def places(count: int) -> torch.Tensor:
@@ -21,7 +21,7 @@ def places(count: int) -> torch.Tensor:
 
 
 def starts(steps: torch.Tensor, side: int) -> torch.Tensor:
-    """Where patches start along a side, in pixels."""
+    """Where patches start along a side of `side` pixels, from their places along it."""
     possible_starts = side - PATCH_SIZE + 1
     return steps * possible_starts // PLACE_STEPS
 
@@ -35,12 +35,13 @@ def resized(photo: torch.Tensor, size: Sequence[int], rounded: bool) -> torch.Te
             smooth, so that gradients flow.
     """
     height, width = size
+    # `photo @ across` resizes the rows to the width, and `down @ photo` the columns to the height.
     across = resize_weights(photo.shape[-1], width).to(photo.device).T
     down = resize_weights(photo.shape[-2], height).to(photo.device)
     if not rounded:
         return down.float() @ (photo @ across.float())
-    # Pillow's weights are multiples of 2 ** -22. float64 adds up their products exactly, so that
-    # what lies between two levels is rounded as by Pillow.
+    # float64 adds up the products of such weights exactly, so that a sum halfway between two levels
+    # is rounded as by Pillow.
     across = (across * WEIGHT_STEPS).round() / WEIGHT_STEPS
     down = (down * WEIGHT_STEPS).round() / WEIGHT_STEPS
     photo = photo.double()
@@ -54,15 +55,20 @@ def resized(photo: torch.Tensor, size: Sequence[int], rounded: bool) -> torch.Te
 
 
 def to_levels(values: torch.Tensor) -> torch.Tensor:
+    """Rounded to whole numbers, halves up."""
     return (values + 0.5).floor()
 
 
 def resize_weights(side: int, wanted: int) -> torch.Tensor:
-    """The share (wanted, side) of each pixel in each resized one; it falls with their distance."""
+    """The weights of a resize from `side` pixels to `wanted` ones.
+
+    Returns:
+        (wanted, side), the share of each old pixel in each new one. It falls with their distance.
+    """
     scale = side / wanted
     centres = (torch.arange(wanted, dtype=torch.float64) + 0.5) * scale
-    # To enlarge, it takes the two nearest pixels; to reduce, all that the resized one covers.
-    # As a tensor, since torch.export would keep only one branch of a maximum of numbers.
+    # An enlarged photo's pixel comes from the two nearest ones, a reduced photo's from all that it
+    # covers. As a tensor, since torch.export would keep only one branch of a maximum of numbers.
     reach = (torch.ones(1, dtype=torch.float64) * scale).clamp(min=1)
     distances = (torch.arange(side, dtype=torch.float64) + 0.5 - centres[:, None]).abs()
     weights = (1 - distances / reach).clamp(min=0)
@@ -112,7 +118,7 @@ class PhotoScorer(torch.nn.Module):
         self.offsets = torch.nn.Buffer(torch.arange(PATCH_SIZE))
 
     def forward(self, photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(H, W, 3) uint8 RGB -> its score () and those of its patches (patches,), float32.
+        """(H, W, 3) uint8 RGB -> its score () and the scores of its patches (patches,), float32.
 
         A photo that is smaller than a patch is an error: the patches do not fit in.
         """
@@ -120,9 +126,10 @@ class PhotoScorer(torch.nn.Module):
         image = photo.float().permute(2, 0, 1)
         if self.resize:
             image = resized(image, self.resize, rounded=True)
+        # (patches, 224) each: the rows and columns of the pixels of every patch.
         rows = starts(self.places[:, :1], image.shape[1]) + self.offsets
         columns = starts(self.places[:, 1:], image.shape[2]) + self.offsets
-        # (3, patches, 224, 224), and then with the patches first.
+        # Indexing gives (3, patches, 224, 224); then the patches come first.
         patches = image[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
         scores = self.scorer.of_images(patches)
         return scores.mean(), scores

@@ -2,7 +2,7 @@
 
 It grows as the scores come, unlike every other output of this project, and one process at a time
 writes it. Each row says with how many patches and with which weights its score was computed, so
-that all scores in a table are comparable, and no table of labels looks like one.
+that all scores in a table are comparable, and no table of labels is mistaken for one.
 """
 
 import csv
@@ -19,7 +19,7 @@ FIRST_COLUMNS = ('image', 'prediction')
 EARLIER_HEADERS = ('image,score', 'image,score,spread')
 
 
-def columns_of(spread: bool) -> tuple[str, ...]:
+def table_columns(spread: bool) -> tuple[str, ...]:
     """The columns of a table with or without the deviation over the patches."""
     measured = ('spread',) if spread else ()
     return (*FIRST_COLUMNS, *measured, 'patches', 'weights')
@@ -34,34 +34,36 @@ class ScoreTable:
         resume: whether it continues the table that is there. Without it, there must be none.
 
     Attributes:
-        rows: those of earlier calls, by the columns' names.
+        rows: the rows of earlier calls, each a dict with the columns' names as keys.
 
     Raises:
-        InputError: the file is something else, cannot be written, or holds scores of another number
+        InputError: the file is something else, cannot be written, or has scores of another number
             of patches, or another process writes it.
     """
 
     def __init__(self, path: str, spread: bool, patches: int, resume: bool) -> None:
         self.path = path
         self.patches = str(patches)
-        self.columns = columns_of(spread)
+        self.columns = table_columns(spread)
+        # First, since its messages say more about such a header than those of `check_output`.
         refuse_other_header(path, spread)
-        check_output(path, ['.csv'], ','.join(self.columns))
+        check_output(path, ['.csv'], header=','.join(self.columns))
         # Not the table itself is locked, since some versions of filelock empty the file they lock.
         target = Path(os.path.realpath(path))
         lock = target.with_name(f'.{target.name}.lock')
         busy = f'{path} is being written by another process; name another file'
+        # An error in this block gives the lock back.
         with ExitStack() as stack:
             stack.enter_context(locked(lock, busy))
             # Only now, since the other process may have made the table a moment ago.
             is_there = target.exists() and target.stat().st_size > 0
             if is_there and not resume:
                 raise InputError(
-                    f'{path} holds scores already; --resume continues it, or name another file'
+                    f'{path} has scores already; --resume continues it, or name another file'
                 )
             self.rows = self.read() if is_there else []
             self.refuse_other('patches', self.patches)
-            # From here on the lock is held until `close`.
+            # After it, the lock is kept until `close`.
             self.stack = stack.pop_all()
 
     def close(self) -> None:
@@ -83,7 +85,7 @@ class ScoreTable:
         for row in self.rows:
             if row[column] != now:
                 raise InputError(
-                    f'{self.path} holds scores with {column} {row[column]}, not {now}; '
+                    f'{self.path} has scores with {column} {row[column]}, not {now}; '
                     'give the same, or name another file'
                 )
 
@@ -94,16 +96,17 @@ class ScoreTable:
             weights: the digest of the network's weights.
 
         Raises:
-            InputError: it holds scores of other weights.
+            InputError: it has scores of other weights.
         """
         self.refuse_other('weights', weights)
         self.weights = weights
-        # Written line by line, so that a kill loses no more than that. A name that is not UTF-8
+        # Written line by line, so that a kill loses one line at most. A name that is not UTF-8
         # keeps its bytes.
         file = open(  # noqa: SIM115, until `close`
             self.path, 'a', buffering=1, encoding='utf-8', errors='surrogateescape', newline=''
         )
         self.stack.enter_context(file)
+        # A last line that a kill left unfinished is removed.
         end = sum(map(len, self.whole_lines()))
         file.truncate(end)
         self.writer = csv.writer(file, lineterminator='\n')
@@ -134,6 +137,6 @@ def refuse_other_header(path: str, spread: bool) -> None:
             f'{path} starts with {header}: these are labels, or scores of an earlier version, '
             'which do not say by which weights they are; name another file to score all images'
         )
-    if header == ','.join(columns_of(not spread)):
+    if header == ','.join(table_columns(not spread)):
         made = 'without' if spread else 'with'
         raise InputError(f'{path} was made {made} --spread; do the same, or name another file')

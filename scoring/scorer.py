@@ -16,7 +16,7 @@ from PIL import Image
 from experiment.run_folder import checkpoint_in
 from models import PATCH_SIZE
 from scoring.photo import PatchScorer, places, resized, starts
-from scoring.trained import trained
+from scoring.trained import load_trained
 from util import checkpoints, frames
 from util.cores import cores
 from util.distributed import amp_type, memory_format, pick_device, warn_of_slow_amp
@@ -24,11 +24,12 @@ from util.errors import MEMORY, InputError, log_once, machine_fault
 from util.files import as_input_error
 
 BATCH_SIZE = 100
-STRIDE = 112  # pixels of the frame between the patches of a map, at most
+STRIDE = 112  # pixels from the start of a map's patch to the start of the next one, at most
 # The shorter side, divided by the longer one: a narrower image would become huge if it were
 # enlarged until a patch fits in.
 NARROWEST = 1 / 100
-# Pillow decodes an opened picture when it is first used, and a list can have the same one twice.
+# Pillow decodes an opened picture when it is first used. A list can have the same one twice, and
+# several threads load the pictures of a list.
 LOADING = threading.Lock()
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -61,7 +62,7 @@ class Scorer:
         self.patches = patches
         self.amp = amp
         self.checkpoint = checkpoint_in(checkpoint)
-        model, self.meaning = trained(self.checkpoint)
+        model, self.meaning = load_trained(self.checkpoint)
         self.network = PatchScorer(model, self.meaning.score_range).eval().requires_grad_(False)
         # The stub of `to` lacks `memory_format`.
         form = memory_format(self.device)
@@ -81,8 +82,8 @@ class Scorer:
         Args:
             images: a path, a `PIL.Image`, or an (H, W, 3) uint8 RGB array, or a list of these.
                 Files and opened pictures are shown as a viewer shows them: upright, and with the
-                colours of their profile in sRGB. A picture that was made from an opened one is not
-                turned.
+                colours of their profile in sRGB. A picture that was made from an opened one, as by
+                a crop, is not turned.
             spread: also give the standard deviation over the patches.
 
         Returns:
@@ -115,24 +116,28 @@ class Scorer:
         # Decoded in advance: the next batch, and one more image for each thread.
         jobs = frames.ahead(self.crops, images, threads, count + threads)
         while batch := list(itertools.islice(jobs, count)):
-            yield from self.results_of(batch, strict)
+            yield from self.batch_results(batch, strict)
 
-    def results_of(self, batch: list[Future[np.ndarray]], strict: bool) -> Iterator[Any]:
-        """Yields the `results` of the images whose crops are the results of the jobs in `batch`."""
+    def batch_results(self, batch: list[Future[np.ndarray]], strict: bool) -> Iterator[Any]:
+        """Yields the `results` of one batch of images.
+
+        Args:
+            batch: for each image the job that gives its crops.
+        """
         crops = []
         for job in batch:
             # `result` raises the job's exception: a fault of an image only if `strict`, but any
             # other one always.
             if strict or not isinstance(job.exception(), InputError):
                 crops.append(job.result())
-        scores = iter(self.scores(crops) if crops else [])
+        scores = iter(self.means_and_deviations(crops) if crops else [])
         for job in batch:
             fault = job.exception()
             yield fault if fault else next(scores)
 
     def crops(self, image: Picture) -> np.ndarray:
         """(patches, 224, 224, 3) uint8 crops of an image, at the fixed `places`."""
-        frame = self.pictures(image)[1]
+        _, frame = self.photo_and_frame(image)
         return np.stack([crop_of(frame, y, x) for y, x in self.corners(*frame.shape[:2])])
 
     def corners(self, height: int, width: int) -> Iterator[tuple[int, int]]:
@@ -155,7 +160,7 @@ class Scorer:
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise InputError(
-                'a tensor of images holds floats in the shape (N, 3, H, W), not '
+                'a tensor of images has floats in the shape (N, 3, H, W), not '
                 f'{images.dtype} {tuple(images.shape)}'
             )
         try:
@@ -169,7 +174,7 @@ class Scorer:
             )
 
     def scores_with_gradient(self, images: torch.Tensor) -> torch.Tensor:
-        """As `tensor_scores`, of a tensor of images."""
+        """As `tensor_scores`, of a tensor that has the right shape and type."""
         scaled = images.float() * 255
         if self.meaning.resize:
             scaled = resized(scaled, self.meaning.resize, rounded=False)
@@ -181,7 +186,7 @@ class Scorer:
             crops.append(scaled[:, :, y : y + PATCH_SIZE, x : x + PATCH_SIZE])
         with self.autocast():
             scores = self.network.of_images(torch.cat(crops))
-        # The first patch of every image comes first.
+        # `crops` has the first patch of every image, then the second of every image, and so on.
         return scores.view(self.patches, -1).mean(0)
 
     def autocast(self) -> torch.autocast:
@@ -189,7 +194,7 @@ class Scorer:
         return torch.autocast(device_type, amp_type(self.device), enabled=self.amp)
 
     def map(self, image: Picture) -> tuple[np.ndarray, np.ndarray, np.ndarray, Image.Image]:
-        """Score a grid of overlapping patches; argument and errors as of a call.
+        """Score a grid of overlapping patches; argument and errors as in `__call__`.
 
         Content moves the scores as much as quality does: a map shows which half of a photo is
         blurred, but not which object.
@@ -198,7 +203,7 @@ class Scorer:
             the scores (rows, columns) in the unit of the labels; y (rows,) and x (columns,) of the
             patches' centres, in pixels of the photo; and the photo, as a viewer shows it.
         """
-        photo, frame = self.pictures(image)
+        photo, frame = self.photo_and_frame(image)
         height, width = frame.shape[:2]
         top = grid_starts(height)
         left = grid_starts(width)
@@ -210,19 +215,20 @@ class Scorer:
         return scores, y_centres, x_centres, photo
 
     def drawn_map(self, image: Picture, title: str) -> bytes:
-        """The `map` of an image drawn over it, as the bytes of a PNG file."""
+        """The `map` of an image, drawn over it, as the bytes of a PNG file."""
         # Not at the top: a program that scores needs no matplotlib, whose import takes half a
-        # second and changes the environment.
+        # second. Also, `util.plots` removes MPLBACKEND from the environment.
         from util import plots
 
         scores, y, x, photo = self.map(image)
         return plots.score_map(scores, y, x, photo, title, unit=self.meaning.scale_line)
 
-    def pictures(self, image: Picture) -> tuple[Image.Image, np.ndarray]:
+    def photo_and_frame(self, image: Picture) -> tuple[Image.Image, np.ndarray]:
         """An image as a viewer shows it, and its frame for patches to be cut from.
 
         Returns:
-            the picture in RGB, and (H, W, 3) uint8.
+            the photo in RGB, and the frame (H, W, 3) uint8: the photo, resized as the network needs
+            it.
         """
         if isinstance(image, str | os.PathLike):
             name = str(image)
@@ -233,8 +239,8 @@ class Scorer:
         frame = enlarged(frames.resized(photo, self.meaning.resize), name)
         return photo, np.asarray(frame)
 
-    def scores(self, crops: Sequence[np.ndarray]) -> list[tuple[float, float]]:
-        """Mean and deviation of the scores of each image's crops.
+    def means_and_deviations(self, crops: Sequence[np.ndarray]) -> list[tuple[float, float]]:
+        """The mean and the standard deviation of the scores of each image's crops.
 
         Args:
             crops: (patches, 224, 224, 3) uint8 of each image.
@@ -244,7 +250,7 @@ class Scorer:
         """
         of_images = self.patch_scores(np.concatenate(crops)).view(-1, self.patches)
         means = of_images.mean(1).tolist()
-        # The deviation of these patches, not an estimate for others: one patch has 0 and no nan.
+        # Without Bessel's correction, so that the deviation of one patch is 0 and not nan.
         deviations = of_images.std(1, correction=0).tolist()
         return list(zip(means, deviations))
 
@@ -294,7 +300,8 @@ def rgb_of(image: Any) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         with LOADING, as_input_error('the image', 'an image'):
-            return frames.as_rgb(image, exif_rotation=True, srgb=True)[0]
+            rgb, _oddities = frames.as_rgb(image, exif_rotation=True, srgb=True)
+            return rgb
     wanted = 'an image is a path, a PIL image or an (H, W, 3) uint8 RGB array'
     if not isinstance(image, np.ndarray):
         raise InputError(f'{wanted}, not {type(image).__name__}')
@@ -311,14 +318,14 @@ def enlarged(picture: Image.Image, name: str) -> Image.Image:
         name: of the image, for messages.
 
     Raises:
-        InputError: it is too narrow for that.
+        InputError: it is too narrow, so that it would become huge.
     """
     shorter = min(picture.size)
     if shorter >= PATCH_SIZE:
         return picture
     found = f'{name} is {picture.width}x{picture.height}'
     if shorter < NARROWEST * max(picture.size):
-        raise InputError(f'{found}: too narrow to be enlarged until it holds a patch')
+        raise InputError(f'{found}: too narrow to be enlarged until a patch fits in')
     scale = PATCH_SIZE / shorter
     width, height = (max(PATCH_SIZE, round(side * scale)) for side in picture.size)
     log_once(f'{found}: enlarged to {width}x{height}, so its score is less certain')

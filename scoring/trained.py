@@ -1,4 +1,4 @@
-"""The network in a checkpoint, and what an image and a score mean to it."""
+"""The network in a checkpoint, and the meaning of images and scores to it."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from util.files import read_json
 from util.meaning import Meaning
 
 
-def trained(checkpoint: Path | str) -> tuple[HyperNet, Meaning]:
-    """The network in a checkpoint, and what an image and a score mean to it.
+def load_trained(checkpoint: Path | str) -> tuple[HyperNet, Meaning]:
+    """The network in a checkpoint, and the meaning of images and scores to it.
 
     Raises:
-        InputError: the file is no checkpoint, or does not hold exactly the weights of a HyperIQA.
+        InputError: the file is no checkpoint, or does not have exactly the weights of a HyperIQA.
     """
     weights = checkpoints.read_trained(checkpoint)
-    # Without initial weights: to draw them takes a second, and all of them are replaced.
+    # On `meta` no initial weights are drawn: that takes a second, and all of them are replaced.
     with torch.device('meta'):
         model = hyperiqa()
     state = checkpoints.fitting_state(model, weights.state, weights.layout, checkpoint)
@@ -34,17 +34,18 @@ def trained(checkpoint: Path | str) -> tuple[HyperNet, Meaning]:
 
 
 def meaning_of(checkpoint: Path | str, weights: Trained) -> Meaning:
-    """What an image and a score mean to the network in a checkpoint.
+    """The meaning of images and scores to the network in a checkpoint.
 
-    Every program asks this function. The first of these that is there decides: the checkpoint
-    itself, the record of its run, and the layout of its weights.
+    Every program calls this function. The first of these that exists decides: the meaning in the
+    checkpoint itself, the record of its run, and the layout of its weights.
 
     Args:
-        weights: what `read_trained` read from the checkpoint.
+        weights: the checkpoint, as `read_trained` returns it.
     """
+    # The `facts` in a checkpoint are the fields of a Meaning.
     if weights.facts:
         return Meaning.of_record(weights.facts)
-    # Earlier versions wrote it into the config.json only.
+    # Earlier versions wrote the meaning only into the config.json.
     record = record_of(checkpoint)
     if record and not is_replaced(checkpoint, weights):
         return Meaning.of_record(read_record(record)['model'])
@@ -64,7 +65,10 @@ def meaning_of(checkpoint: Path | str, weights: Trained) -> Meaning:
 
 
 def is_replaced(checkpoint: Path | str, weights: Trained) -> bool:
-    """Whether a round keeps a digest of its best.pth, and this best.pth is another."""
+    """Whether a checkpoint is a round's best.pth, but not with the weights that the round wrote.
+
+    The round keeps a digest of them in its result.json and last.pth.
+    """
     path = checkpoint_in_run(checkpoint)
     if path is None or path.name != 'best.pth':
         return False
@@ -74,6 +78,7 @@ def is_replaced(checkpoint: Path | str, weights: Trained) -> bool:
         kept.append(read_json(result).get('weights'))
     last = path.with_name('last.pth')
     if last.exists():
+        # `best` is None until an epoch has a result.
         best = checkpoints.read_checkpoint(last).get('best') or {}
         kept.append(best.get('weights'))
     # The first versions kept none. A round that is being extended may keep two.

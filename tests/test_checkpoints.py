@@ -169,7 +169,7 @@ def test_pyiqas_file_is_renamed_and_its_images_prepared_as_there(tmp_path, hyper
         and 'fc_b_modules.4.2.bias' in theirs
     )
     torch.save({'params': theirs}, tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
-    network, meaning = scorer.trained(tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
+    network, meaning = scorer.load_trained(tmp_path / 'HyperIQA-resnet50-koniq10k-c96c41b1.pth')
     assert_loaded(network, hyperiqa)
     assert (meaning.resize, meaning.score_range, meaning.label_range) == (None, (0, 100), (0, 100))
     assert (

@@ -162,7 +162,7 @@ def test_one_round_with_contents_has_the_jackknife_of_the_difference(tmp_path):
         make_run(tmp_path / name, noise, 1, seed, contents=8)
         for name, noise, seed in (('a', 0.3, 1), ('b', 0.9, 2))
     ]
-    a, b = (run.rounds[1] for run in compare.read_runs(runs))
+    a, b = (run.tested[1] for run in compare.read_runs(runs))
     _, b = compare.same_images(1, *compare.read_runs(runs))
     contents = np.array(a.contents)
     kept = [contents != f'scene{k}' for k in range(8)]
@@ -300,7 +300,7 @@ def test_the_paired_interval_is_narrower_than_those_of_the_runs(tmp_path):
         for name, noise in (('a', 0.6), ('b', 0.61))
     ]
     row = rows_of(runs)[0]
-    low, high = metrics.intervals(list(compare.read_runs(runs)[0].rounds.values()))['SRCC_interval']
+    low, high = metrics.intervals(list(compare.read_runs(runs)[0].tested.values()))['SRCC_interval']
     assert row['high'] - row['low'] < (high - low) / 4
 
 

@@ -116,7 +116,7 @@ def test_a_checkpoint_finds_its_run_from_inside_the_folder_and_through_a_link(
         (tmp_path, 'latest.pth'),
     ):
         monkeypatch.chdir(folder)
-        assert scoring.trained(name)[1] == expected
+        assert scoring.load_trained(name)[1] == expected
 
 
 def test_no_images_or_checkpoint(tmp_path, in_process, checkpoint):
@@ -362,7 +362,7 @@ def test_a_list_that_was_stopped_is_resumed_to_the_table_of_an_uninterrupted_cal
 
     rest = in_process(demo.main, *options, 'scores.csv', '--resume', names[0])
     assert (
-        f'scores.csv holds the scores of {len(held)} of 13 images, which are skipped' in rest.stderr
+        f'scores.csv has the scores of {len(held)} of 13 images, which are skipped' in rest.stderr
     )
     assert [name for name, _ in scores(rest)] == names[len(held) :]
     assert table.read_bytes() == (tmp_path / 'whole.csv').read_bytes()
@@ -417,9 +417,9 @@ def test_a_table_of_scores_is_continued_only_on_request_and_by_the_same_network(
     (tmp_path / 's.csv').write_bytes(content + b'b.png,0.5')
     other = ('--checkpoint', 'other.pth', '--patches', 2)
     for options, reason in (
-        (same, 's.csv holds scores already; --resume continues it, or name another file'),
-        ((*same, '--resume', '--patches', 3), 's.csv holds scores with patches 2, not 3; '),
-        ((*other, '--resume'), 's.csv holds scores with weights '),
+        (same, 's.csv has scores already; --resume continues it, or name another file'),
+        ((*same, '--resume', '--patches', 3), 's.csv has scores with patches 2, not 3; '),
+        ((*other, '--resume'), 's.csv has scores with weights '),
         ((*same, '--resume', '--spread'), 's.csv was made without --spread; '),
     ):
         done = in_process(demo.main, *options, '--csv', 's.csv', 'a.png', 'b.png')
@@ -428,7 +428,7 @@ def test_a_table_of_scores_is_continued_only_on_request_and_by_the_same_network(
         assert (tmp_path / 's.csv').read_bytes() == content + b'b.png,0.5'
     done = in_process(demo.main, *same, '--csv', 's.csv', '--resume', 'a.png', 'b.png')
     assert done.returncode == 0 and [name for name, _ in scores(done)] == ['b.png']
-    assert 's.csv holds the scores of 1 of 2 images, which are skipped' in done.stderr
+    assert 's.csv has the scores of 1 of 2 images, which are skipped' in done.stderr
     assert (tmp_path / 's.csv').read_bytes().startswith(content + b'b.png,')
     assert [row['image'] for row in read_table(tmp_path / 's.csv')] == ['a.png', 'b.png']
 

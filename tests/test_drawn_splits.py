@@ -8,7 +8,7 @@ from helpers import own_images
 
 import folders
 from experiment.command_line import parse_options
-from experiment.splits import asked_splits, draw_split, draw_splits, read_split
+from experiment.splits import draw_split, draw_splits, read_split, requested_splits
 from util import demo_database, files
 from util.errors import InputError
 
@@ -91,11 +91,11 @@ def test_a_seed_gives_the_same_names_wherever_and_in_whatever_order_the_files_li
     shutil.copy(label_file, other)
     database, same = folders.OpenDatabase('tid2013', root), folders.OpenDatabase('tid2013', other)
     config = split_config('tid2013', root, seed=3)
-    splits = [asked_splits(config, each)[1][0] for each in (database, same)]
+    splits = [requested_splits(config, each)[1][0] for each in (database, same)]
     assert [database.names(images) for images in splits[0].values()] == [
         same.names(images) for images in splits[1].values()
     ]
-    assert asked_splits(split_config('tid2013', root, seed=4), database)[1][0] != splits[0]
+    assert requested_splits(split_config('tid2013', root, seed=4), database)[1][0] != splits[0]
 
 
 def test_contents_of_ones_own_stay_together_and_sets_fix_the_split(tmp_path):
@@ -155,7 +155,7 @@ def test_the_missing_file_of_official_sets_and_the_missing_round_are_named(make_
         InputError,
         match='the sets are named by koniq10k_distributions_sets.csv, which .* does not have',
     ):
-        asked_splits(config, database)
+        requested_splits(config, database)
     for number in ('1', '2'):
         (tmp_path / 'splits' / number).mkdir(parents=True)
         for part in ('train', 'test'):

@@ -276,7 +276,7 @@ def assert_nothing_is_replaced(program, folder, best):
     """A further evaluation goes beside the first; a folder with files and a run's are refused."""
     before = contents(folder)
     for output, reason in (
-        ('new/EV', 'error: new/EV holds files already'),
+        ('new/EV', 'error: new/EV has files already'),
         ('run', 'error: run is in the run folder'),
         ('run/round_01/EV', 'error: run/round_01/EV is in the run folder'),
     ):

@@ -50,7 +50,9 @@ def patches():
 def expected(run, patches):
     """The scores of single patches, by the scorer of demo.py, which resizes no picture here."""
     of_patches = demo.Scorer(run / 'best.pth', 'cpu', patches=1)
-    return [score for score, _ in of_patches.scores([patch[None] for patch in patches])]
+    return [
+        score for score, _ in of_patches.means_and_deviations([patch[None] for patch in patches])
+    ]
 
 
 def facts_of(metadata):
@@ -185,7 +187,7 @@ def test_every_kind_of_checkpoint_has_the_range_and_direction_of_its_labels(tmp_
         os.link(run / 'best.pth', tmp_path / folder / 'best.pth')
         if record:
             (tmp_path / folder / 'config.json').write_text(json.dumps(record))
-        _, meaning = scorer.trained(tmp_path / folder / 'best.pth')
+        _, meaning = scorer.load_trained(tmp_path / folder / 'best.pth')
         assert (meaning.label_range, meaning.higher_is_better) == expected
 
 

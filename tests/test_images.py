@@ -421,5 +421,5 @@ def test_which_pictures_earlier_versions_showed_in_another_way(tmp_path):
     }
     for name, (content, differs) in files.items():
         (tmp_path / name).write_bytes(content)
-        found = tuple(frames.is_shown_anew(tmp_path / name, srgb) for srgb in (False, True))
+        found = tuple(frames.is_shown_differently(tmp_path / name, srgb) for srgb in (False, True))
         assert found == differs, name

@@ -12,7 +12,7 @@ import models
 import train_test_IQA
 from experiment.command_line import parse_options
 from folders import DATABASES
-from scoring.trained import meaning_of, trained
+from scoring.trained import load_trained, meaning_of
 from util import checkpoints, files
 from util.errors import InputError
 from util.meaning import Meaning
@@ -53,7 +53,7 @@ def test_the_checkpoints_of_a_run_say_what_they_mean_wherever_they_are(finished_
     expected = Meaning.of_record(files.read_json(run / 'config.json')['model'])
     for name in ('best.pth', 'last.pth'):
         os.link(run / 'round_01' / name, tmp_path / name)
-        assert trained(tmp_path / name)[1] == expected != KONIQ
+        assert load_trained(tmp_path / name)[1] == expected != KONIQ
 
 
 def test_a_best_checkpoint_is_still_a_plain_state_dict(tmp_path, weights):
@@ -123,7 +123,7 @@ def test_evaluate_takes_the_unit_and_direction_from_a_moved_checkpoint(program, 
     result = files.read_json(tmp_path / 'out' / 'result.json')['databases']['mine']
     table = read_table(tmp_path / 'out' / 'predictions_mine.csv')
     predicted = [float(row['prediction']) for row in table]
-    network, _ = trained(path)
+    network, _ = load_trained(path)
     plain = tmp_path / 'plain.pth'
     files.write_whole(
         plain,

@@ -12,7 +12,7 @@ from helpers import own_table
 import demo
 import folders
 from experiment.command_line import parse_options
-from experiment.splits import asked_splits, draw_splits, read_split
+from experiment.splits import draw_splits, read_split, requested_splits
 from util.errors import InputError
 from util.labels import Settings
 from util.names import FilesIn, KnownNames
@@ -268,10 +268,10 @@ def test_an_unknown_word_in_place_of_the_test_part_is_refused(table, words):
 def test_an_unknown_list_is_refused_where_a_part_is_missing(table):
     write('lists/train.txt', NAMES[:6])
     write('lists/holdout.txt', NAMES[6:])
-    with pytest.raises(InputError, match=r'lists holds no list of the test part, and holdout.txt'):
+    with pytest.raises(InputError, match=r'lists has no list of the test part, and holdout.txt'):
         sizes('--split', 'lists')
     os.rename('lists/train.txt', 'lists/test.txt')
-    with pytest.raises(InputError, match=r'lists holds no list of the train part, and holdout.txt'):
+    with pytest.raises(InputError, match=r'lists has no list of the train part, and holdout.txt'):
         sizes('--split', 'lists')
     # With both parts, another list is of no matter.
     write('lists/train.txt', NAMES[6:])
@@ -291,7 +291,8 @@ def test_folders_and_columns_may_be_numbered_from_0(table):
     words = ['train'] * 6 + ['test'] * 4
     rows = [f'{name},{words[k]},{words[k - 1]}' for k, name in enumerate(NAMES)]
     write('folds.csv', ['image,split_0,split_1', *rows])
-    splits = asked_splits(config_of('--split', 'folds.csv', '--train_test_num', '2'), opened())[1]
+    config = config_of('--split', 'folds.csv', '--train_test_num', '2')
+    _, splits = requested_splits(config, opened())
     assert [split['test'] for split in splits] == [[6, 7, 8, 9], [0, 7, 8, 9]]
 
 

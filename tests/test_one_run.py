@@ -213,7 +213,7 @@ def test_other_initial_weights_in_the_same_place_are_refused(unstarted, resume):
     before = content(unstarted)
     done = resume()
     assert done.returncode == 2
-    assert '--weights: w.pth holds other weights than those that run began with' in last_line(done)
+    assert '--weights: w.pth has other weights than those that run began with' in last_line(done)
     assert content(unstarted) == before
 
 

@@ -271,7 +271,7 @@ def test_refused_run_folders(workplace, copied_run, resume):
             ('--resume', '--lr', 1e-3, '--seed', 4),
             'other options: --lr was 2e-05, is 0.001; --seed was 0, is 4',
         ),
-        (('--output', 'livec'), 'livec holds files, but it is not a run folder'),
+        (('--output', 'livec'), 'livec has files, but it is not a run folder'),
         (('--output', 'livec/Images/3.bmp/x'), 'cannot be made'),
     ):
         done = resume(*options)
@@ -354,7 +354,7 @@ def test_a_state_says_whose_it_is_and_best_weights_are_compared(finished_run, co
     folder = RoundFolder.__new__(RoundFolder)
     folder.path = copied_run / 'round_02'
     replace(copied_run / 'round_01' / 'best.pth', folder.path / 'best.pth')
-    with pytest.raises(InputError, match='best.pth is of other weights'):
+    with pytest.raises(InputError, match='best.pth has other weights'):
         folder.check_best(state['best'])
     (folder.path / 'best.pth').unlink()
     with pytest.raises(InputError, match='there is no file .*best.pth'):

@@ -18,7 +18,7 @@ import models
 from experiment import run_folder
 from experiment.command_line import parse_options
 from experiment.round_folder import RoundFolder
-from experiment.splits import Job, asked_splits, split_record
+from experiment.splits import Job, requested_splits, split_record
 from util import checkpoints, frames
 from util.labels import Settings
 
@@ -60,7 +60,7 @@ def test_digests_splits_and_owners_stay(form, make_database, tmp_path):
     config = parse_options([*map(str, options)])
     pinned = PINNED[form]
     assert database.digest == pinned['digest']
-    parts = split_record(asked_splits(config, database)[1][1], database)
+    parts = split_record(requested_splits(config, database)[1][1], database)
     for part, names in pinned['split'].items():  # long lists are pinned by their hash
         assert names in (parts[part], hashlib.sha256(json.dumps(parts[part]).encode()).hexdigest())
     assert parts.keys() == pinned['split'].keys()

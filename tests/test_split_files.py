@@ -9,7 +9,7 @@ from helpers import LIVEC, read_table
 
 import folders
 from experiment.command_line import parse_options
-from experiment.splits import asked_splits, draw_splits, read_split
+from experiment.splits import draw_splits, read_split, requested_splits
 from util.errors import InputError
 
 NAMES = [f'I{content:02d}_{k:02d}.png' for content in (1, 2, 3) for k in (1, 2)]
@@ -140,7 +140,7 @@ def test_every_form_of_a_split(database, tmp_path, form):
 
 def drawn(database, *options):
     config = parse_options(['--dataset', 'kadid10k', '--device', 'cpu', *map(str, options)])
-    return asked_splits(config, database)[1]
+    return requested_splits(config, database)[1]
 
 
 def test_each_round_has_its_own_split_where_the_path_or_the_array_says_so(
@@ -210,7 +210,7 @@ def test_the_set_column_can_be_named(database, tmp_path):
             f'{NAMES[0]}\n{NAMES[5]}\n',
             'names I03_02.png twice; an image belongs to one part',
         ),
-        ('train.json', '{"image": 3}', 'train.json cannot be read as JSON: it holds no list'),
+        ('train.json', '{"image": 3}', 'train.json cannot be read as JSON: it has no list'),
         (
             'train.json',
             '[{"name": 3}]',

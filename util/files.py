@@ -260,7 +260,9 @@ def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> No
             are removed, since another process may still be writing a younger one.
     """
     with suppress(OSError):
-        for path in folder.glob(f'.{glob.escape(name[:50])}*.tmp'):
+        # With the point, so that those of `a.csv2` are not taken for those of `a.csv`.
+        pattern = f'.{glob.escape(name[:50])}.*.tmp' if name else '.*.tmp'
+        for path in folder.glob(pattern):
             if owned or time.time() - path.lstat().st_mtime > ABANDONED:
                 path.unlink()
 

@@ -220,7 +220,7 @@ def alpha_of(image: Image.Image) -> tuple[Image.Image | None, list[str]]:
     return alpha, [TRANSPARENT]
 
 
-def is_shown_anew(path: Path | str, srgb: bool) -> bool:
+def is_shown_differently(path: Path | str, srgb: bool) -> bool:
     """Whether a picture is shown in another way than by versions before FORMAT 4.
 
     They showed a blank alpha as white, and converted neither CMYK nor transparent pictures to sRGB.

@@ -203,7 +203,7 @@ def intervals(rounds: Sequence[TestedImages]) -> dict[str, Any]:
     """
     try:
         refuse_few_contents(rounds)
-        refuse_degenerate(medians(rounds).values())
+        refuse_undefined_or_perfect(medians(rounds).values())
         if uses_jackknife(rounds):
             method = 'jackknife of the contents'
             ends = [fisher_interval(rounds[0], metric) for metric in CORRELATIONS.values()]
@@ -257,7 +257,7 @@ def refuse_few(count: int, noun: str, least: int) -> None:
         raise NoIntervalError(f'{count} {noun}{are} too few (at least {least})')
 
 
-def refuse_degenerate(correlations: Iterable[float]) -> None:
+def refuse_undefined_or_perfect(correlations: Iterable[float]) -> None:
     """Raise NoIntervalError if a correlation is undefined or perfect.
 
     Every resample of a perfect correlation is perfect too, and the interval would have no width.
