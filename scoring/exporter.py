@@ -42,7 +42,10 @@ def export(
     """
     scorer = Scorer(checkpoint, 'cpu', patches)
     network = scorer.network
-    about = {'model': 'HyperIQA', 'input': INPUTS[input], **scorer.meaning._asdict()}
+    about = {'model': 'HyperIQA', **scorer.meaning._asdict()}
+    # A file of weights alone takes no input.
+    if Path(out).suffix.lower() != '.safetensors':
+        about['input'] = INPUTS[input]
     metadata = json.dumps(about)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         # PyTorch's exporters warn and log about changes in later versions.

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors
 import torch
 from PIL import Image
 
@@ -108,6 +109,7 @@ def test_pt2_runs_where_nothing_of_the_project_is(tmp_path, run, patches, expect
     check_output(tmp_path / 'network.pt2', ['.pt2'])  # it has the mark of this project
     scores, metadata = json.loads(done.stdout.splitlines()[-1])
     assert scores == pytest.approx(expected, abs=8e-4) and facts_of(metadata) == FACTS
+    assert json.loads(metadata)['input'] == exporter.INPUTS['patches']
 
 
 @pytest.mark.slow
@@ -174,6 +176,9 @@ def test_safetensors_is_exact_and_scores_as_the_checkpoint_does(tmp_path, run, p
     assert {name: there.meaning._asdict()[name] for name in FACTS} == FACTS
     assert here(patches[0]) == there(patches[0])
     check_output(tmp_path / 'network.safetensors', ['.safetensors'])  # it has the mark
+    with safetensors.safe_open(tmp_path / 'network.safetensors', 'pt') as file:
+        about = json.loads(file.metadata()['hyperiqa'])
+    assert about['model'] == 'HyperIQA' and 'input' not in about
 
 
 def test_every_kind_of_checkpoint_has_the_range_and_direction_of_its_labels(tmp_path, run):
