@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import folders
-from experiment.options import Parser, make_parser
+from experiment.options import Parser, default_options, make_parser
 from experiment.record import FREE_OPTIONS, options_of_run, record_of, record_path
 from experiment.run_folder import checkpoint_in
 from util.errors import InputError
@@ -186,9 +186,13 @@ def refuse_split_options(config: Namespace) -> None:
 
 
 def refuse_table_options(config: Namespace) -> None:
-    """Refuse options about a table of the user's own where there is none."""
+    """Refuse options about a database or a table of the user's own where they have no effect."""
     if config.csv and tests_on_others(config):
         raise InputError('--csv: with --evaluate, --test_on csv=FILE names a table to test on')
+    if tests_on_others(config) and config.dataset != default_options()['dataset']:
+        raise InputError(
+            '--dataset: with --evaluate, --test_on NAME=DIR names the databases to test on'
+        )
     keys = [key for _, key, _ in config.test_on or []]
     if config.csv or 'csv' in keys:
         return

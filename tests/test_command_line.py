@@ -190,6 +190,10 @@ def test_more_rounds_may_follow_and_another_seed_may_take_the_splits(
         (('--columns', 'mos'), 'mos is not ROLE=NAME with a role of image, score, content, set'),
         (('--lower_is_better',), 'describe the table of --csv FILE'),
         (('--split', 'official', '--split_by', 'image'), '--split_by goes with --split random'),
+        (
+            ('--evaluate', 'x.pth', '--test_on', 'bid=bid', '--dataset', 'koniq'),
+            '--dataset: with --evaluate, --test_on NAME=DIR names the databases to test on',
+        ),
         (('--rounds', '5-3'), '5-3 is no range'),
         (('--rounds', '9-11'), 'there are 10 rounds'),
         (('--val_ratio', 1), '1 is not in 0 ... 0.99'),

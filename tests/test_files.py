@@ -134,14 +134,16 @@ def test_what_a_kill_left_beside_an_output_is_removed_once_it_is_older_than_a_da
     assert killed.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     (tmp_path / '.scores.csv.notes').write_text('not ours')
-    other = tmp_path / '.other.csv.1234567812345678.tmp'
-    other.write_text('of another output')
-    os.utime(other, (1, 1))
+    # Of other outputs; the name of one begins as this one's.
+    others = ['.other.csv.1234567812345678.tmp', '.scores.csv2.1234567812345678.tmp']
+    for name in others:
+        (tmp_path / name).write_text('of another output')
+        os.utime(tmp_path / name, (1, 1))
     files.check_output(tmp_path / 'scores.csv', ['.csv'], header='image,score')
     assert left.exists()  # another process may be writing it
     os.utime(left, (1, 1))
     files.check_output(tmp_path / 'scores.csv', ['.csv'], header='image,score')
-    assert sorted(os.listdir(tmp_path)) == ['.other.csv.1234567812345678.tmp', '.scores.csv.notes']
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, '.scores.csv.notes'])
 
 
 def test_reading_names_the_file_once_and_lets_through_what_the_system_refuses(tmp_path):
