@@ -1,6 +1,6 @@
 """Training and testing of HyperIQA, with the three repairs of its training loop.
 
-The file has the original's name, without its missing "p".
+The file keeps the original's name, in which the "p" of Hyper is missing.
 
 1. The backbone's learning rate decays too (`learning_rates`).
 2. One Adam is made in the constructor and used until the round ends; its learning rates are set in
@@ -59,12 +59,14 @@ def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float
         14 to 16   2e-7          2e-7
 
     Args:
-        epoch: the one that has just ended, counted from 0. So the rates of epochs 8 to 10 in the
-            table are set after the epochs 6 to 8 in this counting.
+        epoch: the one that has just ended, counted from 0. For example, 6 is the seventh epoch,
+            after which the rates of epoch 8 in the table are set.
         lr, lr_ratio: the options: the backbone's first rate, and by how much the hypernetwork's is
             higher.
     """
+    # A tenth after the 7th epoch, a hundredth after the 13th.
     backbone = lr / 10 ** (epoch // 6)
+    # Both are equal after the 10th epoch.
     hypernet = backbone if epoch > 8 else backbone * lr_ratio
     return hypernet, backbone
 
@@ -157,20 +159,20 @@ class HyperIQASolver:
             self.selected_on = 'epoch'  # it rises with every epoch, so the last one is the best
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
-        self.make_network(weights or config.weights)
+        self.weights = weights or config.weights
+        self.make_network()
         self.make_optimizer()
 
-    def make_network(self, weights: Path | str) -> None:
-        """Make the network with its initial `weights`, on the device."""
+    def make_network(self) -> None:
+        """Make the network with its initial weights, on the device."""
         # A seed of its own for every round, so that a round's weights do not depend on the rounds
-        # that ran before it.
-        seed = 1000 * self.config.seed + self.round_index
-        torch.manual_seed(seed % 2**64)  # --seed may be any integer, and this takes 64 bits
+        # that ran before it. There are at most 1000 rounds.
+        torch.manual_seed(1000 * self.config.seed + self.round_index)
         self.model_hyper = models.hyperiqa()
-        # Of the weights' file: whether it was a ResNet-50 or gave scores already.
-        self.layout = checkpoints.load_weights(self.model_hyper, weights)
-        # Channels last is the fastest layout, but less exact in fp32 on a CPU: for 96 patches, the
-        # variance in batch norm is off by 7e-4, and in the plain layout by 1.7e-7.
+        # 'ResNet-50', 'HyperIQA' or 'pyiqa'; '' without a file.
+        self.layout = checkpoints.load_weights(self.model_hyper, self.weights)
+        # Channels last is the fastest layout. On a CPU in fp32 it is less exact: for 96 patches,
+        # the variance in batch norm is off by 7e-4, and in the plain layout by 1.7e-7.
         memory_format = distributed.memory_format(self.device)
         self.model_hyper.to(  # type: ignore[call-overload]  # not in its stub
             self.device, memory_format=memory_format
@@ -261,7 +263,7 @@ class HyperIQASolver:
         self.print_table()
 
         for epoch in range(len(self.history), self.config.epochs):
-            # The epochs since the best one, which is counted from 1; all of them if there is none.
+            # How many epochs ago the best one was. If there is none, all epochs count.
             stale = len(self.history) - (self.best['epoch'] if self.best else 0)
             if 0 < self.config.patience <= stale:
                 if self.best:
@@ -322,7 +324,8 @@ class HyperIQASolver:
         Raises:
             InputError: with `config.fit_scale`, all scores are equal or one is not finite.
         """
-        weights = self.config.weights
+        weights = self.weights
+        # What the scores meant where the network was trained.
         meaning = meaning_of(weights, checkpoints.read_trained(weights))
         log(f'{weights}: {meaning.scale_line}')
         images = self.train_data.images[:SCALE_IMAGES]
@@ -350,7 +353,7 @@ class HyperIQASolver:
             self.fold_scale(slope, offset)
             log(
                 f'{summary}; fitted with slope {slope:.4g} and offset {offset:.4g}: '
-                f'the mean absolute error falls from {error:.4g} to {error_fitted:.4g}'
+                f'the mean absolute error goes from {error:.4g} to {error_fitted:.4g}'
             )
         elif slope < 0 or error_fitted < error / FIT_SUGGESTED_FROM:
             log(f'{summary}; --fit_scale fits them to the labels before training')
@@ -366,8 +369,8 @@ class HyperIQASolver:
         # These two generate the weight and the bias of the target network's last layer.
         weight_head = self.model_hyper.fc5w_fc
         bias_head = self.model_hyper.fc5b_fc
-        # The score is low + range * y. The new one is slope * (low + range * y) + offset, so the
-        # new output is slope * y + to_output(slope * low + offset).
+        # A score is low + range * y. The new score is slope * (low + range * y) + offset, and the
+        # output for it is slope * y + to_output(slope * low + offset).
         shift = self.to_output(slope * low + offset)
         with torch.no_grad():
             for parameter in (*weight_head.parameters(), *bias_head.parameters()):
@@ -445,7 +448,7 @@ class HyperIQASolver:
         """The bytes of a `state_dict` after the first step, when Adam has its moments."""
         weights = self.model_hyper.state_dict().values()
         size = sum(value.numel() * value.element_size() for value in weights)
-        return 3 * size  # a first and a second moment for each weight
+        return 3 * size  # the weights, and two moments of Adam for each
 
     def load_state_dict(self, state: Content) -> None:
         """Restore a `state_dict`."""
@@ -490,8 +493,8 @@ class HyperIQASolver:
 
         Args:
             patches: (B, 3, 224, 224), this rank's part of a batch.
-            scores: (B,); empty on a rank that has no patch of a small batch, and runs the copy of
-                another rank's only to take part.
+            scores: (B,). On a rank that has no patch of a small batch it is empty; `patches` is
+                then a copy of another rank's patch, so that this rank takes part too.
             count: patches of the whole batch, on all ranks.
 
         Returns:

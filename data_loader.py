@@ -185,12 +185,10 @@ class DataLoader:
         patch_scores = self.patch_scores
         on_gpu = self.device.type == 'cuda'
         threads = max(1, self.num_workers)
-        # The crops of each batch, in order. At most BATCHES_AHEAD batches are gathered before they
-        # are asked for.
-        crops_of_batches = ahead(self.gather, rows_to_run, threads, BATCHES_AHEAD)
-        for size, rows, run_rows, future in zip(
-            sizes, rows_of_batches, rows_to_run, crops_of_batches
-        ):
+        # A future for the crops of each batch, in order. At most BATCHES_AHEAD batches are gathered
+        # before they are asked for.
+        futures = ahead(self.gather, rows_to_run, threads, BATCHES_AHEAD)
+        for size, rows, run_rows, future in zip(sizes, rows_of_batches, rows_to_run, futures):
             flip = torch.from_numpy(self.patches.flip[run_rows])
             patches = to_device(future.result(), flip, self.device)
             scores = torch.from_numpy(patch_scores[rows]).to(self.device, non_blocking=on_gpu)
@@ -219,7 +217,7 @@ class DataLoader:
 def at_least_one(rows: slice) -> slice:
     """Return `rows`, or the one row that an empty slice starts at.
 
-    That row is another rank's patch, for a rank without one (see `DataLoader`).
+    A rank without a patch runs that row, which is another rank's (see `DataLoader`).
     """
     return slice(rows.start, max(rows.stop, rows.start + 1))
 

@@ -39,7 +39,7 @@ def run(config: Any, job: Job) -> None:
     """Train and test the rounds into the run folder and print their medians."""
     device = join_ranks(config)
     reads_weights = starts_from_weights(config)
-    # Reading the weights waits for all ranks, so either all of them do it or none.
+    # check_initial_weights waits for the other ranks, so either all ranks call it or none.
     distributed.refuse_differences(f'the initial weights are read: {reads_weights}')
     digest = check_initial_weights(config) if reads_weights else None
     decode_images(config, [job.database, *job.others.values()])
@@ -57,7 +57,8 @@ def run(config: Any, job: Job) -> None:
         results = train_round(config, job, number - 1, epochs_after=config.epochs * rounds_after)
     if rank() == 0:
         print_medians(results)
-    # Leave the process group before an exit: a first rank that exits inside it aborts the others.
+    # Leave the process group before exiting: if the first rank exited inside it, the others would
+    # be aborted.
     distributed.stop()
     exit_if_a_round_is_missing(config, results, rounds)
     is_whole = len(results['rounds']) == config.train_test_num
@@ -192,7 +193,7 @@ def finish_round(
     folder: RoundFolder, solver: HyperIQASolver, best: dict[str, Any], job: Job
 ) -> None:
     """Test the best epoch on the other databases too, and write the round's results."""
-    # The solver has the weights of the last epoch, and the best one may be another.
+    # The solver has the weights of the last epoch, which need not be the best one.
     if job.others:
         checkpoints.load_weights(solver.model_hyper, folder.path / 'best.pth')
     on_others = test_on_others(solver, job, folder.path)
@@ -304,7 +305,7 @@ def evaluate(config: Any, job: Job) -> None:
 
 def solver_of_test(config: Any, job: Job) -> HyperIQASolver:
     """The solver with the weights of a checkpoint; only its `predict` is used."""
-    # The job has the one split of the checkpoint's round, or with --test_on none.
+    # Without --test_on the job has one split, that of the checkpoint's round.
     test_images = job.splits[0]['test'] if job.splits else []
     config_path = record_of(config.evaluate)
     return HyperIQASolver(
@@ -313,8 +314,8 @@ def solver_of_test(config: Any, job: Job) -> HyperIQASolver:
         train_idx=[],
         test_idx=test_images,
         round_index=job.round_index,
-        # That of the network's training, which the database of the job need not be of. Without a
-        # range the network's output is the score.
+        # The range that the network was trained with; job.database may be another database. Without
+        # a range the network's output is the score.
         score_range=job.meaning.score_range or (0, 1),
         amp_type=amp_type_of_run(config_path) if config_path else None,
     )

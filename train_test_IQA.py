@@ -111,12 +111,12 @@ def check(config: Namespace) -> None:
 def prepare_run(config: Namespace) -> Job:
     """Open the databases, draw the splits and check the run folder.
 
-    All faults that show without torch and without decoding an image are found here.
+    Finds every fault that can be found without importing torch and without decoding an image.
 
     Returns:
         the databases, the splits of all rounds, and what an image and a score mean.
     """
-    # The content of its config.json; None for a new run.
+    # The content of the run folder's config.json; None for a new run.
     record = record_to_continue(config.output)
     # Whether images are converted to sRGB. None: each database decides.
     srgb = None
@@ -132,7 +132,7 @@ def prepare_run(config: Namespace) -> Job:
     database.warn_if_incomplete()
     meaning = database.meaning(config.normalize_scores)
     if srgb is False:
-        # The record of such a run has null here, and check_run compares the two.
+        # In the record of such a run `srgb` is null, and check_run compares the two.
         meaning = meaning._replace(srgb=None)
     # Now and not at the end of the first round, so that a fault in these databases shows before
     # the training.
@@ -161,7 +161,7 @@ def prepare_run(config: Namespace) -> Job:
 def prepare_test(config: Namespace) -> Job:
     """Return the job of --evaluate: to repeat the test of a round, or a test on other databases."""
     checkpoint = config.evaluate
-    # Its path in the folder of a round, which may be where a link points; None if it is in none.
+    # Its path in the folder of a round, with links followed; None if it is in no such folder.
     path_in_run = checkpoint_in_run(checkpoint)
     if path_in_run is None and not config.test_on:
         raise InputError(
@@ -204,7 +204,8 @@ def prepare_test(config: Namespace) -> Job:
     training_table = read_record(config_path)['options']['csv'] if config_path else None
     # The list of its training images is not read, so databases are compared by their titles.
     warn_of_training_images(others, meaning, training_table, training_images=[])
-    # The solver makes loaders of its own database too. They stay empty here, so any one serves.
+    # HyperIQASolver needs a database of its own too, but reads no image of it here, so the first
+    # one will do.
     first = next(iter(others.values()))
     return Job(first, others, [], meaning, round_index)
 

@@ -1,5 +1,6 @@
 """The frame cache holds the pixels of the files, is built once, and is not used when outdated."""
 
+import codecs
 import contextlib
 import os
 import pwd
@@ -332,6 +333,25 @@ def test_a_cache_that_cannot_be_read_is_named(as_nobody, monkeypatch):
     printed = run(lambda: database.open_frames(224, folder / 'given'))
     told = f'the frame cache {file} cannot be read: Permission denied; --cache DIR names another'
     assert told in printed.splitlines()[-1]
+
+
+def test_an_older_cache_that_cannot_be_removed_stays(as_nobody):
+    """Of another user, in a folder in which each user removes only what is theirs."""
+    folder, run = as_nobody
+    databases.livec(folder / 'livec')
+    database = open_database('livec', folder / 'livec')
+    caches = folder / 'livec' / '.hyperiqa_cache'
+    (file,) = cache_files(caches)
+    older = file.with_name(f'{file.name.rpartition("-")[0]}-{"0" * 16}.frames')
+    file.rename(older)
+    for path in caches.glob('*.lock'):
+        path.unlink()
+    codecs.lookup('ascii')  # the other user may not read Python's own files
+    caches.chmod(0o1777)
+    printed = run(lambda: database.open_frames(224))
+
+    assert 'Traceback' not in printed and 'decoding 6 images' in printed
+    assert older.exists() and file.exists()
 
 
 def test_an_unreadable_image_is_named_and_leaves_no_cache(make_database):

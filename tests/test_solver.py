@@ -292,6 +292,10 @@ def test_a_run_records_its_type_of_amp_and_keeps_it(make_database, tmp_path, pro
     path.write_text(json.dumps({**record, 'amp_type': 'float16'}))
     assert program('--resume', 'run').returncode == 0
     assert rounds.amp_type_of_run(path) == torch.float16
+    config = parse_options(['--evaluate', 'run/round_01/best.pth'])
+    job = train_test_IQA.prepare_test(config)
+    job.database.open_frames(224)
+    assert rounds.solver_of_test(config, job).amp_type == torch.float16
     del record['amp_type']  # as of an earlier version
     path.write_text(json.dumps(record))
     assert rounds.amp_type_of_run(path) == torch.bfloat16
