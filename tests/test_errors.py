@@ -1,6 +1,7 @@
 """How programs end: exit codes and single lines, whatever fails and whichever signal comes."""
 
 import functools
+import io
 import json
 import os
 import signal
@@ -227,6 +228,18 @@ def test_a_compiler_that_is_missing_is_one_line(small_program):
 def test_a_real_allocation_that_fails_has_its_phrase():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 50)
+    assert machine_fault(caught.value) == MEMORY
+
+
+def test_memory_that_runs_out_while_a_checkpoint_is_made_is_named():
+    class LittleMemory(io.BytesIO):
+        def write(self, content):
+            if len(content) > 1000:  # the end of the file still has room
+                raise MemoryError
+            return super().write(content)
+
+    with pytest.raises(RuntimeError, match='unexpected pos') as caught:
+        torch.save({'weight': torch.zeros(10000)}, LittleMemory())
     assert machine_fault(caught.value) == MEMORY
 
 

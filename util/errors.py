@@ -221,7 +221,9 @@ def machine_fault(error: BaseException) -> str | None:
     """
     # Types are compared by name, since torch may not be imported here.
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    if 'OutOfMemoryError' in kinds or isinstance(error, MemoryError):
+    # torch.save turns a MemoryError into an error of its own about a position in the file.
+    is_of_memory = isinstance(error, MemoryError) or isinstance(error.__context__, MemoryError)
+    if is_of_memory or 'OutOfMemoryError' in kinds:
         return MEMORY
     if 'DistError' in kinds:
         return LOST
