@@ -359,7 +359,7 @@ def test_what_has_no_finished_test_is_named_and_the_others_are_compared(in_proce
         unfinished: f'has no finished round with test images; --resume {unfinished} finishes it',
         on_all: 'was trained on all images, so it has no test',
         tmp_path / 'notes.txt': 'has no config.json, so it is no run',
-        network / 'config.json': 'does not hold the options of a run; put the file back as the run '
+        network / 'config.json': 'does not have the options of a run; put the file back as the run '
         'wrote it',
     }
     alone = in_process(compare.main, *runs)

@@ -327,7 +327,7 @@ def test_a_wide_gamut_is_converted_for_photos_and_own_tables_alone(tmp_path, pro
 
     (tmp_path / 't.csv').write_text('image,score\n' + ''.join(f'{k}.png,{k}\n' for k in range(10)))
     done = program('--dataset', 'csv', '--csv', 't.csv', '--check')
-    assert 'In a wide-gamut profile' in done.stdout and '3: of a table of your own' in done.stdout
+    assert 'In a wide-gamut profile' in done.stdout and '3: in a table of your own' in done.stdout
     database = folders.OpenDatabase('csv', tmp_path / 't.csv')
     database.open_frames(224)
     assert np.array_equal(database.frames[0], converted)
