@@ -231,7 +231,7 @@ class Database(NamedTuple):
         title: its name in messages.
         read: fills a `Labels` with samples.
         source: where to get it.
-        layout: what its folder holds.
+        layout: the files in its folder.
         images: the number of samples in the complete database; None if that is up to the user.
         score_range: nominal (low, high) of the labels; single ones may be beyond. None: as in the
             user's file.

@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # argparse has overloads for a namespace's type
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
-        """The options in `args`, none of which may be empty."""
+        """The options in `args`. None of them may be empty."""
         words = sys.argv[1:] if args is None else args
         options = super().parse_args([self.with_underscores(word) for word in words], namespace)
         # An empty value is most often a shell variable that is not set.

@@ -20,7 +20,7 @@ from util.files import (
     write_table,
     write_whole,
 )
-from util.metrics import CORRELATIONS, TestedImages, intervals, metrics_of, pooled
+from util.metrics import CORRELATIONS, SAME, TestedImages, intervals, metrics_of, pooled
 from util.tables import read_rows
 
 Result = dict[str, Any]  # the content of a round's result.json
@@ -120,12 +120,21 @@ def add_intervals(results: Results, folders: list[Path]) -> None:
     """Add to `results` the intervals of the medians over the rounds in `folders`."""
     tested = [read_predictions(folder / 'predictions.csv') for folder in folders]
     for result, images in zip(results['rounds'].values(), tested):
-        # Computed from the predictions again, since earlier versions computed other intervals.
-        for name in INTERVALS:
-            result.pop(name, None)
-        result.update(intervals([images]))
+        # A resampling takes half a second, so that of result.json is kept if it is of this version.
+        if has_old_interval(result):
+            for name in INTERVALS:
+                result.pop(name, None)
+            result.update(intervals([images]))
     if results['median']:
         results['median'].update(intervals(tested))
+
+
+def has_old_interval(result: Result) -> bool:
+    """Whether an earlier version may have written the interval of a round, or why there is none."""
+    if 'interval_method' not in result or 'SRCC_interval' not in result:
+        return True
+    low, high = result['SRCC_interval']
+    return high - low < SAME  # of a perfect correlation, which has no interval now
 
 
 def unequal_epochs(rounds: Mapping[Any, Result]) -> str:
