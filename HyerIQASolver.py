@@ -29,7 +29,7 @@ from util import checkpoints, distributed
 from util.checkpoints import Content
 from util.errors import InputError, log
 from util.labels import Settings
-from util.metrics import mae, plcc, srcc
+from util.metrics import mae, plcc, srcc, varies
 from util.progress import duration, progress
 
 COLUMNS = {  # of the printed table: title, width and format
@@ -322,7 +322,8 @@ class HyperIQASolver:
         `config.fit_scale` its scores are then fitted to the labels.
 
         Raises:
-            InputError: with `config.fit_scale`, all scores are equal or one is not finite.
+            InputError: with `config.fit_scale`, all scores or all labels are equal, or a score is
+                not finite.
         """
         weights = self.weights
         # What the scores meant where the network was trained.
@@ -338,10 +339,11 @@ class HyperIQASolver:
             f'{scores.min():.4g} to {scores.max():.4g}, the labels {labels.min():.4g} to '
             f'{labels.max():.4g}, SRCC {srcc(scores, labels):.3f}'
         )
-        if not np.isfinite(scores).all() or np.ptp(scores) == 0:
+        if not varies(scores) or not varies(labels):
             if self.config.fit_scale:
                 raise InputError(
-                    f'--fit_scale: {summary}, so there is nothing to fit; give other --weights'
+                    f'--fit_scale: {summary}, so there is nothing to fit; give other --weights '
+                    'or leave it out'
                 )
             log(summary)
             return

@@ -42,16 +42,15 @@ def main(argv: list[str] | None = None) -> None:
         check_output(options.out, list(PACKAGES))
         ending = Path(options.out).suffix.lower()
         packages = PACKAGES[ending]
-        if any(find_spec(package) is None for package in packages):
+        if not all(map(find_spec, packages)):
             raise InputError(
                 f'{options.out} needs a package that is missing here: '
                 f'pip install {" ".join(packages)}'
             )
-        only_weights = ending == '.safetensors'
-        if options.input and only_weights:
-            raise InputError('--input: a .safetensors has only weights; leave it out')
-        if options.patches and (only_weights or options.input == 'patches'):
-            raise InputError('--patches is for an .onnx or .pt2 that takes a photo; leave it out')
+        if ending == '.safetensors' and (options.input or options.patches):
+            raise InputError('a .safetensors has only weights; leave out --input and --patches')
+        if options.input == 'patches' and options.patches:
+            raise InputError('--patches is for an export that takes a photo; leave it out')
         checkpoint = checkpoint_in(options.checkpoint)
         check_input(checkpoint, 'a checkpoint')
         # Here and not at the top, since torch takes seconds to import: --help, a typo and a missing

@@ -25,6 +25,7 @@ from experiment.run_folder import (
     round_path,
     rounds_of,
     starts_from_weights,
+    trained_epochs,
 )
 from experiment.splits import Job, split_record
 from folders import OpenDatabase
@@ -52,9 +53,11 @@ def run(config: Any, job: Job) -> None:
     rounds = rounds_of(config)
     results: Results = {}
     for k, number in enumerate(rounds):
-        rounds_after = len(rounds) - k - 1
+        # Later rounds may be trained in part already.
+        after = [trained_epochs(round_path(config.output, later)) for later in rounds[k + 1 :]]
+        epochs_after = config.epochs * len(after) - sum(after)
         # The last call returns the results of all rounds.
-        results = train_round(config, job, number - 1, epochs_after=config.epochs * rounds_after)
+        results = train_round(config, job, number - 1, epochs_after)
     if rank() == 0:
         print_medians(results)
     # Leave the process group before exiting: if the first rank exited inside it, the others would

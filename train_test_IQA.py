@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import folders
 from experiment.check_database import check_images
@@ -50,8 +51,10 @@ def main(argv: list[str] | None = None) -> None:
         # A fault that all ranks have is reported by the first one only.
         with reported_once():
             config = parse_options(argv)
-        if config.list_datasets:
-            list_datasets(config.list_datasets)
+        if config.list_datasets == 'all':
+            print(folders.dataset_table())
+        elif config.list_datasets:
+            print(folders.dataset_facts(folders.database_key(config.list_datasets)))
         elif config.summarize:
             print_summary(config.summarize)
         elif config.check:
@@ -73,14 +76,6 @@ def main(argv: list[str] | None = None) -> None:
                 'the same command with --resume continues after the last finished epoch'
             )
             rounds.run(config, job)
-
-
-def list_datasets(key: str) -> None:
-    """Print a table of all databases, or the facts of one."""
-    if key == 'all':
-        print(folders.dataset_table())
-    else:
-        print(folders.dataset_facts(folders.database_key(key)))
 
 
 def print_summary(run: str) -> None:
@@ -120,13 +115,13 @@ def prepare_run(config: Namespace) -> Job:
     record = record_to_continue(config.output)
     # Whether images are converted to sRGB. None: each database decides.
     srgb = None
-    tables_as_documented = False
+    ignores_table_options = False
     if record:
         # A run is continued as it began. The first versions converted no image to sRGB.
         srgb = Meaning.of_record(record['model']).srgb_of_all
         # Before config.json had a version, --columns and --lower_is_better described only the table
         # of --csv, and not those of --test_on.
-        tables_as_documented = 'version' not in record
+        ignores_table_options = 'version' not in record
 
     database = open_database(config, srgb)
     database.warn_if_incomplete()
@@ -136,8 +131,8 @@ def prepare_run(config: Namespace) -> Job:
         meaning = meaning._replace(srgb=None)
     # Now and not at the end of the first round, so that a fault in these databases shows before
     # the training.
-    others = open_others(config, srgb, tables_as_documented)
-    warn_of_training_images(others, meaning, config.csv, database.samples)
+    others = open_others(config, srgb, ignores_table_options)
+    warn_of_training_images(others, meaning, database.digest_in_any_order, database.samples)
     splits = draw_splits(config, database)
     job = Job(database, others, splits, meaning)
     check_run(config, job)
@@ -173,37 +168,51 @@ def prepare_test(config: Namespace) -> Job:
     # Here and not at the top, since it imports torch.
     from scoring.trained import load_trained
 
+    # The network is not kept. It is loaded so that a fault of the file shows now.
     _, meaning = load_trained(checkpoint)
     log(f'{checkpoint}: {meaning.scale_line}')
+    if path_in_run is None or config.test_on:
+        return prepare_test_on_others(config, path_in_run, meaning)
+    return prepare_repeated_test(config, path_in_run, meaning)
+
+
+def prepare_repeated_test(config: Namespace, checkpoint: Path, meaning: Meaning) -> Job:
+    """Return the job of repeating the test of the round in whose folder the checkpoint is."""
+    record = read_record(record_path(checkpoint.parents[1]))  # above round_01/
+    database = open_database(config, meaning.srgb_of_all)
+    refuse_other_pixels(record, [database])
+    split_path = checkpoint.with_name('split.json')
+    split = read_split(split_path, database)
+    if not split['test']:
+        raise InputError(
+            f'{config.evaluate} was trained without a test part; '
+            '--test_on NAME=DIR tests it on a database'
+        )
+    refuse_other_images(
+        split_path,
+        split_record(split, database),
+        remedy='test on other labels with --test_on NAME=DIR',
+        has_same_rows=record.get('labels') == database.digest_in_any_order,
+        trains_nothing=True,  # a repeated test does not depend on the order of the rows
+    )
+    return Job(database, {}, [split], meaning, round_index_of(checkpoint.parent))
+
+
+def prepare_test_on_others(config: Namespace, path_in_run: Path | None, meaning: Meaning) -> Job:
+    """Return the job of testing a checkpoint on the databases of --test_on.
+
+    Args:
+        path_in_run: of the checkpoint; None if it is not in the folder of a round.
+        meaning: of images and scores to its network.
+    """
+    others = open_others(config, meaning.srgb_of_all)
+    record = record_of(config.evaluate)
+    # Records of earlier versions have no digest of the labels.
+    training_labels = read_record(record).get('labels') if record else None
+    # The list of its training images is not read, so databases are compared as a whole.
+    warn_of_training_images(others, meaning, training_labels, training_images=[])
     # The patches of a test depend on the round.
     round_index = round_index_of(path_in_run.parent) if path_in_run else 0
-
-    if path_in_run and not config.test_on:
-        database = open_database(config, meaning.srgb_of_all)
-        run = path_in_run.parents[1]  # above round_01/
-        record = read_record(record_path(run))
-        refuse_other_pixels(record, [database])
-        split_path = path_in_run.with_name('split.json')
-        split = read_split(split_path, database)
-        if not split['test']:
-            raise InputError(
-                f'{checkpoint} was trained without a test part; '
-                '--test_on NAME=DIR tests it on a database'
-            )
-        refuse_other_images(
-            split_path,
-            split_record(split, database),
-            remedy='test on other labels with --test_on NAME=DIR',
-            has_same_rows=record.get('labels') == database.digest_in_any_order,
-            trains_nothing=True,  # a repeated test does not depend on the order of the rows
-        )
-        return Job(database, {}, [split], meaning, round_index)
-
-    others = open_others(config, meaning.srgb_of_all)
-    config_path = record_of(checkpoint)
-    training_table = read_record(config_path)['options']['csv'] if config_path else None
-    # The list of its training images is not read, so databases are compared by their titles.
-    warn_of_training_images(others, meaning, training_table, training_images=[])
     # HyperIQASolver needs a database of its own too, but reads no image of it here, so the first
     # one will do.
     first = next(iter(others.values()))
@@ -216,27 +225,29 @@ def open_database(config: Namespace, srgb: bool | None = None) -> OpenDatabase:
 
 
 def open_others(
-    config: Namespace, srgb: bool | None = None, tables_as_documented: bool = False
+    config: Namespace, srgb: bool | None = None, ignores_table_options: bool = False
 ) -> dict[str, OpenDatabase]:
     """Return the databases of --test_on by their names.
 
     Args:
         srgb: as for `OpenDatabase`.
-        tables_as_documented: with --csv, read the tables of --test_on without the options for
+        ignores_table_options: with --csv, read the tables of --test_on without the options for
             tables, as runs without a version did.
     """
+    shared = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
     others = {}
     for name, key, path in config.test_on or []:
-        settings = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
         if key == 'csv' and not config.csv:
             # The options describe this table. It is tested as a whole, so nothing splits it.
             settings = Settings.of(config)._replace(split_by=None)
-        elif key == 'csv' and not tables_as_documented:
-            # The options describe the table of --csv. This table shares its direction of the
-            # scores, and those of the named columns that it has.
+        elif key == 'csv' and not ignores_table_options:
+            # The options describe the table of --csv. This table has the same direction of the
+            # scores, and those of the named columns that are in its header.
             columns = choices_in(read_rows(path), config.columns)
-            settings = settings._replace(columns=columns, lower_is_better=config.lower_is_better)
-        settings = settings._replace(place=f'--test_on {name}=DIR')
+            settings = shared._replace(columns=columns, lower_is_better=config.lower_is_better)
+        else:
+            settings = shared
+        settings = settings._replace(place=f'--test_on {name}=DIR')  # named in messages
         others[name] = OpenDatabase(key, path, resize=None, settings=settings, srgb=srgb)
     return others
 
@@ -244,15 +255,15 @@ def open_others(
 def warn_of_training_images(
     others: dict[str, OpenDatabase],
     meaning: Meaning,
-    training_table: str | None,
+    training_labels: str | None,
     training_images: list[Sample],
 ) -> None:
     """Warn of databases of --test_on that the network is trained on, as a whole or in part.
 
     Args:
         meaning: of the network's images and scores.
-        training_table: the path of the user's own table that the network is trained on; None for
-            a published database, or if it is not known.
+        training_labels: the digest of the labels that the network is trained on, in any order;
+            None if it is not known.
         training_images: as far as they are known.
     """
     # `sample.file` is equal for all paths of one file, links among them.
@@ -261,7 +272,7 @@ def warn_of_training_images(
         shared = sum(sample.file in training_files for sample in database.samples)
         if shared:
             count = str(shared)
-        elif is_training_database(database, meaning, training_table):
+        elif is_training_database(database, meaning, training_labels):
             # The training images are not known, or are another copy of the database.
             count = 'some or all'
         else:
@@ -273,17 +284,13 @@ def warn_of_training_images(
 
 
 def is_training_database(
-    database: OpenDatabase, meaning: Meaning, training_table: str | None
+    database: OpenDatabase, meaning: Meaning, training_labels: str | None
 ) -> bool:
     """Return whether a network is trained on this database, or on another copy of it."""
     if database.entry.title != meaning.title:
         return False
     # All tables of one's own have the same title.
-    if database.key == 'csv':
-        if training_table is None:
-            return False
-        return os.path.realpath(database.path) == os.path.realpath(training_table)
-    return True
+    return database.key != 'csv' or database.digest_in_any_order == training_labels
 
 
 if __name__ == '__main__':

@@ -43,21 +43,23 @@ def is_chosen_on_test(result: Result) -> bool:
 
 
 def print_medians(results: Results) -> None:
-    """Print the medians over the rounds of a results.json; nothing if no round has a test part."""
+    """Print the medians over the rounds of a results.json, or nan if there is no round.
+
+    Rounds without a test part have no medians but those on other databases.
+    """
     median = results['median']
     rounds = list(results['rounds'].values())
     if not rounds:
         print('Testing median SRCC nan, median PLCC nan')
-        return
-    if all(math.isnan(result['SRCC']) for result in rounds):
         return
     if not median:  # only with unequal epochs, see `gathered`
         print(f'No median: {unequal_epochs(results["rounds"])}')
         return
     of_rounds = [f'of {len(rounds)} rounds'] if len(rounds) > 1 else []
     chosen = [CHOSEN] if any(is_chosen_on_test(result) for result in rounds) else []
-    print(f'Testing median {with_intervals(median, "median ", of_rounds + chosen)}')
-    print(f'Last epochs: median {with_intervals(median["last_epoch"], "median ")}')
+    if not all(math.isnan(result['SRCC']) for result in rounds):
+        print(f'Testing median {with_intervals(median, "median ", of_rounds + chosen)}')
+        print(f'Last epochs: median {with_intervals(median["last_epoch"], "median ")}')
     if 'pooled' in results:
         pooled = results['pooled']
         of_images = [f'{pooled["images"]} images, each tested in one round']

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiment.record import read_record, record_path
-from experiment.run_folder import round_path, rounds_in, run_lock
+from experiment.run_folder import round_index_of, round_path, rounds_in, run_lock
 from util.errors import InputError
 from util.files import (
     as_input_error,
@@ -49,33 +49,24 @@ def gather_results(run: Path | str) -> Results:
     # A damaged record may have no such number.
     with as_input_error(path, 'JSON'):
         last = int(options['train_test_num'])
+    is_folds = options['split'] == 'folds'
     # Another user's run is only read.
     if not os.access(run, os.W_OK):
-        return gathered(run, last)
+        return gathered(run, last, is_folds)
     with run_lock(run):
-        results = gathered(run, last)
+        results = gathered(run, last, is_folds)
         remove_abandoned(run)
-        if options['split'] == 'folds':
-            add_pooled(results, run, last)
+        if 'pooled' in results:
+            write_predictions(run / 'predictions.csv', predictions_of_folds(run, last))
         write_json(run / 'results.json', without_nan(results))
         draw_curves(results, run)
     return results
 
 
-def add_pooled(results: Results, run: Path, last: int) -> None:
-    """Add the metrics of all folds' predictions together, and write the predictions.
-
-    Nothing is done until all folds are finished, with the same number of epochs.
-
-    Args:
-        last: the number of the last fold.
-    """
-    if not results['median'] or len(results['rounds']) < last:
-        return
+def predictions_of_folds(run: Path, last: int) -> TestedImages:
+    """The test images of all folds together, up to that of number `last`."""
     folders = [round_path(run, number) for number in range(1, last + 1)]
-    tested = pooled([read_predictions(folder / 'predictions.csv') for folder in folders])
-    write_predictions(run / 'predictions.csv', tested)
-    results['pooled'] = {'images': len(tested.images), **metrics_of(tested)}
+    return pooled([read_predictions(folder / 'predictions.csv') for folder in folders])
 
 
 def draw_curves(results: Results, run: Path) -> None:
@@ -92,20 +83,14 @@ def draw_curves(results: Results, run: Path) -> None:
     # wait for.
     from util import plots
 
-    title = f'{run.resolve().name}: test SRCC by epoch'
-    picture = plots.run_curves(curves, best_epochs, title)
+    picture = plots.run_curves(curves, best_epochs, run.resolve().name)
     write_whole(run / 'curves.png', picture)
 
 
-def gathered(run: Path, last: int) -> Results:
+def gathered(run: Path, last: int, is_folds: bool) -> Results:
     """The results of the finished rounds up to number `last`, as `gather_results` returns them."""
-    folders = []
-    rounds = {}
-    for number in rounds_in(run):
-        if 1 <= number <= last:
-            folder = round_path(run, number)
-            folders.append(folder)
-            rounds[str(number)] = read_round(folder)
+    folders = [round_path(run, number) for number in rounds_in(run) if number <= last]
+    rounds = {str(round_index_of(folder) + 1): read_round(folder) for folder in folders}
     # With unequal epochs there are no statistics: a median would be neither of the shorter
     # trainings nor of the longer ones.
     averaged = [] if unequal_epochs(rounds) else list(rounds.values())
@@ -113,6 +98,10 @@ def gathered(run: Path, last: int) -> Results:
     # The first versions computed no intervals. One such round leaves the median without one.
     if rounds and all(result.keys() & set(INTERVALS) for result in rounds.values()):
         add_intervals(results, folders)
+    # Without a median the folds have different numbers of epochs.
+    if is_folds and len(rounds) == last and results['median']:
+        tested = predictions_of_folds(run, last)
+        results['pooled'] = {'images': len(tested.images), **metrics_of(tested)}
     return results
 
 
@@ -189,7 +178,7 @@ def read_result(path: Path) -> Result:
     with reading(path, 'JSON') as file:
         result = json.load(file, object_hook=with_nan)
         values = [result[name] for name in ('epoch', 'epochs', *REQUIRED)]
-        values += [result[name] for name in METRICS if name in result]
+        values.append(result.get('MAE', 0))
         if not all(isinstance(value, (int, float)) for value in values):
             raise ValueError(
                 'it is not as a run writes it; once it is removed, --resume writes it again'
@@ -256,13 +245,9 @@ def read_history(folder: Path) -> dict[str, list[float]]:
 
 def read_columns(path: Path) -> dict[str, list[str]]:
     """The columns of a CSV file that a run wrote, by their names."""
-    # It refuses a row with fewer cells than the header.
-    rows = read_rows(path)
-    header = rows[0].cells if rows else []
-    columns = {}
-    for k, name in enumerate(header):
-        columns[name] = [row.cells[k] for row in rows[1:]]
-    return columns
+    # `read_rows` refuses a row with fewer cells than the header.
+    columns = zip(*(row.cells for row in read_rows(path)))
+    return {name: cells for name, *cells in columns}
 
 
 def write_predictions(path: Path, tested: TestedImages) -> None:

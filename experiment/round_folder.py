@@ -223,15 +223,14 @@ class RoundFolder:
                 checkpoints.FACTS: json.dumps(self.model),
             }
             self.release()
-            write_whole(self.path / 'last.pth', checkpoints.serialised(content))
+            checkpoints.write_checkpoint(self.path / 'last.pth', content)
             self.write_derived(state)
         distributed.wait()
 
     def write_derived(self, state: Content) -> None:
         """Write the files that follow from last.pth; a kill may have left them an epoch behind."""
         if is_best_last(state):
-            content = checkpoints.serialised_weights(state['model'], self.model)
-            write_whole(self.path / 'best.pth', content)
+            checkpoints.write_weights(self.path / 'best.pth', state['model'], self.model)
         # Epochs of an earlier version may lack newer columns, so each row adds those that it has.
         history = state['history']
         columns = list(dict.fromkeys(name for row in history for name in row))

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.export import Dim
 
-import models
+from models import PATCH_SIZE
 from scoring.photo import PatchScorer, PhotoScorer
 from scoring.scorer import Scorer
 from util.checkpoints import FACTS
@@ -24,7 +25,7 @@ INPUTS = {
     'photo': 'photo (H, W, 3) uint8 RGB, upright, in sRGB',
     'patches': 'patches (N, 224, 224, 3) uint8 RGB',
 }
-SIZES = ((224, 224), (300, 400), (480, 360))  # (height, width) of the pictures it is tested with
+SIZES = {'photo': {0: 'H', 1: 'W'}, 'patches': {0: 'N'}}  # the dimensions of each that vary
 
 
 def export(
@@ -40,37 +41,45 @@ def export(
         InputError: a file cannot be read or written, or the exported file does not give the scores
             of the network.
     """
+    ending = Path(out).suffix.lower()
+    only_weights = ending == '.safetensors'
+    takes_photo = input == 'photo' and not only_weights
     scorer = Scorer(checkpoint, 'cpu', patches)
-    network = scorer.network
     about = {'model': 'HyperIQA', **scorer.meaning._asdict()}
-    # A file of weights alone takes no input.
-    if Path(out).suffix.lower() != '.safetensors':
+    if not only_weights:
         about['input'] = INPUTS[input]
     metadata = json.dumps(about)
+    examples = example_photos() if takes_photo else example_patches()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         # PyTorch's exporters warn and log about changes in later versions.
         warnings.simplefilter('ignore')
         logging.getLogger('torch').setLevel(logging.CRITICAL)
-        path = Path(folder) / f'exported{Path(out).suffix.lower()}'
-        # `out` appears only after the comparison.
-        if path.suffix == '.safetensors':
-            write_weights(network, path, metadata)
-            refuse_difference(network, path)
-        elif input == 'patches':
-            write_graph(
-                network, random_patches(2), {0: torch.export.Dim('N', min=1)}, path, metadata
-            )
-            refuse_difference(network, path)
+        path = Path(folder) / f'exported{ending}'
+        if only_weights:
+            write_weights(scorer.network, path, metadata)
         else:
-            photo_scorer = PhotoScorer(network, scorer.meaning.resize, patches)
-            # With a resize, a photo may have any size but 1, which torch.export takes for a
-            # constant. Without one, a patch must fit in.
-            least = 2 if scorer.meaning.resize else models.PATCH_SIZE
-            sides = {0: torch.export.Dim('H', min=least), 1: torch.export.Dim('W', min=least)}
-            write_graph(photo_scorer, demo_picture(SIZES[1]), sides, path, metadata)
-            refuse_other_scores(scorer, path)
+            module = scorer.photo_network if takes_photo else scorer.network
+            # The first example has no size of 1, which torch.export would take for a constant.
+            write_graph(module, examples[0], SIZES[input], path, metadata)
+        # `out` appears only after the comparison.
+        refuse_other_scores(path, scorer, examples)
         write_whole(out, path.read_bytes())
     log(f'{out} answers as {checkpoint} does; its metadata is {metadata}')
+
+
+def example_photos() -> list[torch.Tensor]:
+    """Pictures as in the demo database, (H, W, 3) uint8 each, the smallest one among them."""
+    photos = []
+    for width, height in ((400, 300), (PATCH_SIZE, PATCH_SIZE), (360, 480)):
+        picture = make_scene(np.random.RandomState(0)).resize((width, height))
+        photos.append(torch.from_numpy(np.array(picture)))
+    return photos
+
+
+def example_patches() -> list[torch.Tensor]:
+    """Random patches, (N, 224, 224, 3) uint8 each, for several N."""
+    sizes = [(count, PATCH_SIZE, PATCH_SIZE, 3) for count in (2, 1, 3)]
+    return [torch.randint(0, 256, size, dtype=torch.uint8) for size in sizes]
 
 
 def write_weights(network: PatchScorer, path: Path, metadata: str) -> None:
@@ -82,23 +91,23 @@ def write_weights(network: PatchScorer, path: Path, metadata: str) -> None:
 
 
 def write_graph(
-    module: torch.nn.Module, example: torch.Tensor, sizes: dict[int, Any], path: Path, metadata: str
+    module: torch.nn.Module, example: torch.Tensor, sizes: dict[int, str], path: Path, metadata: str
 ) -> None:
     """Write a module of one input as .pt2 or .onnx.
 
     Args:
-        example: an input whose varying sizes are not 1, which torch.export takes for a constant.
-        sizes: the dimensions of the input that vary.
+        example: an input.
+        sizes: the names of the dimensions of the input that vary.
     """
-    graph = torch.export.export(module, (example,), dynamic_shapes=(sizes,))
+    varying = dict.fromkeys(sizes, Dim.DYNAMIC)
+    graph = torch.export.export(module, (example,), dynamic_shapes=(varying,))
     if path.suffix == '.pt2':
         torch.export.save(graph, path, extra_files={FACTS: metadata})
         return
-    names = ({axis: size.__name__ for axis, size in sizes.items()},)
     outputs = ['score', 'patch_scores'] if isinstance(module, PhotoScorer) else ['scores']
     try:
         written: Any = torch.onnx.export(
-            graph, dynamo=True, dynamic_shapes=names, output_names=outputs, verbose=False
+            graph, dynamo=True, dynamic_shapes=(sizes,), output_names=outputs, verbose=False
         )
     except torch.onnx.OnnxExporterError:  # 2.6 fails at any number of patches, 2.7.1 does not
         raise InputError(
@@ -109,76 +118,49 @@ def write_graph(
     written.save(path)
 
 
-def refuse_difference(network: PatchScorer, path: Path) -> None:
-    """Compare an exported file with the network, on one patch and on several.
+def refuse_other_scores(path: Path, scorer: Scorer, examples: list[torch.Tensor]) -> None:
+    """Compare an exported file with the scorer.
+
+    Args:
+        examples: photos, (H, W, 3) uint8 each, or several patches, (N, 224, 224, 3) uint8 each.
 
     Raises:
         InputError: their scores differ.
     """
     answer = answers_of(path)
-    for count in (1, 3):  # other numbers than in the example that it was exported with
-        patches = random_patches(count)
-        expected = network(patches)
-        difference = (answer(patches) - expected).abs().max().item()
-        largest = max(1, expected.abs().max().item())
-        refuse_above(TOLERANCE * largest, difference, f'the scores of {count} patches')
-
-
-def refuse_other_scores(scorer: Scorer, path: Path) -> None:
-    """Compare an exported file with the scorer, on photos of several sizes.
-
-    The resize of Pillow cannot be repeated to the last digit, so the scores may differ by a tenth
-    of their deviation over the patches.
-
-    Raises:
-        InputError: their scores differ by more.
-    """
-    answer = answers_of(path)
-    for size in SIZES:
-        photo = demo_picture(size)
-        expected, deviation = next(scorer.results([photo.numpy()], strict=True))
-        score, _ = answer(photo)
-        difference = abs(score.item() - expected)
-        limit = max(TOLERANCE * max(1, abs(expected)), deviation / 10)
-        refuse_above(limit, difference, f'the score of a photo of {size[1]}x{size[0]}')
-
-
-def refuse_above(limit: float, difference: float, scores: str) -> None:
-    """Refuse an exported file whose answer differs from the named scores by more than `limit`."""
-    # Not `>`, which is false for nan.
-    if not difference <= limit:
-        raise InputError(
-            f'the exported network differs by {difference:.2g} from {scores}; nothing was written'
-        )
+    for example in examples:
+        if example.ndim == 3:
+            expected, deviation = scorer(example.numpy(), spread=True)
+        else:
+            expected = scorer.patch_scores(example.numpy()).numpy()
+            deviation = 0
+        difference = np.abs(answer(example) - expected).max()
+        # Pillow's resize is not repeated to the last digit, which may move the score of a photo by
+        # a tenth of the deviation over its patches.
+        limit = max(TOLERANCE * max(1, np.abs(expected).max()), deviation / 10)
+        # Not `>`, which is false for nan.
+        if not difference <= limit:
+            raise InputError(
+                f'the exported network differs by {difference:.2g} from the scores of an input '
+                f'{tuple(example.shape)}; nothing was written'
+            )
 
 
 def answers_of(path: Path) -> Callable[[torch.Tensor], Any]:
-    """An exported file as a function of its input."""
+    """An exported file as a function from its input to its first output."""
     if path.suffix == '.safetensors':
-        return Scorer(path, 'cpu').network
+        scorer = Scorer(path, 'cpu')
+        return lambda patches: scorer.patch_scores(patches.numpy()).numpy()
     if path.suffix == '.pt2':
-        return torch.export.load(path).module()
+        module = torch.export.load(path).module()
+        return lambda value: first_of(module(value)).numpy()
     from onnxruntime import InferenceSession
 
     session = InferenceSession(path)
     name = session.get_inputs()[0].name
-
-    def answer(value: torch.Tensor) -> Any:
-        outputs = [
-            torch.from_numpy(np.asarray(out)) for out in session.run(None, {name: value.numpy()})
-        ]
-        return outputs[0] if len(outputs) == 1 else outputs
-
-    return answer
+    return lambda value: session.run(None, {name: value.numpy()})[0]
 
 
-def random_patches(count: int) -> torch.Tensor:
-    size = (count, models.PATCH_SIZE, models.PATCH_SIZE, 3)
-    return torch.randint(0, 256, size, dtype=torch.uint8)
-
-
-def demo_picture(size: tuple[int, int]) -> torch.Tensor:
-    """A picture as in the demo database, in the size (height, width): (H, W, 3) uint8."""
-    height, width = size
-    picture = make_scene(np.random.RandomState(0)).resize((width, height))
-    return torch.from_numpy(np.array(picture))
+def first_of(outputs: Any) -> torch.Tensor:
+    """The only output of a graph, or the first of several."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs

@@ -26,32 +26,20 @@ def starts(steps: torch.Tensor, side: int) -> torch.Tensor:
     return steps * possible_starts // PLACE_STEPS
 
 
-def resized(photo: torch.Tensor, size: Sequence[int], rounded: bool) -> torch.Tensor:
-    """A photo in another size, as Pillow's bilinear resize makes it: in a pass across and one down.
+def resized(images: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Images in another size, exactly as `frames.resized` makes them with Pillow.
 
     Args:
-        photo: (..., H, W), from 0 to 255.
-        rounded: round to whole numbers after each pass, as Pillow does. Without it the result is
-            smooth, so that gradients flow.
+        images: (N, 3, H, W), whole numbers from 0 to 255.
+        size: (height, width).
     """
     height, width = size
-    # `photo @ across` resizes the rows to the width, and `down @ photo` the columns to the height.
-    across = resize_weights(photo.shape[-1], width).to(photo.device).T
-    down = resize_weights(photo.shape[-2], height).to(photo.device)
-    if not rounded:
-        return down.float() @ (photo @ across.float())
-    # float64 adds up the products of such weights exactly, so that a sum halfway between two levels
-    # is rounded as by Pillow.
-    across = (across * WEIGHT_STEPS).round() / WEIGHT_STEPS
-    down = (down * WEIGHT_STEPS).round() / WEIGHT_STEPS
-    photo = photo.double()
-    across_first = to_levels(down @ to_levels(photo @ across))
-    down_first = to_levels(to_levels(down @ photo) @ across)
-    # The order of Pillow 13: down first if the height falls by more than twice as much as the
-    # width. In tensors, since torch.export would keep only one branch.
-    lower = torch.ones(1, device=photo.device) * (photo.shape[-2] - height)
-    narrower = torch.ones(1, device=photo.device) * (photo.shape[-1] - width)
-    return torch.where((lower > 0) & (lower > 2 * narrower), down_first, across_first).float()
+    # `images @ across` resizes the rows to the width, and `down @ images` the columns to the
+    # height. float64 adds up the products exactly, so that a sum halfway between two levels is
+    # rounded as by Pillow.
+    across = resize_weights(images.shape[3], width).T
+    down = resize_weights(images.shape[2], height)
+    return to_levels(down @ to_levels(images.double() @ across)).float()
 
 
 def to_levels(values: torch.Tensor) -> torch.Tensor:
@@ -60,19 +48,21 @@ def to_levels(values: torch.Tensor) -> torch.Tensor:
 
 
 def resize_weights(side: int, wanted: int) -> torch.Tensor:
-    """The weights of a resize from `side` pixels to `wanted` ones.
+    """The weights of Pillow's bilinear resize from `side` pixels to `wanted` ones.
 
     Returns:
-        (wanted, side), the share of each old pixel in each new one. It falls with their distance.
+        (wanted, side) float64, the share of each old pixel in each new one. It falls with their
+        distance.
     """
     scale = side / wanted
     centres = (torch.arange(wanted, dtype=torch.float64) + 0.5) * scale
+    distances = (torch.arange(side, dtype=torch.float64) + 0.5 - centres[:, None]).abs()
     # An enlarged photo's pixel comes from the two nearest ones, a reduced photo's from all that it
     # covers. As a tensor, since torch.export would keep only one branch of a maximum of numbers.
     reach = (torch.ones(1, dtype=torch.float64) * scale).clamp(min=1)
-    distances = (torch.arange(side, dtype=torch.float64) + 0.5 - centres[:, None]).abs()
     weights = (1 - distances / reach).clamp(min=0)
-    return weights / weights.sum(1, keepdim=True)
+    weights = weights / weights.sum(1, keepdim=True)
+    return (weights * WEIGHT_STEPS).round() / WEIGHT_STEPS
 
 
 class PatchScorer(torch.nn.Module):
@@ -106,7 +96,7 @@ class PhotoScorer(torch.nn.Module):
     """A uint8 photo -> its score, with the resize, the places of the patches and the mean inside.
 
     Args:
-        resize: the height and width that it is resized to, or None.
+        resize: the height and width that a photo is resized to, or None.
         patches: how many are scored.
     """
 
@@ -118,18 +108,22 @@ class PhotoScorer(torch.nn.Module):
         self.offsets = torch.nn.Buffer(torch.arange(PATCH_SIZE))
 
     def forward(self, photo: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(H, W, 3) uint8 RGB -> its score () and the scores of its patches (patches,), float32.
-
-        A photo that is smaller than a patch is an error: the patches do not fit in.
-        """
+        """(H, W, 3) uint8 RGB -> its score () and the scores of its patches (patches,), float32."""
         # Cast first: other runtimes cannot gather uint8.
-        image = photo.float().permute(2, 0, 1)
+        images = photo.float().permute(2, 0, 1)[None]
         if self.resize:
-            image = resized(image, self.resize, rounded=True)
-        # (patches, 224) each: the rows and columns of the pixels of every patch.
-        rows = starts(self.places[:, :1], image.shape[1]) + self.offsets
-        columns = starts(self.places[:, 1:], image.shape[2]) + self.offsets
-        # Indexing gives (3, patches, 224, 224); then the patches come first.
-        patches = image[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
-        scores = self.scorer.of_images(patches)
+            images = resized(images, self.resize)
+        scores = self.patch_scores(images)[0]
         return scores.mean(), scores
+
+    def patch_scores(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) float32, from 0 to 255 -> the scores of their patches (N, patches).
+
+        Images that are smaller than a patch are an error: it does not fit in.
+        """
+        # (patches, 224) each: the rows and columns of the pixels of every patch.
+        rows = starts(self.places[:, :1], images.shape[2]) + self.offsets
+        columns = starts(self.places[:, 1:], images.shape[3]) + self.offsets
+        # Indexing gives (N, 3, patches, 224, 224).
+        patches = images[:, :, rows[:, :, None], columns[:, None, :]].transpose(1, 2)
+        return self.scorer.of_images(patches.flatten(0, 1)).view(-1, len(self.places))

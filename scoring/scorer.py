@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from experiment.run_folder import checkpoint_in
 from models import PATCH_SIZE
-from scoring.photo import PatchScorer, places, resized, starts
+from scoring.photo import PatchScorer, PhotoScorer, places, starts
 from scoring.trained import load_trained
 from util import checkpoints, frames
 from util.cores import cores
@@ -63,10 +64,12 @@ class Scorer:
         self.amp = amp
         self.checkpoint = checkpoint_in(checkpoint)
         model, self.meaning = load_trained(self.checkpoint)
-        self.network = PatchScorer(model, self.meaning.score_range).eval().requires_grad_(False)
+        self.network = PatchScorer(model, self.meaning.score_range)
+        self.photo_network = PhotoScorer(self.network, self.meaning.resize, patches)
+        self.photo_network.eval().requires_grad_(False)
         # The stub of `to` lacks `memory_format`.
         form = memory_format(self.device)
-        self.network.to(self.device, memory_format=form)  # type: ignore[call-overload]
+        self.photo_network.to(self.device, memory_format=form)  # type: ignore[call-overload]
 
     def digest(self) -> str:
         """The first 8 digits of a hash of the weights."""
@@ -138,12 +141,10 @@ class Scorer:
     def crops(self, image: Picture) -> np.ndarray:
         """(patches, 224, 224, 3) uint8 crops of an image, at the fixed `places`."""
         _, frame = self.photo_and_frame(image)
-        return np.stack([crop_of(frame, y, x) for y, x in self.corners(*frame.shape[:2])])
-
-    def corners(self, height: int, width: int) -> Iterator[tuple[int, int]]:
-        """The top and left of each patch in a frame."""
+        height, width = frame.shape[:2]
         down, across = places(self.patches).T
-        return zip(starts(down, height).tolist(), starts(across, width).tolist())
+        corners = zip(starts(down, height).tolist(), starts(across, width).tolist())
+        return np.stack([crop_of(frame, y, x) for y, x in corners])
 
     def tensor_scores(self, images: torch.Tensor) -> torch.Tensor:
         """Score images so that gradients flow to them, as a loss or a metric in other trainings.
@@ -164,7 +165,17 @@ class Scorer:
                 f'{images.dtype} {tuple(images.shape)}'
             )
         try:
-            return self.scores_with_gradient(images)
+            levels = images.float() * 255
+            if self.meaning.resize:
+                # As Pillow, but without its rounding to whole numbers, so that gradients flow.
+                levels = F.interpolate(
+                    levels, tuple(self.meaning.resize), mode='bilinear', antialias=True
+                )
+            height, width = levels.shape[2:]
+            if min(height, width) < PATCH_SIZE:
+                raise InputError(f'images of {width}x{height} are smaller than {PATCH_SIZE} pixels')
+            with self.autocast():
+                return self.photo_network.patch_scores(levels).mean(1)
         except (RuntimeError, MemoryError) as error:
             if machine_fault(error) != MEMORY:
                 raise
@@ -172,22 +183,6 @@ class Scorer:
                 f'out of memory for {self.patches} patches of each of {len(images)} images; '
                 'a Scorer with fewer patches needs less'
             )
-
-    def scores_with_gradient(self, images: torch.Tensor) -> torch.Tensor:
-        """As `tensor_scores`, of a tensor that has the right shape and type."""
-        scaled = images.float() * 255
-        if self.meaning.resize:
-            scaled = resized(scaled, self.meaning.resize, rounded=False)
-        height, width = scaled.shape[2:]
-        if min(height, width) < PATCH_SIZE:
-            raise InputError(f'images of {width}x{height} are smaller than {PATCH_SIZE} pixels')
-        crops = []
-        for y, x in self.corners(height, width):
-            crops.append(scaled[:, :, y : y + PATCH_SIZE, x : x + PATCH_SIZE])
-        with self.autocast():
-            scores = self.network.of_images(torch.cat(crops))
-        # `crops` has the first patch of every image, then the second of every image, and so on.
-        return scores.view(self.patches, -1).mean(0)
 
     def autocast(self) -> torch.autocast:
         device_type = torch.device(self.device).type
@@ -305,8 +300,7 @@ def rgb_of(image: Any) -> Image.Image:
     wanted = 'an image is a path, a PIL image or an (H, W, 3) uint8 RGB array'
     if not isinstance(image, np.ndarray):
         raise InputError(f'{wanted}, not {type(image).__name__}')
-    has_pixels = image.ndim == 3 and image.shape[2] == 3 and image.size > 0
-    if image.dtype != np.uint8 or not has_pixels:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise InputError(f'{wanted}, not {image.dtype} {image.shape}')
     return Image.fromarray(np.ascontiguousarray(image))
 
@@ -327,6 +321,6 @@ def enlarged(picture: Image.Image, name: str) -> Image.Image:
     if shorter < NARROWEST * max(picture.size):
         raise InputError(f'{found}: too narrow to be enlarged until a patch fits in')
     scale = PATCH_SIZE / shorter
-    width, height = (max(PATCH_SIZE, round(side * scale)) for side in picture.size)
+    width, height = (round(side * scale) for side in picture.size)
     log_once(f'{found}: enlarged to {width}x{height}, so its score is less certain')
     return picture.resize((width, height), Image.Resampling.BICUBIC)

@@ -19,6 +19,7 @@ import compare
 import demo
 import export
 import train_test_IQA
+from util import checkpoints
 from util.errors import (
     COMPILER,
     LOST,
@@ -231,16 +232,19 @@ def test_a_real_allocation_that_fails_has_its_phrase():
     assert machine_fault(caught.value) == MEMORY
 
 
-def test_memory_that_runs_out_while_a_checkpoint_is_made_is_named():
+def test_memory_that_runs_out_while_a_checkpoint_is_written_is_named(monkeypatch):
     class LittleMemory(io.BytesIO):
         def write(self, content):
             if len(content) > 1000:  # the end of the file still has room
                 raise MemoryError
             return super().write(content)
 
-    with pytest.raises(RuntimeError, match='unexpected pos') as caught:
-        torch.save({'weight': torch.zeros(10000)}, LittleMemory())
-    assert machine_fault(caught.value) == MEMORY
+    content = {'weight': torch.zeros(10000)}
+    with pytest.raises(RuntimeError, match='unexpected pos'):  # it names another fault
+        torch.save(content, LittleMemory())
+    monkeypatch.setattr(checkpoints, 'write_whole', lambda path, write: write(LittleMemory()))
+    with pytest.raises(MemoryError):
+        checkpoints.write_checkpoint('last.pth', content)
 
 
 def test_nccl_keeps_its_reason(small_program):

@@ -198,7 +198,7 @@ def assert_demo_scores_in_the_labels_unit(checkpoint, picture, capsys):
     content = checkpoints.read_checkpoint(checkpoint)
     meaning = {**checkpoints.facts_in(content), 'score_range': None}
     plain = checkpoint.parents[2] / 'plain.pth'
-    plain.write_bytes(checkpoints.serialised_weights(content, meaning))
+    checkpoints.write_weights(plain, content, meaning)
     assert in_own_unit == pytest.approx(10 + 70 * score(plain), abs=0.01)
 
 

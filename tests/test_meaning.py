@@ -58,7 +58,7 @@ def test_the_checkpoints_of_a_run_say_what_they_mean_wherever_they_are(finished_
 
 def test_a_best_checkpoint_is_still_a_plain_state_dict(tmp_path, weights):
     path = tmp_path / 'best.pth'
-    files.write_whole(path, checkpoints.serialised_weights(weights, OTHER._asdict()))
+    checkpoints.write_weights(path, weights, OTHER._asdict())
     for mmap in (False, True):
         content = torch.load(path, weights_only=True, mmap=mmap)
         assert list(content) == list(weights)
@@ -112,7 +112,7 @@ def test_a_copied_record_counts_and_another_tools_does_not(old_run, tmp_path, ca
 def test_evaluate_takes_the_unit_and_direction_from_a_moved_checkpoint(program, tmp_path, weights):
     """Scores of 1 to 5 in which lower is better, of a network that gives 0 to 1."""
     path = tmp_path / 'moved.pth'
-    files.write_whole(path, checkpoints.serialised_weights(weights, OTHER._asdict()))
+    checkpoints.write_weights(path, weights, OTHER._asdict())
     names = [f'{k}.png' for k in range(4)]
     rows = [f'{name},{k + 1}' for k, name in enumerate(names)]
     own_table(tmp_path, '\n'.join(['image,dmos', *rows]), images=names, size=(230, 240))
@@ -125,12 +125,8 @@ def test_evaluate_takes_the_unit_and_direction_from_a_moved_checkpoint(program, 
     predicted = [float(row['prediction']) for row in table]
     network, _ = load_trained(path)
     plain = tmp_path / 'plain.pth'
-    files.write_whole(
-        plain,
-        checkpoints.serialised_weights(
-            network.state_dict(), OTHER._replace(score_range=None, higher_is_better=True)._asdict()
-        ),
-    )
+    meaning = OTHER._replace(score_range=None, higher_is_better=True)
+    checkpoints.write_weights(plain, network.state_dict(), meaning._asdict())
     again = program('--evaluate', plain, '--test_on', 'csv=mine.csv', *options, '--output', 'again')
     assert again.returncode == 0, again.stderr
     turned = files.read_json(tmp_path / 'again' / 'result.json')['databases']['mine']

@@ -6,7 +6,6 @@ wrappers and behind the prefixes that training code leaves.
 """
 
 import hashlib
-import io
 import json
 import re
 import sys
@@ -22,7 +21,7 @@ from torch import nn
 from torchvision.models import ResNet50_Weights
 
 from util.errors import InputError, machine_fault
-from util.files import reading
+from util.files import reading, write_whole
 
 # Keys under which training code stores a state_dict.
 WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'params', 'net')
@@ -59,8 +58,10 @@ class Trained(NamedTuple):
     facts: dict[str, Any] | None
 
 
-def serialised_weights(state: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> memoryview:
-    """The bytes of a plain state_dict file.
+def write_weights(
+    path: Path | str, state: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
+) -> None:
+    """Write a plain state_dict file.
 
     Args:
         facts: the meaning of images and scores to the network (see `Meaning`).
@@ -70,7 +71,7 @@ def serialised_weights(state: Mapping[str, torch.Tensor], facts: Mapping[str, An
     # An attribute that PyTorch's own state_dicts have. It is saved with the dict and adds no key
     # to it, so that any program loads the weights as before.
     weights._metadata = {FACTS: json.dumps(facts)}
-    return serialised(weights)
+    write_checkpoint(path, weights)
 
 
 def facts_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -85,11 +86,17 @@ def facts_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
     return json.loads(text) if isinstance(text, str) else None
 
 
-def serialised(content: Content) -> memoryview:
-    """The bytes of a checkpoint file with `content`."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getbuffer()
+def write_checkpoint(path: Path | str, content: Content) -> None:
+    """Write a checkpoint file, as `write_whole` does."""
+
+    def save(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # The error of the file, such as that of a full disk, which PyTorch replaces by its own.
+            raise error.__context__ or error
+
+    write_whole(path, save)
 
 
 def digest(state: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from util.files import write_whole
 STEP_TIMEOUT = timedelta(seconds=120)
 COMPILE_TIMEOUT = timedelta(hours=1)
 WAIT_TIMEOUT = timedelta(days=1)
+KINDS_OF_DEVICE = 'use cpu, cuda, cuda:1 or mps'
 waiting_group: Any = None  # over gloo on any device
 
 
@@ -63,7 +64,8 @@ def pick_device(name: str | None) -> str:
         # Some devices can be named and allocated on, but do not compute.
         torch.ones(1, device=name).add(1).item()
     except Exception as error:  # each backend that is missing fails in its own way
-        raise InputError(f'--device {name}: {first_line(error)}; use cpu, cuda, cuda:1 or mps')
+        remedy = 'start as many processes as there are GPUs' if launched() else KINDS_OF_DEVICE
+        raise InputError(f'--device {name}: {first_line(error)}; {remedy}')
     return name
 
 
@@ -78,22 +80,20 @@ def best_device() -> str:
 
 def device_of_rank(name: str) -> str:
     """The device `name` as this rank of torchrun uses it: on CUDA, a GPU of its own."""
-    if name == 'mps':
-        raise InputError(f'--device {name} is for one process: start without torchrun')
-    if name.startswith('cuda:'):
-        remedy = 'give --device cuda, and each process takes a GPU of its own'
-        raise InputError(f'--device {name} is for one process: {remedy}')
+    if name == 'mps' or name.startswith('cuda:'):
+        raise InputError(
+            f'--device {name} is for one process: start without torchrun, or give --device cuda, '
+            'and each process takes a GPU of its own'
+        )
     return f'cuda:{errors.ranks.number_here}' if name == 'cuda' else name
 
 
 def processes_on(device: str) -> str:
     """The number of processes and their device, as '2 processes on cpu, 1 thread each'."""
-    count = world_size()
-    # The number of a GPU differs from rank to rank.
-    kind = device.partition(':')[0] if launched() else device
-    if count == 1:
-        return f'1 process on {kind}, {device_name(device)}'
-    return f'{count} processes on {kind}, {device_name(device)} each'
+    if not launched():
+        return f'1 process on {device}, {device_name(device)}'
+    kind = device.partition(':')[0]  # the number of a GPU differs from rank to rank
+    return f'{world_size()} processes on {kind}, {device_name(device)} each'
 
 
 def device_name(device: str) -> str:
@@ -113,7 +113,7 @@ def has_bfloat16(device: str) -> bool:
     """
     if device.startswith('cuda'):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device != 'cpu' or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return not device.startswith('cpu') or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def amp_type(device: str) -> torch.dtype:
@@ -128,7 +128,7 @@ def amp_type(device: str) -> torch.dtype:
 
 def has_fast_amp(device: str) -> bool:
     """Whether --amp is faster than float32."""
-    return amp_type(device) == torch.float16 or has_bfloat16(device)
+    return device.startswith('cuda') or has_bfloat16(device)
 
 
 def warn_of_slow_amp(device: str) -> None:

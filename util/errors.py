@@ -221,9 +221,7 @@ def machine_fault(error: BaseException) -> str | None:
     """
     # Types are compared by name, since torch may not be imported here.
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    # torch.save turns a MemoryError into an error of its own about a position in the file.
-    is_of_memory = isinstance(error, MemoryError) or isinstance(error.__context__, MemoryError)
-    if is_of_memory or 'OutOfMemoryError' in kinds:
+    if isinstance(error, MemoryError) or 'OutOfMemoryError' in kinds:
         return MEMORY
     if 'DistError' in kinds:
         return LOST

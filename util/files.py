@@ -15,7 +15,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -267,15 +267,21 @@ def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> No
                 path.unlink()
 
 
-def write_whole(path: Path | str, content: bytes | memoryview) -> None:
-    """Write the bytes `content` to `path`, which has all of its old or its new content at any time.
+def write_whole(path: Path | str, content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write `content` to `path`, which has all of its old or its new content at any time.
+
+    Args:
+        content: bytes, or a function that writes them into an open file.
 
     Raises:
         InputError: the disk is full or the place cannot be written; the old content stays.
     """
     try:
         with writing(path) as file:
-            file.write(content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
     except OSError as error:
         raise InputError(
             f'{path} cannot be written: {error.strerror}; its earlier content is untouched. '

@@ -301,7 +301,10 @@ def resized(image: Image.Image, resize: Sequence[int] | None) -> Image.Image:
     if resize is None:
         return image
     height, width = resize
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    # First the width and then the height, in two calls: in a single one Pillow 13 takes the other
+    # order for some photos, and rounds other numbers than its earlier versions.
+    across = image.resize((width, image.height), Image.Resampling.BILINEAR)
+    return across.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def image_size(path: Path | str, exif_rotation: bool) -> tuple[int, int]:

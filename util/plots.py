@@ -79,29 +79,26 @@ def number_epochs(axis: Axes) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def run_curves(curves: Sequence[Sequence[float]], best_epochs: Sequence[int], title: str) -> bytes:
+def run_curves(curves: Sequence[Sequence[float]], best_epochs: Sequence[int], name: str) -> bytes:
     """Draw the test SRCC of each round, thin, and their median, thick.
 
     Args:
         curves: (epochs,) of each round.
         best_epochs: of each round, 1-based; they are marked.
+        name: of the run.
     """
     figure = Figure(figsize=(8, 5), layout='constrained')
     axis = figure.subplots()
-    for curve in curves:
+    for curve, epoch in zip(curves, best_epochs):
         axis.plot(range(1, len(curve) + 1), curve, color=BLUE, linewidth=0.8, alpha=0.5)
-    best = [curve[epoch - 1] for curve, epoch in zip(curves, best_epochs)]
-    axis.plot(best_epochs, best, 'o', color=ORANGE, markersize=5, label='best epoch of each round')
+        axis.plot(epoch, curve[epoch - 1], 'o', color=ORANGE, markersize=5)
     # zip ends with the last epoch that all rounds have.
     median = [np.median(values) for values in zip(*curves)]
-    rounds = 'the only round' if len(curves) == 1 else f'median of {len(curves)} rounds'
-    epochs = range(1, len(median) + 1)
-    axis.plot(epochs, median, color=BLUE, linewidth=2.5, label=rounds, zorder=1)
-    axis.set_title(title, fontsize=11)
+    axis.plot(range(1, len(median) + 1), median, color=BLUE, linewidth=2.5, zorder=1)
+    axis.set_title(f'{shortened(name, 60)}: rounds (thin), median (thick), best epochs (dots)')
     number_epochs(axis)
     axis.set_ylabel('test SRCC')
     axis.grid(alpha=0.3)
-    axis.legend()
     return png(figure)
 
 
@@ -172,7 +169,7 @@ def worst(tested: TestedImages, picture_of: Callable[[int], Image.Image], title:
 def rows_of(heading: str, excess: np.ndarray) -> list[tuple[str, list[int]]]:
     """The rows of worst.png with the images of the largest excess, each with its heading.
 
-    There are at most two rows, with at most a quarter of all images.
+    There are at most two rows, with a quarter of all images at most, but with one image at least.
 
     Args:
         excess: (N,), the error of each prediction, positive in the direction of this heading.
@@ -180,8 +177,8 @@ def rows_of(heading: str, excess: np.ndarray) -> list[tuple[str, list[int]]]:
     most = min(2 * ROW, max(1, len(excess) // 4))
     images = [k for k in np.argsort(-excess)[:most].tolist() if excess[k] > 0]
     # A second row is drawn only if it is full, so that the table has no holes.
-    if len(images) > ROW:
-        images = images[: len(images) // ROW * ROW]
+    if len(images) < 2 * ROW:
+        del images[ROW:]
     rows = []
     for start in range(0, len(images), ROW):
         rows.append(('' if start else heading, images[start : start + ROW]))
@@ -218,7 +215,8 @@ def draw_mean_curves(axis: Axes, curves: Mapping[str, Sequence[Sequence[float]]]
         epochs = min(map(len, rounds))  # all rounds have them; one may have stopped early
         values = np.array([of_round[:epochs] for of_round in rounds])
         x = np.arange(1, epochs + 1)
-        label = f'{shortened(name, 50)} (n = {len(rounds)})'
+        # The number first: a label that starts with _ would not be in the legend.
+        label = f'n = {len(rounds)}: {shortened(name, 50)}'
         (line,) = axis.plot(x, values.mean(0), marker='o', markersize=3, label=label)
         colour = line.get_color()
         axis.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
