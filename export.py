@@ -3,12 +3,12 @@
     python export.py runs/koniq-seed0/round_01/best.pth hyperiqa.onnx
 
 The file can end in .onnx, .pt2 (torch.export) or .safetensors. An .onnx or .pt2 takes a `photo`,
-(H, W, 3) uint8 RGB, upright and in sRGB, at least 224x224 after the resize that is inside. It
-returns its `score` in the unit of the labels, which is the mean of the `patch_scores` that it
-returns too. With `--input patches` it takes `patches`, (N, 224, 224, 3) uint8 RGB for any N, and
-returns N scores; the metadata `hyperiqa` says how an image is resized before patches are cut. A
-.safetensors has the weights for `demo.py`. Before a file appears it is loaded back and its scores
-are compared with the network's.
+(H, W, 3) uint8 RGB, upright and in sRGB. The network's resize is inside, and a photo must be
+224x224 or larger after it. The file returns its `score` in the unit of the labels, which is the
+mean of the `patch_scores` that it returns too. With `--input patches` it takes `patches`,
+(N, 224, 224, 3) uint8 RGB for any N, and returns N scores; the metadata `hyperiqa` says how an
+image is resized before patches are cut. A .safetensors has the weights for `demo.py`. Before a file
+appears it is loaded back and its scores are compared with the network's.
 """
 
 from importlib.util import find_spec

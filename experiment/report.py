@@ -7,7 +7,7 @@ from experiment.options import title_of
 from experiment.results import Result, Results, unequal_epochs
 from experiment.splits import SplitRecord
 
-# A note on the result of a best epoch, which is optimistic where the result chose the epoch.
+# A note on a result by which its epoch was chosen, which is optimistic.
 CHOSEN = 'chosen on these images'
 
 

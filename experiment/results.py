@@ -38,7 +38,7 @@ def gather_results(run: Path | str) -> Results:
         `rounds` maps the 1-based round to its metrics. `median`, `mean` and `std` are over the
         rounds, and `median` has intervals (see `metrics.intervals`). Metrics on the other
         databases are under `test_on`, by the database's name. When all folds of --split folds are
-        finished, `pooled` has the metrics of all their predictions, which are written too.
+        finished, `pooled` has the metrics of all their predictions together, and these are written.
 
     Raises:
         InputError: `run` is no run folder.
@@ -95,7 +95,7 @@ def gathered(run: Path, last: int, is_folds: bool) -> Results:
     # trainings nor of the longer ones.
     averaged = [] if unequal_epochs(rounds) else list(rounds.values())
     results = {'rounds': rounds, **statistics(averaged)}
-    # The first versions computed no intervals. One such round leaves the median without one.
+    # The first versions computed no intervals. If there is such a round, the median has none.
     if rounds and all(result.keys() & set(INTERVALS) for result in rounds.values()):
         add_intervals(results, folders)
     # Without a median the folds have different numbers of epochs.
@@ -109,7 +109,7 @@ def add_intervals(results: Results, folders: list[Path]) -> None:
     """Add to `results` the intervals of the medians over the rounds in `folders`."""
     tested = [read_predictions(folder / 'predictions.csv') for folder in folders]
     for result, images in zip(results['rounds'].values(), tested):
-        # A resampling takes half a second, so that of result.json is kept if it is of this version.
+        # An interval takes half a second, so one that this version has computed is kept.
         if has_old_interval(result):
             for name in INTERVALS:
                 result.pop(name, None)
@@ -119,11 +119,11 @@ def add_intervals(results: Results, folders: list[Path]) -> None:
 
 
 def has_old_interval(result: Result) -> bool:
-    """Whether an earlier version may have written the interval of a round, or why there is none."""
+    """Whether a round's interval is missing, or one that this version would not give."""
     if 'interval_method' not in result or 'SRCC_interval' not in result:
         return True
     low, high = result['SRCC_interval']
-    return high - low < SAME  # of a perfect correlation, which has no interval now
+    return high - low < SAME  # earlier versions gave perfect correlations an interval too
 
 
 def unequal_epochs(rounds: Mapping[Any, Result]) -> str:
@@ -160,6 +160,7 @@ def over(results: list[Result], function: Callable[..., Any]) -> Result:
     the same is done with its metrics. A database or a type may be missing in some of the rounds.
     """
     found: Result = {}
+    # `dict.fromkeys` drops repetitions and keeps the order.
     for name in dict.fromkeys(name for result in results for name in result):
         values = [result[name] for result in results if name in result]
         if all(isinstance(value, dict) for value in values):
@@ -200,7 +201,7 @@ def read_round(folder: Path) -> Result:
     """The result of the finished round in `folder`.
 
     Added to it are `chosen_on`, the part whose SRCC chose the best epoch, and `last_epoch`, the
-    test SRCC and PLCC of the last epoch, which nothing chose.
+    test SRCC and PLCC of the last epoch.
     """
     result = read_result(folder / 'result.json')
     history = read_history(folder)

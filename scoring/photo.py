@@ -9,7 +9,7 @@ from data_loader import imagenet_statistics
 from models import PATCH_SIZE, HyperNet, predict_scores
 from util.distributed import memory_format
 
-# A place k means k / 65536 of the way from the first possible start of a patch to the last one.
+# A place is a whole number from 0 to 65535, which stands for that share of all possible starts.
 PLACE_STEPS = 65536
 WEIGHT_STEPS = 2**22  # Pillow rounds the weights of a resize to multiples of 2 ** -22
 
@@ -20,10 +20,10 @@ def places(count: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(0).randint(PLACE_STEPS, size=(count, 2)))
 
 
-def starts(steps: torch.Tensor, side: int) -> torch.Tensor:
+def starts(places_along: torch.Tensor, side: int) -> torch.Tensor:
     """Where patches start along a side of `side` pixels, from their places along it."""
     possible_starts = side - PATCH_SIZE + 1
-    return steps * possible_starts // PLACE_STEPS
+    return places_along * possible_starts // PLACE_STEPS
 
 
 def resized(images: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -34,11 +34,10 @@ def resized(images: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         size: (height, width).
     """
     height, width = size
-    # `images @ across` resizes the rows to the width, and `down @ images` the columns to the
-    # height. float64 adds up the products exactly, so that a sum halfway between two levels is
-    # rounded as by Pillow.
-    across = resize_weights(images.shape[3], width).T
-    down = resize_weights(images.shape[2], height)
+    # The products of such weights and levels add up exactly in float64, so that a sum halfway
+    # between two levels is rounded as by Pillow.
+    across = resize_weights(images.shape[3], width).T  # (W, width)
+    down = resize_weights(images.shape[2], height)  # (height, H)
     return to_levels(down @ to_levels(images.double() @ across)).float()
 
 
@@ -51,14 +50,14 @@ def resize_weights(side: int, wanted: int) -> torch.Tensor:
     """The weights of Pillow's bilinear resize from `side` pixels to `wanted` ones.
 
     Returns:
-        (wanted, side) float64, the share of each old pixel in each new one. It falls with their
-        distance.
+        (wanted, side) float64, the share of each old pixel in each new one. The further away an
+        old pixel is, the smaller is its share.
     """
     scale = side / wanted
     centres = (torch.arange(wanted, dtype=torch.float64) + 0.5) * scale
     distances = (torch.arange(side, dtype=torch.float64) + 0.5 - centres[:, None]).abs()
-    # An enlarged photo's pixel comes from the two nearest ones, a reduced photo's from all that it
-    # covers. As a tensor, since torch.export would keep only one branch of a maximum of numbers.
+    # Old pixels at this distance have no share any more: 1 in an enlarged photo, else a new pixel's
+    # width. A tensor, since torch.export would keep only one branch of a maximum of numbers.
     reach = (torch.ones(1, dtype=torch.float64) * scale).clamp(min=1)
     weights = (1 - distances / reach).clamp(min=0)
     weights = weights / weights.sum(1, keepdim=True)
@@ -69,7 +68,8 @@ class PatchScorer(torch.nn.Module):
     """uint8 patches -> scores in the unit of the labels, with the preparation inside.
 
     Args:
-        score_range: the scores that its outputs 0 and 1 mean; None if its output is a score.
+        score_range: the scores that the model's outputs 0 and 1 stand for; None if its outputs are
+            scores.
     """
 
     def __init__(self, model: HyperNet, score_range: Sequence[float] | None) -> None:
@@ -119,7 +119,7 @@ class PhotoScorer(torch.nn.Module):
     def patch_scores(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) float32, from 0 to 255 -> the scores of their patches (N, patches).
 
-        Images that are smaller than a patch are an error: it does not fit in.
+        An image that is smaller than a patch is an error.
         """
         # (patches, 224) each: the rows and columns of the pixels of every patch.
         rows = starts(self.places[:, :1], images.shape[2]) + self.offsets

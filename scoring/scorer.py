@@ -26,8 +26,8 @@ from util.files import as_input_error
 
 BATCH_SIZE = 100
 STRIDE = 112  # pixels from the start of a map's patch to the start of the next one, at most
-# The shorter side, divided by the longer one: a narrower image would become huge if it were
-# enlarged until a patch fits in.
+# Least shorter side / longer side. A narrower image would become huge if it were enlarged until a
+# patch fits in.
 NARROWEST = 1 / 100
 # Pillow decodes an opened picture when it is first used. A list can have the same one twice, and
 # several threads load the pictures of a list.
@@ -76,11 +76,13 @@ class Scorer:
         return checkpoints.digest(self.network.model.state_dict())[:8]
 
     def __call__(
-        self, images: Picture | list[Picture] | tuple[Picture, ...], spread: bool = False
+        self,
+        images: Picture | list[Picture] | tuple[Picture, ...] | torch.Tensor,
+        spread: bool = False,
     ) -> Any:
         """Score one image or a list of them.
 
-        With a tensor of images it is `tensor_scores`.
+        With a tensor of images it is `tensor_scores`, without `spread`.
 
         Args:
             images: a path, a `PIL.Image`, or an (H, W, 3) uint8 RGB array, or a list of these.
@@ -109,7 +111,7 @@ class Scorer:
         """Yields a pair for each image, in order: its score, and the deviation over its patches.
 
         For an image that cannot be used it yields the `InputError` instead. Images are decoded
-        ahead on all cores while the network computes, which takes about BATCH_SIZE patches at once.
+        ahead on all cores while the network computes. It takes about BATCH_SIZE patches at once.
 
         Args:
             strict: raise the `InputError` of an image.
@@ -189,7 +191,7 @@ class Scorer:
         return torch.autocast(device_type, amp_type(self.device), enabled=self.amp)
 
     def map(self, image: Picture) -> tuple[np.ndarray, np.ndarray, np.ndarray, Image.Image]:
-        """Score a grid of overlapping patches; argument and errors as in `__call__`.
+        """Score a grid of overlapping patches of one image, with the errors of `__call__`.
 
         Content moves the scores as much as quality does: a map shows which half of a photo is
         blurred, but not which object.

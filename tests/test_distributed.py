@@ -216,13 +216,14 @@ def test_the_memory_format_is_that_of_the_device():
 @pytest.mark.parametrize(
     'device, remedy',
     [
-        ('cuda:1', 'give --device cuda, and each process takes a GPU of its own'),
-        ('mps', 'start without torchrun'),
+        ('cuda:1', 'is for one process: start without torchrun, or give --device cuda'),
+        ('mps', 'is for one process: start without torchrun, or give --device cuda'),
+        ('meta', '.*; start as many processes as there are GPUs'),
     ],
 )
 def test_a_device_for_one_process_is_refused_under_torchrun(monkeypatch, device, remedy):
     monkeypatch.setattr(errors, 'ranks', errors.Ranks(0, 0, 2))
-    with pytest.raises(InputError, match=f'--device {device} is for one process: {remedy}'):
+    with pytest.raises(InputError, match=f'--device {device}:? {remedy}'):
         distributed.pick_device(device)
 
 
@@ -248,6 +249,10 @@ def test_machines_without_a_common_disk_train_nothing(tmp_path, finished_run, co
     for number in range(2):
         path = tmp_path / str(number) / 'run' / 'round_01' / 'history.csv'
         assert not path.exists() or len(read_table(path)) == 2
+
+
+def test_a_numbered_cpu_is_a_cpu():
+    assert distributed.has_bfloat16('cpu:0') == distributed.has_bfloat16('cpu')
 
 
 def test_ranks_that_compile_wait_longer_for_each_other(tmp_path):

@@ -1,6 +1,7 @@
 """A trained network is tested again, or on other databases; its scores keep their meaning."""
 
 import json
+import math
 import re
 import shutil
 
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from helpers import QUICK, best_row, history, link_run, own_images, read_table
+from helpers import QUICK, best_row, history, link_run, own_images, own_table, read_table
 from scipy.stats import spearmanr
 
 import demo
+import train_test_IQA
 from experiment.command_line import parse_options
 from experiment.record import refuse_other_options
+from experiment.report import print_medians
+from folders import OpenDatabase
 from util import checkpoints, files
 from util.errors import InputError
 
@@ -242,6 +246,39 @@ def test_test_on_what_is_trained_on_is_a_warning(make_database, program, tmp_pat
     )
     for start in ('livec: 10 of its 10', 'mine: 2 of its 2'):
         assert f'warning: --test_on {start} images are of the training database' in done.stderr
+
+
+def test_the_table_that_a_run_was_trained_on_is_known_in_any_folder(tmp_path, monkeypatch, capsys):
+    """By its rows: the path in the record starts at the folder in which the run began."""
+    rows = ''.join(f'{k}.png,{k}\n' for k in range(4))
+    names = [f'{k}.png' for k in range(4)]
+    train = own_table(tmp_path / 'here', f'image,score\n{rows}', images=names, name='labels.csv')
+    other = own_table(tmp_path, f'image,score\n{rows}9.png,9\n', images=[*names, '9.png'])
+    database = OpenDatabase('csv', train)
+    record = {'options': {'csv': 'labels.csv', 'dataset': 'csv'}, 'model': {}}
+    folder = tmp_path / 'run' / 'round_01'
+    folder.mkdir(parents=True)
+    files.write_json(
+        tmp_path / 'run' / 'config.json', {**record, 'labels': database.digest_in_any_order}
+    )
+    for table, is_known in ((train, True), (other, False)):
+        config = parse_options(
+            ['--evaluate', str(folder / 'best.pth'), '--test_on', f'csv={table}']
+        )
+        train_test_IQA.prepare_test_on_others(config, folder / 'best.pth', database.meaning(False))
+        warned = (
+            'some or all of its 4 images are of the training database' in capsys.readouterr().err
+        )
+        assert warned == is_known
+
+
+def test_the_other_databases_have_medians_without_a_test_part_too(capsys):
+    rounds = {'1': {'SRCC': math.nan}, '2': {'SRCC': math.nan}}
+    on_others = {'mine': {'SRCC': 0.5, 'PLCC': 0.4}}
+    for result in rounds.values():
+        result.update(chosen_on='test', epochs=2)
+    print_medians({'rounds': rounds, 'median': {'SRCC': math.nan, 'test_on': on_others}})
+    assert capsys.readouterr().out == 'On mine: median SRCC 0.5000, median PLCC 0.4000\n'
 
 
 def test_evaluating_outside_a_run_folder_is_refused(program, tmp_path):

@@ -15,7 +15,7 @@ def make_solver(make_database, tmp_path):
     """make_solver(slope, **options): its initial weights give slope * score of a random network."""
     root = make_database('livec', images=10)
 
-    def make(slope=1.0, **options):
+    def make(slope=1.0, train=range(8), **options):
         torch.manual_seed(5)
         model = models.hyperiqa()
         with torch.no_grad():
@@ -23,7 +23,7 @@ def make_solver(make_database, tmp_path):
                 parameter.mul_(slope)
         torch.save(model.state_dict(), tmp_path / 'start.pth')
         options = {'weights': str(tmp_path / 'start.pth'), 'test_patch_num': 1, **options}
-        return helpers.make_solver(root, range(8), [8, 9], epochs=0, **options)
+        return helpers.make_solver(root, train, [8, 9], epochs=0, **options)
 
     return make
 
@@ -60,6 +60,8 @@ def test_the_fit_is_least_squares_and_folded_into_the_weights(make_solver, norma
 def test_what_cannot_be_fitted_is_refused(make_solver, program, tmp_path):
     with pytest.raises(ValueError, match='so there is nothing to fit; give other --weights'):
         make_solver(0.0, fit_scale=True).train()
+    with pytest.raises(ValueError, match='the labels 90 to 90, .* or leave it out'):
+        make_solver(train=[0], fit_scale=True).train()
     options = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--fit_scale')
     done = program(*options)
     assert done.returncode == 2 and '--fit_scale goes with --weights FILE' in done.stderr

@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import stats
 
 import compare
+from experiment import results
 from experiment.command_line import parse_options
 from experiment.splits import fold
 from folders import OpenDatabase
@@ -81,6 +82,8 @@ def test_the_predictions_of_all_folds_are_one_result(make_database, tmp_path, pr
     assert pooled['MAE'] == pytest.approx(np.abs(np.subtract(predicted, scores)).mean())
     assert pooled['SRCC_interval'][0] < pooled['SRCC'] < pooled['SRCC_interval'][1]
     assert f'All folds: SRCC {pooled["SRCC"]:.4f} [' in done.stdout
+    # Somebody who may not write into the folder has them too.
+    assert results.gathered(tmp_path / 'run', 3, is_folds=True)['pooled'] == pooled
     with Image.open(tmp_path / 'run' / 'curves.png') as picture:
         assert picture.width == 880
 

@@ -12,8 +12,9 @@ import torch
 from helpers import QUICK, TINY, history, link_run, wait_until
 
 import compare
+import rounds
 import train_test_IQA
-from experiment import run_folder
+from experiment import results, run_folder
 from experiment.command_line import parse_options
 from experiment.record import read_record
 from experiment.round_folder import RoundFolder
@@ -81,6 +82,20 @@ def test_a_round_that_is_being_extended_keeps_the_results_of_its_finished_epochs
     assert done.stdout.splitlines() == (finished_run / 'stdout.txt').read_text().splitlines()[-2:]
     compared = compare.read_run(run, 'run')
     assert len(compared.histories[1]['test_srcc']) == 2
+
+
+def test_the_time_left_does_not_count_epochs_that_later_rounds_have_trained(
+    run, resume, monkeypatch
+):
+    seen = []
+
+    def train_round(config, job, round_index, epochs_after):
+        seen.append((round_index, epochs_after))
+        return results.gather_results('run')
+
+    monkeypatch.setattr(rounds, 'train_round', train_round)
+    resume('--train_test_num', 3, '--epochs', 5)
+    assert seen == [(0, 3 + 5), (1, 5), (2, 0)]
 
 
 @pytest.mark.slow

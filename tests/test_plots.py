@@ -132,6 +132,7 @@ def test_any_name_can_be_drawn():
         warnings.simplefilter('error')
         for name in names:
             plots.worst(round_with([1], [name]), lambda k: Image.new('RGB', (300, 200)), 'title')
+            plots.run_curves([[0.1, 0.2]], [1], name)
     assert (
         plots.shortened(names[3]) == '…/deep/deep/deep/deep/long.jpg'
         and plots.shortened(names[2]) == 'bad?.jpg'
@@ -206,7 +207,7 @@ def test_a_rounds_curves_have_its_title_and_the_best_epoch_of_its_state(drawn, t
 
 
 def test_a_comparison_explains_its_differences_and_long_names_cover_nothing(drawn):
-    names = ['experiments/' + 'long-name-' * 20 + end for end in ('$_{$', 'b')]
+    names = ['experiments/' + 'long-name-' * 20 + '$_{$', '_b']
     rows = [
         {'round': name, 'difference': -0.1, 'low': -0.2, 'high': 0.1}
         for name in ('1', '2', 'median')
@@ -216,6 +217,7 @@ def test_a_comparison_explains_its_differences_and_long_names_cover_nothing(draw
     figure = drawn[0]
     by_epoch, by_round = figure.axes
     assert legend(by_round) == ['rounds (lines: 95 % intervals)', 'median']
+    assert legend(by_epoch)[1] == 'n = 2: _b'
     assert all(
         MINUS in label.get_text()
         for label in by_round.get_xticklabels()

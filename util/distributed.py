@@ -3,7 +3,7 @@
 In a single process the functions that concern several ranks do nothing.
 
 There are two groups with two time-outs. Ranks that compute meet in every step: one that waits for
-another longer than STEP_TIMEOUT ends, and torchrun then ends all. With --compile that is
+another longer than STEP_TIMEOUT ends, and torchrun then ends all. With --compile it waits for up to
 COMPILE_TIMEOUT, since a rank that finds compiled code in its cache is minutes ahead of the others.
 While only one rank works (decoding, saving, finishing), the others wait for up to WAIT_TIMEOUT in a
 group of their own, where the death of a rank is noticed at once.
@@ -152,7 +152,7 @@ def start(device: str, compiles: bool = False) -> None:
     """Meet the other ranks, over NCCL on CUDA and gloo on the CPU.
 
     Args:
-        compiles: whether the ranks compile, each for as long as it takes.
+        compiles: whether the ranks compile: then they may arrive an hour apart.
     """
     global waiting_group
     if not launched() or dist.is_initialized():

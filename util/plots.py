@@ -119,8 +119,8 @@ def scatter(predicted: ArrayLike, subjective: ArrayLike, title: str) -> bytes:
         linewidths=0,
         label=f'{len(predicted):,} images',
     )
-    # y = x is drawn through a point in both ranges, so it does not extend the axes. Without such a
-    # point it is left out.
+    # y = x is drawn through the lowest value that both scores reach: a point outside of the ranges
+    # would extend the axes. Without such a value it is left out.
     low = max(predicted.min(), subjective.min())
     high = min(predicted.max(), subjective.max())
     if low <= high:
@@ -225,7 +225,7 @@ def draw_mean_curves(axis: Axes, curves: Mapping[str, Sequence[Sequence[float]]]
     # Low first SRCCs would take most of the axis. It is cut below the lowest one of the
     # rounds' later halves, by twice the range of these halves.
     if np.isfinite(late).all():
-        lowest = 3 * min(late) - 2 * max(late) - 0.01
+        lowest = min(late) - 2 * (max(late) - min(late)) - 0.01
         axis.set_ylim(bottom=max(axis.get_ylim()[0], lowest))
     number_epochs(axis)
     axis.set_ylabel('test SRCC: mean and range of the rounds')
@@ -267,8 +267,8 @@ def score_map(
     y_edges = edges_between(y, photo.height)
     mesh = axis.pcolormesh(x_edges, y_edges, scores, alpha=0.45)
     bar = figure.colorbar(mesh, label=unit)
-    # The photo shows through the map. Its mean colour is behind the bar, which then has the colours
-    # of the map and not paler ones.
+    # The photo shows through the map. With the photo's mean colour behind the bar, the bar has the
+    # colours of the map and not paler ones.
     bar.ax.set_facecolor(np.asarray(small).mean((0, 1)) / 255)
     axis.set_title(shortened(title, 80))
     axis.set_axis_off()
