@@ -259,7 +259,7 @@ def test_the_room_of_a_checkpoint_is_taken_until_it_is_written(workplace, finish
     size = (finished_run / 'run' / 'round_01' / 'last.pth').stat().st_size
     folder = workplace / 'run' / 'round_01'
     kill_when(lambda: reserved(folder) >= size, workplace)
-    assert resume('--resume', '--rounds', 1).returncode == 0
+    assert resume('--resume', '--rounds', 1, '--epochs', 1).returncode == 0
     assert reserved(folder) == 0 and not list(folder.glob('.*.tmp'))
 
 
@@ -437,9 +437,10 @@ def test_another_users_run_is_summarised_and_not_written(finished_run, as_nobody
 
 
 @pytest.mark.slow
-def test_more_epochs_may_follow(workplace, finished_run, resume):
+def test_more_epochs_may_follow(workplace, killed_run, finished_run, resume):
     """An epoch does not depend on how many are asked for."""
-    done = resume('--epochs', 1, '--train_test_num', 1)
+    link_run(killed_run, workplace / 'run')  # after one epoch
+    done = resume('--epochs', 1, '--train_test_num', 1, '--resume')
     assert done.returncode == 0, done.stderr
     done = resume('--epochs', 2, '--train_test_num', 1, '--resume')
     assert done.returncode == 0, done.stderr
