@@ -33,11 +33,13 @@ def parse_options(argv: list[str] | None) -> Namespace:
     """
     parser = make_parser()
     given = parser.parse_args(argv)
+    given.evaluate = checkpoint_of(given.evaluate)
     # Later defaults replace earlier ones, and the last pass over `argv` replaces them all.
     set_defaults_of_database(parser, given, argv)
     recorded = recorded_options(given)
     parser.set_defaults(**recorded)
     config = parser.parse_args(argv)
+    config.evaluate = given.evaluate
     if not given.csv:
         refuse_lost_table(recorded.get('csv'), given)
 
@@ -51,12 +53,16 @@ def parse_options(argv: list[str] | None) -> Namespace:
     refuse_contradictions(config)
     set_data_paths(config)
     set_output(config)
-    # A run folder stands for its best.pth.
-    if config.weights not in ('none', 'imagenet') and os.path.isdir(config.weights):
-        config.weights = str(checkpoint_in(config.weights))
+    if config.weights not in ('none', 'imagenet'):
+        config.weights = checkpoint_of(config.weights)
     # --evaluate loads its checkpoint in the way that training loads the initial weights.
     config.weights = config.evaluate or config.weights
     return config
+
+
+def checkpoint_of(path: str | None) -> str | None:
+    """The best.pth that a run folder stands for; another `path` as it is."""
+    return str(checkpoint_in(path)) if path and os.path.isdir(path) else path
 
 
 def set_defaults_of_database(parser: Parser, given: Namespace, argv: list[str] | None) -> None:

@@ -66,6 +66,23 @@ def test_a_result_names_its_weights_and_holds_its_last_epoch(finished_run):
         }
 
 
+def test_a_run_folder_stands_for_its_only_network(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def checkpoints_named():
+        evaluated = parse_options(['--evaluate', 'run'])
+        trained_from = parse_options([*map(str, TINY), '--weights', 'run'])
+        return [evaluated.evaluate, trained_from.weights, str(run_folder.checkpoint_in('run'))]
+
+    with pytest.raises(InputError, match='run has several networks; name one: run/round_01/best'):
+        checkpoints_named()
+    shutil.rmtree(run / 'round_02')
+    assert checkpoints_named() == 3 * ['run/round_01/best.pth']
+    (run / 'round_01' / 'result.json').unlink()
+    with pytest.raises(InputError, match='run has no finished round; --resume run finishes it'):
+        checkpoints_named()
+
+
 @pytest.mark.parametrize('earlier', [False, True])
 def test_a_round_that_is_being_extended_keeps_the_results_of_its_finished_epochs(
     run, finished_run, earlier, program
