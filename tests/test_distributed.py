@@ -251,8 +251,15 @@ def test_machines_without_a_common_disk_train_nothing(tmp_path, finished_run, co
         assert not path.exists() or len(read_table(path)) == 2
 
 
-def test_a_numbered_cpu_is_a_cpu():
-    assert distributed.has_bfloat16('cpu:0') == distributed.has_bfloat16('cpu')
+def test_a_numbered_cpu_is_a_cpu(monkeypatch):
+    for supported in (True, False):
+        monkeypatch.setattr(
+            torch.ops.mkldnn,
+            '_is_mkldnn_bf16_supported',
+            lambda: supported,  # noqa: B023
+        )
+        for name in ('cpu', 'cpu:0'):
+            assert distributed.has_bfloat16(name) == supported
 
 
 def test_ranks_that_compile_wait_longer_for_each_other(tmp_path):

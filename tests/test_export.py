@@ -224,6 +224,13 @@ def test_an_export_that_answers_otherwise_leaves_no_file(tmp_path, run, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_graph_that_answers_nan_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporter, 'answers_of', lambda path: lambda value: np.array(np.nan))
+    own = demo.Scorer(run / 'best.pth', 'cpu', patches=1)
+    with pytest.raises(InputError, match=r'differs by nan from .* \(300, 400, 3\)'):
+        exporter.refuse_other_scores(tmp_path / 'x.onnx', own, exporter.example_photos())
+
+
 def test_bad_options_give_one_line(tmp_path, run, in_process, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)  # as one that is not installed
     for out, reason in (

@@ -60,8 +60,9 @@ def test_the_fit_is_least_squares_and_folded_into_the_weights(make_solver, norma
 def test_what_cannot_be_fitted_is_refused(make_solver, program, tmp_path):
     with pytest.raises(ValueError, match='so there is nothing to fit; give other --weights'):
         make_solver(0.0, fit_scale=True).train()
+    # Two patches of one image have two scores and one label.
     with pytest.raises(ValueError, match='the labels 90 to 90, .* or leave it out'):
-        make_solver(train=[0], fit_scale=True).train()
+        make_solver(train=[0, 0], fit_scale=True).train()
     options = ('--dataset', 'livec', '--data_root', 'livec', *QUICK, '--fit_scale')
     done = program(*options)
     assert done.returncode == 2 and '--fit_scale goes with --weights FILE' in done.stderr
