@@ -64,10 +64,10 @@ def learning_rates(epoch: int, lr: float, lr_ratio: float) -> tuple[float, float
         lr, lr_ratio: the options: the backbone's first rate, and by how much the hypernetwork's is
             higher.
     """
-    # A tenth after the 7th epoch, a hundredth after the 13th.
+    # epoch // 6 is 1 from the 7th epoch on (epoch 6), and 2 from the 13th on (epoch 12).
     backbone = lr / 10 ** (epoch // 6)
-    # Both are equal after the 10th epoch.
-    hypernet = backbone if epoch > 8 else backbone * lr_ratio
+    # From the 10th epoch on (epoch 9) both are equal.
+    hypernet = backbone if epoch >= 9 else backbone * lr_ratio
     return hypernet, backbone
 
 
@@ -86,8 +86,7 @@ class HyperIQASolver:
     Args:
         config: the script's options as attributes; a missing one has its default
             (`experiment.options.with_defaults`).
-        path: the database's folder, the file of a CSV of one's own, or an `OpenDatabase` with open
-            frames.
+        path: the database's folder, the user's own table, or an `OpenDatabase` with open frames.
         train_idx, test_idx, val_idx: positions of the units of each part (see
             `folders.OpenDatabase`); with an `OpenDatabase`, positions of images. The best epoch is
             chosen on the validation part, else on the test part; without both it is the last one.
@@ -178,7 +177,7 @@ class HyperIQASolver:
             self.device, memory_format=memory_format
         )
         if self.config.compile:
-            self.model_hyper.compile(dynamic=False)
+            self.model_hyper.compile(dynamic=False)  # a graph for one size of batch, see `forward`
         # The same network; under torchrun it also averages the gradients over the ranks.
         self.train_model = distributed.wrap(self.model_hyper)
 
@@ -263,9 +262,9 @@ class HyperIQASolver:
         self.print_table()
 
         for epoch in range(len(self.history), self.config.epochs):
-            # How many epochs ago the best one was. If there is none, all epochs count.
+            # Epochs since the best one, or since the start.
             stale = len(self.history) - (self.best['epoch'] if self.best else 0)
-            if 0 < self.config.patience <= stale:
+            if self.config.patience > 0 and stale >= self.config.patience:
                 if self.best:
                     reason = f'no better {self.selected_on} since epoch {self.best["epoch"]}'
                 else:
@@ -282,6 +281,7 @@ class HyperIQASolver:
                     'is not finite, so this round stops here; a lower --lr may help'
                 )
                 break
+            # If there is no best epoch yet it is nan, than which any number is better.
             best_value = self.best[self.selected_on] if self.best else math.nan
             if is_better(row[self.selected_on], best_value):
                 # A tensor, since checkpoints hold only tensors and plain types.
@@ -371,8 +371,8 @@ class HyperIQASolver:
         # These two generate the weight and the bias of the target network's last layer.
         weight_head = self.model_hyper.fc5w_fc
         bias_head = self.model_hyper.fc5b_fc
-        # A score is low + range * y. The new score is slope * (low + range * y) + offset, and the
-        # output for it is slope * y + to_output(slope * low + offset).
+        # The output y means the score low + range * y. To mean slope * score + offset, it becomes
+        # (slope * (low + range * y) + offset - low) / range, which is slope * y + shift.
         shift = self.to_output(slope * low + offset)
         with torch.no_grad():
             for parameter in (*weight_head.parameters(), *bias_head.parameters()):
@@ -448,9 +448,8 @@ class HyperIQASolver:
     @property
     def state_size(self) -> int:
         """The bytes of a `state_dict` after the first step, when Adam has its moments."""
-        weights = self.model_hyper.state_dict().values()
-        size = sum(value.numel() * value.element_size() for value in weights)
-        return 3 * size  # the weights, and two moments of Adam for each
+        # The weights, and two moments of Adam for each.
+        return 3 * sum(value.nbytes for value in self.model_hyper.state_dict().values())
 
     def load_state_dict(self, state: Content) -> None:
         """Restore a `state_dict`."""
@@ -504,7 +503,7 @@ class HyperIQASolver:
         """
         is_full = count == self.config.batch_size  # only full batches are compiled
         output = self.forward(self.train_model, patches, is_full)
-        # A copy has no score, so it is cut off here and adds nothing to the gradient.
+        # On a rank without a patch of its own nothing is left, which adds nothing to the gradient.
         output = output[: len(scores)]
         total = patch_losses(output, self.to_output(scores)).sum()
         # The wrapped network divides the gradients by the number of ranks. Undo that, and divide by
@@ -555,14 +554,14 @@ class HyperIQASolver:
     def forward(
         self, model: torch.nn.Module, patches: torch.Tensor, is_full: bool = True
     ) -> torch.Tensor:
-        """Return the scores (B,) of patches (B, 3, 224, 224).
+        """Return the network's outputs (B,) for patches (B, 3, 224, 224); see `to_score`.
 
         Args:
             is_full: whether the batch has its full size; a shorter one is not compiled.
         """
-        # The compiler makes a graph for each length of a batch, or a slower one for all lengths. So
-        # only full batches are compiled: one graph for training and one for testing. The others run
-        # as if the network were not compiled ('force_eager').
+        # A compiled graph is for one size of batch; one for all sizes would be slower. So only full
+        # batches are compiled: one graph for training and one for testing. The others run as if the
+        # network were not compiled ('force_eager').
         is_eager = self.config.compile and not is_full
         stance = torch.compiler.set_stance('force_eager') if is_eager else nullcontext()
         with stance, torch.autocast(self.device.type, self.amp_type, enabled=self.config.amp):

@@ -170,25 +170,20 @@ class DataLoader:
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches of an epoch in order, their crops gathered ahead."""
-        sizes = []
-        # This rank's rows of each batch. They are none if it has no patch of a batch, and then it
-        # runs another rank's patch.
-        rows_of_batches = []
-        rows_to_run = []
+        parts = []  # of each batch: the number of its patches, and this rank's rows, perhaps none
         for start in range(0, self.patch_count, self.batch_size):
             stop = min(start + self.batch_size, self.patch_count)
-            rows = distributed.rank_slice(start, stop)
-            sizes.append(stop - start)
-            rows_of_batches.append(rows)
-            rows_to_run.append(at_least_one(rows))
+            parts.append((stop - start, distributed.rank_slice(start, stop)))
+        # A rank that has no row of a batch runs another rank's.
+        rows_to_run = [at_least_one(rows) for _, rows in parts]
 
         patch_scores = self.patch_scores
         on_gpu = self.device.type == 'cuda'
         threads = max(1, self.num_workers)
-        # A future for the crops of each batch, in order. At most BATCHES_AHEAD batches are gathered
-        # before they are asked for.
+        # A future for the crops of each batch, in order. While a batch is used, the threads gather
+        # those of the next BATCHES_AHEAD.
         futures = ahead(self.gather, rows_to_run, threads, BATCHES_AHEAD)
-        for size, rows, run_rows, future in zip(sizes, rows_of_batches, rows_to_run, futures):
+        for (size, rows), run_rows, future in zip(parts, rows_to_run, futures):
             flip = torch.from_numpy(self.patches.flip[run_rows])
             patches = to_device(future.result(), flip, self.device)
             scores = torch.from_numpy(patch_scores[rows]).to(self.device, non_blocking=on_gpu)
@@ -248,6 +243,8 @@ def imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tenso
 
     They are made once per device: making them for every batch would wait for the GPU each time.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
+    # Made in a test's inference mode, they could not be used for gradients later.
+    with torch.inference_mode(False):
+        mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
     return mean, std

@@ -37,7 +37,7 @@ from util.metrics import TestedImages, mae, metrics_of
 
 
 def run(config: Any, job: Job) -> None:
-    """Train and test the rounds into the run folder and print their medians."""
+    """Train and test the rounds, write their files into the run folder and print the medians."""
     device = join_ranks(config)
     reads_weights = starts_from_weights(config)
     # check_initial_weights waits for the other ranks, so either all ranks call it or none.
@@ -53,9 +53,12 @@ def run(config: Any, job: Job) -> None:
     rounds = rounds_of(config)
     results: Results = {}
     for k, number in enumerate(rounds):
-        # Later rounds may be trained in part already.
-        after = [trained_epochs(round_path(config.output, later)) for later in rounds[k + 1 :]]
-        epochs_after = config.epochs * len(after) - sum(after)
+        epochs_after = 0
+        for later in rounds[k + 1 :]:
+            folder = round_path(config.output, later)
+            # A round may be finished, or trained in part, already.
+            if not is_finished(folder, config.epochs):
+                epochs_after += config.epochs - trained_epochs(folder)
         # The last call returns the results of all rounds.
         results = train_round(config, job, number - 1, epochs_after)
     if rank() == 0:
@@ -152,7 +155,7 @@ def train_round(config: Any, job: Job, round_index: int, epochs_after: int = 0) 
     # The folder is locked until it is closed, so that no other process trains this round.
     with closing(RoundFolder(config, job.meaning, round_index, names)) as folder:
         print(f'Round {round_index + 1}')
-        # All ranks must take the same branch. A network disk may show a file to some of them later.
+        # All ranks must take the same branch. On a network disk some may not see a new file yet.
         is_done = is_finished(folder.path, config.epochs)
         distributed.refuse_differences(f'the round is finished: {is_done}')
         if not is_done:
@@ -236,7 +239,7 @@ def test_on_others(solver: HyperIQASolver, job: Job, folder: Path) -> dict[str, 
         tested = tested_images(database, data, solver.predict(data))
         if rank() == 0:
             write_predictions(folder / f'predictions_{name}.csv', tested)
-        # Only the correlations have a sign, so it is turned after the error is taken.
+        # Of the scores themselves. With the sign turned it would mean nothing.
         error = mae(tested.predicted, tested.subjective)
         if database.higher_is_better != job.meaning.higher_is_better:
             tested = tested._replace(predicted=-tested.predicted)
@@ -260,7 +263,7 @@ def exit_if_a_round_is_missing(config: Any, results: Results, rounds: list[int])
             missing.append(str(number))
     if missing:
         numbers = ', '.join(missing[:5])
-        log(f'no result: in round {numbers} no epoch has a finite loss and test SRCC')
+        log(f'no result: round {numbers} has no epoch to choose, or its test SRCC is undefined')
         sys.exit(NO_RESULT)
 
 
@@ -292,7 +295,7 @@ def evaluate(config: Any, job: Job) -> None:
     decode_images(config, list(job.others.values()) or [job.database])
     solver = solver_of_test(config, job)
     weights = checkpoints.digest(solver.model_hyper.state_dict())
-    folder = Path()  # the other ranks write nothing
+    folder = Path()  # not used by the other ranks, which write nothing
     if rank() == 0:
         folder = make_evaluation_folder(config.output, config.evaluate, weights)
     if job.others:

@@ -113,11 +113,11 @@ def prepare_run(config: Namespace) -> Job:
     """
     # The content of the run folder's config.json; None for a new run.
     record = record_to_continue(config.output)
-    # Whether images are converted to sRGB. None: each database decides.
     srgb = None
     ignores_table_options = False
     if record:
-        # A run is continued as it began. The first versions converted no image to sRGB.
+        # A run is continued as it began: False if it converted no image to sRGB, as in the first
+        # versions, else None, with which each database decides.
         srgb = Meaning.of_record(record['model']).srgb_of_all
         # Before config.json had a version, --columns and --lower_is_better described only the table
         # of --csv, and not those of --test_on.
@@ -127,7 +127,7 @@ def prepare_run(config: Namespace) -> Job:
     database.warn_if_incomplete()
     meaning = database.meaning(config.normalize_scores)
     if srgb is False:
-        # In the record of such a run `srgb` is null, and check_run compares the two.
+        # check_run refuses a meaning that differs from the recorded one, which has null here.
         meaning = meaning._replace(srgb=None)
     # Now and not at the end of the first round, so that a fault in these databases shows before
     # the training.
@@ -144,6 +144,7 @@ def prepare_run(config: Namespace) -> Job:
 
     if record:
         refuse_other_pixels(record, [database, *others.values()])
+    # With --weights none, no round starts from weights. Those of ImageNet are downloaded.
     if config.weights != 'imagenet' and starts_from_weights(config):
         try:
             check_input(config.weights, 'a checkpoint')
@@ -188,12 +189,13 @@ def prepare_repeated_test(config: Namespace, checkpoint: Path, meaning: Meaning)
             f'{config.evaluate} was trained without a test part; '
             '--test_on NAME=DIR tests it on a database'
         )
+    # The same rows in another order are allowed, since nothing is trained.
     refuse_other_images(
         split_path,
         split_record(split, database),
         remedy='test on other labels with --test_on NAME=DIR',
         has_same_rows=record.get('labels') == database.digest_in_any_order,
-        trains_nothing=True,  # a repeated test does not depend on the order of the rows
+        trains_nothing=True,
     )
     return Job(database, {}, [split], meaning, round_index_of(checkpoint.parent))
 
@@ -202,8 +204,8 @@ def prepare_test_on_others(config: Namespace, path_in_run: Path | None, meaning:
     """Return the job of testing a checkpoint on the databases of --test_on.
 
     Args:
-        path_in_run: of the checkpoint; None if it is not in the folder of a round.
-        meaning: of images and scores to its network.
+        path_in_run: the checkpoint's path in the folder of a round; None if it is in none.
+        meaning: what images and scores mean to its network.
     """
     others = open_others(config, meaning.srgb_of_all)
     record = record_of(config.evaluate)
@@ -237,16 +239,16 @@ def open_others(
     shared = Settings(skip_missing=config.skip_missing, average_votes=config.average_votes)
     others = {}
     for name, key, path in config.test_on or []:
-        if key == 'csv' and not config.csv:
+        if key != 'csv' or (config.csv and ignores_table_options):
+            settings = shared
+        elif not config.csv:
             # The options describe this table. It is tested as a whole, so nothing splits it.
             settings = Settings.of(config)._replace(split_by=None)
-        elif key == 'csv' and not ignores_table_options:
+        else:
             # The options describe the table of --csv. This table has the same direction of the
             # scores, and those of the named columns that are in its header.
             columns = choices_in(read_rows(path), config.columns)
             settings = shared._replace(columns=columns, lower_is_better=config.lower_is_better)
-        else:
-            settings = shared
         settings = settings._replace(place=f'--test_on {name}=DIR')  # named in messages
         others[name] = OpenDatabase(key, path, resize=None, settings=settings, srgb=srgb)
     return others
@@ -289,8 +291,10 @@ def is_training_database(
     """Return whether a network is trained on this database, or on another copy of it."""
     if database.entry.title != meaning.title:
         return False
-    # All tables of one's own have the same title.
-    return database.key != 'csv' or database.digest_in_any_order == training_labels
+    if database.key == 'csv':
+        # All tables of one's own have the same title, so their labels are compared.
+        return database.digest_in_any_order == training_labels
+    return True
 
 
 if __name__ == '__main__':

@@ -14,11 +14,10 @@ from util.errors import InputError
 # Options that --resume RUN does not take from the run's record: `rounds` is of one process only,
 # and the folder may have been renamed.
 NOT_RESUMED = {'rounds', 'output', 'resume'}
-# Options that --evaluate does not take from the run's record: the options of another test, and all
-# FREE_OPTIONS but the table and the batch size, on which the numbers of the test depend.
+# Options that --evaluate does not take from the run's record: those of another test, and the
+# FREE_OPTIONS. But it takes the table and the batch size, on which the numbers of the test depend.
 NOT_EVALUATED = (FREE_OPTIONS - {'csv', 'test_batch_size'}) | {'evaluate', 'test_on'}
-# Further options that --evaluate does not take if there is --test_on: they describe the database of
-# the run, and on this command line the tables of --test_on.
+# With --test_on it does not take these either: in the record they describe the run's own database.
 OF_DATABASE = ('dataset', 'csv', 'columns', 'lower_is_better', 'data_root')
 
 
@@ -109,8 +108,8 @@ def refuse_lost_table(table: str | None, given: Namespace) -> None:
 def set_data_paths(config: Namespace) -> None:
     """Set `data_root`, the path of the database, and `image_root`.
 
-    With --csv the table is the database, and the names in it start at the given --data_root. So do
-    those in the tables that --evaluate tests on.
+    With --csv the table is the database, and its images are looked for in the given --data_root. So
+    are those of the tables that --evaluate tests on.
     """
     config.image_root = config.data_root if config.csv or tests_on_others(config) else None
     config.data_root = config.csv or config.data_root or f'data/{config.dataset}'
@@ -155,7 +154,9 @@ def refuse_contradictions(config: Namespace) -> None:
 
 
 def make_names_distinct(test_on: list[list[str]]) -> None:
-    """Add to the equal names of different tables the nearest folder in which they differ.
+    """Tell tables of one name apart: 'labels' becomes 'a-labels' and 'b-labels'.
+
+    The prefix is the nearest folder above the files that is another one for each of them.
 
     Args:
         test_on: [name, key, path] of each database; the names in it are replaced.
@@ -168,11 +169,11 @@ def make_names_distinct(test_on: list[list[str]]) -> None:
     for name, same in tables.items():
         if len(same) == 1:
             continue
-        above = [reversed(Path(os.path.abspath(path)).parent.parts) for _, _, path in same]
-        # The folders of all tables at one height, the nearest to the files first.
-        for folders_above in zip(*above):
-            if len(set(folders_above)) == len(same):
-                for entry, folder in zip(same, folders_above):
+        # The folders above each file, the nearest first.
+        above = [Path(os.path.abspath(path)).parent.parts[::-1] for _, _, path in same]
+        for level in zip(*above):  # one folder of each file
+            if len(set(level)) == len(same):
+                for entry, folder in zip(same, level):
                     entry[0] = f'{folder}-{name}'
                 break
 

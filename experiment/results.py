@@ -91,14 +91,13 @@ def gathered(run: Path, last: int, is_folds: bool) -> Results:
     """The results of the finished rounds up to number `last`, as `gather_results` returns them."""
     folders = [round_path(run, number) for number in rounds_in(run) if number <= last]
     rounds = {str(round_index_of(folder) + 1): read_round(folder) for folder in folders}
-    # With unequal epochs there are no statistics: a median would be neither of the shorter
-    # trainings nor of the longer ones.
+    # With unequal epochs there are no statistics: they would mix shorter and longer trainings.
     averaged = [] if unequal_epochs(rounds) else list(rounds.values())
     results = {'rounds': rounds, **statistics(averaged)}
     # The first versions computed no intervals. If there is such a round, the median has none.
     if rounds and all(result.keys() & set(INTERVALS) for result in rounds.values()):
         add_intervals(results, folders)
-    # Without a median the folds have different numbers of epochs.
+    # Folds with different numbers of epochs, which have no median, are not pooled.
     if is_folds and len(rounds) == last and results['median']:
         tested = predictions_of_folds(run, last)
         results['pooled'] = {'images': len(tested.images), **metrics_of(tested)}
@@ -119,7 +118,7 @@ def add_intervals(results: Results, folders: list[Path]) -> None:
 
 
 def has_old_interval(result: Result) -> bool:
-    """Whether a round's interval is missing, or one that this version would not give."""
+    """Whether a round has no interval, or one of an earlier version that is perhaps wrong."""
     if 'interval_method' not in result or 'SRCC_interval' not in result:
         return True
     low, high = result['SRCC_interval']
@@ -194,14 +193,15 @@ def with_nan(content: Result) -> Result:
 
 def without_nan(content: Any) -> Any:
     """`content` with None for nan, which JSON does not have."""
+    # `dumps` writes nan as NaN, and `loads` asks `parse_constant` for its value.
     return json.loads(json.dumps(content), parse_constant=lambda constant: None)
 
 
 def read_round(folder: Path) -> Result:
     """The result of the finished round in `folder`.
 
-    Added to it are `chosen_on`, the part whose SRCC chose the best epoch, and `last_epoch`, the
-    test SRCC and PLCC of the last epoch.
+    Added to it are `chosen_on`, the part whose SRCC chose the best epoch (with --train_on_all it
+    says 'test' too), and `last_epoch`, the test SRCC and PLCC of the last epoch.
     """
     result = read_result(folder / 'result.json')
     history = read_history(folder)
@@ -210,8 +210,8 @@ def read_round(folder: Path) -> Result:
             f'{folder}: result.json and history.csv are of different epochs; put back the one that '
             'was changed'
         )
-    # `read_history` ends with the last epoch of this result. Earlier versions did not write
-    # `last_epoch` into result.json.
+    # Computed anew, since earlier versions did not write it. `read_history` ends with the last
+    # epoch of this result.
     result['last_epoch'] = metrics_of_row({name: cells[-1] for name, cells in history.items()})
     result['chosen_on'] = 'validation' if 'val_srcc' in history else 'test'
     return result
@@ -246,8 +246,9 @@ def read_history(folder: Path) -> dict[str, list[float]]:
 
 def read_columns(path: Path) -> dict[str, list[str]]:
     """The columns of a CSV file that a run wrote, by their names."""
-    # `read_rows` refuses a row with fewer cells than the header.
-    columns = zip(*(row.cells for row in read_rows(path)))
+    rows = [row.cells for row in read_rows(path)]  # all of one length
+    columns = zip(*rows)
+    # The header is the first cell of each column.
     return {name: cells for name, *cells in columns}
 
 

@@ -20,7 +20,8 @@ from util.demo_database import make_scene
 from util.errors import InputError, log
 from util.files import write_whole
 
-TOLERANCE = 2e-4  # relative to the largest score: another runtime adds up in another order
+# Relative to the largest score, or to 1 if it is smaller: other runtimes add up in another order.
+TOLERANCE = 2e-4
 INPUTS = {
     'photo': 'photo (H, W, 3) uint8 RGB, upright, in sRGB',
     'patches': 'patches (N, 224, 224, 3) uint8 RGB',
@@ -34,7 +35,7 @@ def export(
     """Write the network in `checkpoint` to `out`, in the format of its ending.
 
     Args:
-        input: of an .onnx or .pt2: 'photo' or 'patches'.
+        input: what an .onnx or .pt2 takes: 'photo' or 'patches'.
         patches: how many of a photo are scored.
 
     Raises:
@@ -78,8 +79,8 @@ def example_photos() -> list[torch.Tensor]:
 
 def example_patches() -> list[torch.Tensor]:
     """Random patches, (N, 224, 224, 3) uint8 each, for several N."""
-    sizes = [(count, PATCH_SIZE, PATCH_SIZE, 3) for count in (2, 1, 3)]
-    return [torch.randint(0, 256, size, dtype=torch.uint8) for size in sizes]
+    shape = (PATCH_SIZE, PATCH_SIZE, 3)
+    return [torch.randint(0, 256, (count, *shape), dtype=torch.uint8) for count in (2, 1, 3)]
 
 
 def write_weights(network: PatchScorer, path: Path, metadata: str) -> None:
@@ -99,6 +100,7 @@ def write_graph(
         example: an input.
         sizes: the names of the dimensions of the input that vary.
     """
+    # torch.export is told which dimensions vary; the ONNX exporter gives them their names.
     varying = dict.fromkeys(sizes, Dim.DYNAMIC)
     graph = torch.export.export(module, (example,), dynamic_shapes=(varying,))
     if path.suffix == '.pt2':
@@ -109,7 +111,7 @@ def write_graph(
         written: Any = torch.onnx.export(
             graph, dynamo=True, dynamic_shapes=(sizes,), output_names=outputs, verbose=False
         )
-    except torch.onnx.OnnxExporterError:  # 2.6 fails at any number of patches, 2.7.1 does not
+    except torch.onnx.OnnxExporterError:  # as in PyTorch 2.6; 2.7.1 can
         raise InputError(
             f'PyTorch {torch.__version__} cannot write this network as .onnx; take .pt2 or a newer '
             'PyTorch'

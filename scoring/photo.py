@@ -9,7 +9,7 @@ from data_loader import imagenet_statistics
 from models import PATCH_SIZE, HyperNet, predict_scores
 from util.distributed import memory_format
 
-# A place is a whole number from 0 to 65535, which stands for that share of all possible starts.
+# A place is a whole number k from 0 to 65535: the patch starts at k / 65536 of the possible starts.
 PLACE_STEPS = 65536
 WEIGHT_STEPS = 2**22  # Pillow rounds the weights of a resize to multiples of 2 ** -22
 
@@ -34,11 +34,12 @@ def resized(images: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         size: (height, width).
     """
     height, width = size
-    # The products of such weights and levels add up exactly in float64, so that a sum halfway
+    # These weights are multiples of 2 ** -22, so that sums are exact in float64, and one halfway
     # between two levels is rounded as by Pillow.
     across = resize_weights(images.shape[3], width).T  # (W, width)
     down = resize_weights(images.shape[2], height)  # (height, H)
-    return to_levels(down @ to_levels(images.double() @ across)).float()
+    narrowed = to_levels(images.double() @ across)
+    return to_levels(down @ narrowed).float()
 
 
 def to_levels(values: torch.Tensor) -> torch.Tensor:
@@ -56,8 +57,8 @@ def resize_weights(side: int, wanted: int) -> torch.Tensor:
     scale = side / wanted
     centres = (torch.arange(wanted, dtype=torch.float64) + 0.5) * scale
     distances = (torch.arange(side, dtype=torch.float64) + 0.5 - centres[:, None]).abs()
-    # Old pixels at this distance have no share any more: 1 in an enlarged photo, else a new pixel's
-    # width. A tensor, since torch.export would keep only one branch of a maximum of numbers.
+    # An old pixel has a share if it is nearer than this: max(1, scale). As a tensor, since
+    # torch.export would record the maximum of two numbers only for its example.
     reach = (torch.ones(1, dtype=torch.float64) * scale).clamp(min=1)
     weights = (1 - distances / reach).clamp(min=0)
     weights = weights / weights.sum(1, keepdim=True)
@@ -121,9 +122,9 @@ class PhotoScorer(torch.nn.Module):
 
         An image that is smaller than a patch is an error.
         """
-        # (patches, 224) each: the rows and columns of the pixels of every patch.
+        # (patches, 224) each: the numbers of the 224 rows, or columns, of every patch.
         rows = starts(self.places[:, :1], images.shape[2]) + self.offsets
         columns = starts(self.places[:, 1:], images.shape[3]) + self.offsets
-        # Indexing gives (N, 3, patches, 224, 224).
+        # The pixels in the rows and columns of each patch, (N, 3, patches, 224, 224), transposed.
         patches = images[:, :, rows[:, :, None], columns[:, None, :]].transpose(1, 2)
         return self.scorer.of_images(patches.flatten(0, 1)).view(-1, len(self.places))

@@ -26,11 +26,11 @@ from util.files import as_input_error
 
 BATCH_SIZE = 100
 STRIDE = 112  # pixels from the start of a map's patch to the start of the next one, at most
-# Least shorter side / longer side. A narrower image would become huge if it were enlarged until a
-# patch fits in.
+# An image whose shorter side is less than this part of the longer one is refused: it would become
+# huge if it were enlarged until a patch fits in.
 NARROWEST = 1 / 100
-# Pillow decodes an opened picture when it is first used. A list can have the same one twice, and
-# several threads load the pictures of a list.
+# Held while an opened picture is used. Pillow decodes it at its first use, which two threads must
+# not do at once, and a list can have the same picture twice.
 LOADING = threading.Lock()
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -116,11 +116,11 @@ class Scorer:
         Args:
             strict: raise the `InputError` of an image.
         """
-        count = max(1, BATCH_SIZE // self.patches)
+        images_per_batch = max(1, BATCH_SIZE // self.patches)
         threads = cores()
         # Decoded in advance: the next batch, and one more image for each thread.
-        jobs = frames.ahead(self.crops, images, threads, count + threads)
-        while batch := list(itertools.islice(jobs, count)):
+        jobs = frames.ahead(self.crops, images, threads, images_per_batch + threads)
+        while batch := list(itertools.islice(jobs, images_per_batch)):
             yield from self.batch_results(batch, strict)
 
     def batch_results(self, batch: list[Future[np.ndarray]], strict: bool) -> Iterator[Any]:
@@ -144,9 +144,10 @@ class Scorer:
         """(patches, 224, 224, 3) uint8 crops of an image, at the fixed `places`."""
         _, frame = self.photo_and_frame(image)
         height, width = frame.shape[:2]
-        down, across = places(self.patches).T
-        corners = zip(starts(down, height).tolist(), starts(across, width).tolist())
-        return np.stack([crop_of(frame, y, x) for y, x in corners])
+        down, across = places(self.patches).T  # (patches,) each
+        tops = starts(down, height).tolist()
+        lefts = starts(across, width).tolist()
+        return np.stack([crop_of(frame, y, x) for y, x in zip(tops, lefts)])
 
     def tensor_scores(self, images: torch.Tensor) -> torch.Tensor:
         """Score images so that gradients flow to them, as a loss or a metric in other trainings.
@@ -191,7 +192,7 @@ class Scorer:
         return torch.autocast(device_type, amp_type(self.device), enabled=self.amp)
 
     def map(self, image: Picture) -> tuple[np.ndarray, np.ndarray, np.ndarray, Image.Image]:
-        """Score a grid of overlapping patches of one image, with the errors of `__call__`.
+        """Score a grid of overlapping patches of one image. It raises what `__call__` raises.
 
         Content moves the scores as much as quality does: a map shows which half of a photo is
         blurred, but not which object.
@@ -213,8 +214,8 @@ class Scorer:
 
     def drawn_map(self, image: Picture, title: str) -> bytes:
         """The `map` of an image, drawn over it, as the bytes of a PNG file."""
-        # Not at the top: a program that scores needs no matplotlib, whose import takes half a
-        # second. Also, `util.plots` removes MPLBACKEND from the environment.
+        # Not at the top: matplotlib takes half a second to import. Also, `util.plots` removes
+        # MPLBACKEND from the environment, which a program that only scores would not expect.
         from util import plots
 
         scores, y, x, photo = self.map(image)

@@ -63,7 +63,7 @@ def test_rounds_epochs_best_and_median_are_printed_and_repeat_exactly(finished_r
 def test_a_nan_loss_stops_the_round_with_a_message(make_database, program):
     make_database('livec', images=8)
     done = program(*ONE_ROUND, '--lr', 1e30, '--epochs', 4)
-    assert done.returncode == 3 and 'no result: in round 1 no epoch has' in done.stderr
+    assert done.returncode == 3 and 'no result: round 1 has no epoch to choose' in done.stderr
     assert len(rows(done.stdout)) < 4
     assert re.search(
         r'epoch \d: the training loss \((nan|inf)\) or a weight is not finite, '

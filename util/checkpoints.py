@@ -27,10 +27,10 @@ from util.files import reading, write_whole
 WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'params', 'net')
 PREFIXES = {'module', '_orig_mod'}  # of DataParallel and of torch.compile
 WITH_SCORES = ('HyperIQA', 'pyiqa')  # layouts of whole networks
-NEITHER = 'is not the state_dict of a torchvision ResNet-50 or of a HyperIQA'
-# The key, in every file that this project writes, of the meaning of an image and a score, as JSON.
+NOT_KNOWN = 'is not the state_dict of a torchvision ResNet-50 or of a HyperIQA'  # in messages
+# The key under which weight files have the meaning of images and scores, as JSON.
 FACTS = 'hyperiqa'
-PYIQA_NAMES = (  # how pyiqa's names start and how ours do
+PYIQA_NAMES = (  # how pyiqa's names start and how ours do; {} is pyiqa's number plus 1
     (r'base_model\.', 'res.'),
     (r'lda_modules\.3\.2\.', 'res.lda4_fc.'),
     (r'lda_modules\.([012])\.0\.', 'res.lda{}_pool.0.'),
@@ -93,7 +93,7 @@ def write_checkpoint(path: Path | str, content: Content) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            # The error of the file, such as that of a full disk, which PyTorch replaces by its own.
+            # PyTorch replaces the file's error, such as that of a full disk, by one of its own.
             raise error.__context__ or error
 
     write_whole(path, save)
@@ -166,7 +166,7 @@ def state_of(content: Mapping[Any, Any], source: Path | str) -> tuple[StateDict,
     """
     found = tensors_in(content)
     if not found or not all(isinstance(name, str) for name in found):
-        raise InputError(f'{source} {NEITHER}: it does not name tensors')
+        raise InputError(f'{source} {NOT_KNOWN}: it does not name tensors')
     state = {without_prefixes(name): value for name, value in found.items()}
 
     # Each layout is recognised by a name that the others do not have.
@@ -232,7 +232,7 @@ def fitting_state(model: nn.Module, state: StateDict, layout: str, source: Path 
             wrong.append(f'{name[:80]}, {fault}')
     if wrong:
         raise InputError(
-            f'{source} {NEITHER}: {len(wrong)} tensors are missing, unknown or of another kind; '
+            f'{source} {NOT_KNOWN}: {len(wrong)} tensors are missing, unknown or of another kind; '
             f'the first of them, {wrong[0]}'
         )
     return {name: value.detach().to(own[name].dtype) for name, value in state.items()}
@@ -246,7 +246,7 @@ def fault_of(value: Any, own: torch.Tensor | None) -> str:
         return 'is missing'
     if not is_plain(value, own):
         return f'is not a plain array of floating-point numbers in the shape {tuple(own.shape)}'
-    # Both bounds are nan if any value is. A value may be infinite only in the network's type.
+    # Both bounds are nan if any value is. A large value can be infinite in the network's type.
     low, high = value.to(own.dtype).aminmax()
     if not low.isfinite() or not high.isfinite():
         return 'has values that are not finite'
