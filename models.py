@@ -155,8 +155,9 @@ class HyperNet(nn.Module):
         hyper_feat = self.conv1(features['hyper_in_feat'])
         pooled = self.pool(hyper_feat).flatten(1)
         for k, (f_in, f_out) in enumerate(pairwise(self.sizes), start=1):
-            weight_head = self.get_submodule(f'fc{k}w_conv')
-            bias_head = self.get_submodule(f'fc{k}b_fc')
+            # Not by get_submodule, which torch.export of PyTorch 2.6 does not know.
+            weight_head = getattr(self, f'fc{k}w_conv')
+            bias_head = getattr(self, f'fc{k}b_fc')
             # Which weight comes from which position does not matter, as long as it stays the same.
             paras[f'target_fc{k}w'] = weight_head(hyper_feat).reshape(-1, f_out, f_in, 1, 1)
             paras[f'target_fc{k}b'] = bias_head(pooled)

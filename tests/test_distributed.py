@@ -190,6 +190,8 @@ def test_two_machines_train_together_and_end_together(tmp_path, finished_run):
 @pytest.mark.slow
 @pytest.mark.parametrize('place', ['step', 'wait'])
 def test_a_rank_that_hangs_ends_the_others_at_every_place(place, tmp_path):
+    if place == 'wait' and torch.__version__.startswith('2.6.'):
+        pytest.skip("PyTorch 2.6 cannot change a barrier's time-out, so it would take a day")
     ranks = forked_ranks(hanging_worker.main, place, folders=[tmp_path] * 2)
     try:
         errors = ranks[0].communicate(timeout=600)[1]  # so that a failure ends too

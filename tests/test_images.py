@@ -108,7 +108,10 @@ def planes(kind, **tags):
     size = array[..., 0].nbytes
     bits = (8 * array.itemsize,) * 3
     of_planes = {'t258': bits, 't273': (0, size, 2 * size), 't279': (size,) * 3, 't284': 2}
-    return tiff(array.transpose(2, 0, 1).tobytes(), **{**of_planes, **tags})
+    try:
+        return tiff(array.transpose(2, 0, 1).tobytes(), **{**of_planes, **tags})
+    except NotImplementedError:
+        pytest.skip('this Pillow cannot write a TIFF of several strips')
 
 
 def bmp32(alpha):
@@ -182,6 +185,11 @@ def refused(path):
     return message
 
 
+def test_planes_of_16_bits_are_refused(tmp_path):
+    (tmp_path / 'planes.tif').write_bytes(planes('<u2'))
+    assert 'Pillow misreads planes of more than 8 bits' in refused(tmp_path / 'planes.tif')
+
+
 def test_what_cannot_be_a_picture_is_refused_in_one_line(tmp_path, monkeypatch):
     whole = saved(RGB, 'JPEG')
     files = {
@@ -204,7 +212,6 @@ def test_what_cannot_be_a_picture_is_refused_in_one_line(tmp_path, monkeypatch):
         'dng.tif': (tiff(RGB.tobytes(), t50706=b'\1\4\0\0'), "it is a camera's raw file"),
         'mosaic.tif': (tiff_with_mosaic(), "it is a camera's raw file"),
         'big.tif': (big_tiff_with(32803), "it is a camera's raw file"),
-        'planes.tif': (planes('<u2'), 'Pillow misreads planes of more than 8 bits'),
         'photo.NRW': (saved(RGB, 'TIFF'), "is a camera's raw file; convert it to JPEG"),
     }
     for name, (content, reason) in files.items():
