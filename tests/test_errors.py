@@ -32,14 +32,17 @@ from util.errors import (
 )
 
 
+# The arguments of these errors differ between versions of PyTorch, so they are made without.
 def without_compiler():
-    """The error of torch.compile on a machine without a compiler; 2.6 writes the message itself."""
+    """The error of torch.compile on a machine without a compiler."""
     return InvalidCxxCompiler.__new__(InvalidCxxCompiler, 'No working C++ compiler found')
 
 
-def failed_compiler(error):
-    """The error of torch.compile with `error` inside."""
-    return BackendCompilerFailed(lambda: None, error, None)
+def failed_compiler(inner):
+    """The error of torch.compile with the error `inner` inside."""
+    error = BackendCompilerFailed.__new__(BackendCompilerFailed, f'backend failed: {inner}')
+    error.inner_exception = inner
+    return error
 
 
 @pytest.fixture

@@ -99,7 +99,10 @@ def big_tiff_with(photometric):
     """A BigTIFF that Pillow wrote, with a directory inside that holds pixels of that meaning."""
     length = len(saved(RGB, 'TIFF', big_tiff=True, tiffinfo={330: 10**6}))
     inner = struct.pack('<QHHQQQ', 1, 262, 3, 1, photometric, 0)
-    return saved(RGB, 'TIFF', big_tiff=True, tiffinfo={330: length}) + inner
+    content = saved(RGB, 'TIFF', big_tiff=True, tiffinfo={330: length}) + inner
+    if content[2] != 43:
+        pytest.skip('this Pillow writes no BigTIFF')
+    return content
 
 
 def planes(kind, **tags):
@@ -190,6 +193,11 @@ def test_planes_of_16_bits_are_refused(tmp_path):
     assert 'Pillow misreads planes of more than 8 bits' in refused(tmp_path / 'planes.tif')
 
 
+def test_a_big_tiff_of_a_camera_is_refused(tmp_path):
+    (tmp_path / 'big.tif').write_bytes(big_tiff_with(32803))
+    assert "it is a camera's raw file" in refused(tmp_path / 'big.tif')
+
+
 def test_what_cannot_be_a_picture_is_refused_in_one_line(tmp_path, monkeypatch):
     whole = saved(RGB, 'JPEG')
     files = {
@@ -211,7 +219,6 @@ def test_what_cannot_be_a_picture_is_refused_in_one_line(tmp_path, monkeypatch):
         'reduced_of_old.tif': (tiff(RGB.tobytes(), t255=2), 'its first page is a reduced copy'),
         'dng.tif': (tiff(RGB.tobytes(), t50706=b'\1\4\0\0'), "it is a camera's raw file"),
         'mosaic.tif': (tiff_with_mosaic(), "it is a camera's raw file"),
-        'big.tif': (big_tiff_with(32803), "it is a camera's raw file"),
         'photo.NRW': (saved(RGB, 'TIFF'), "is a camera's raw file; convert it to JPEG"),
     }
     for name, (content, reason) in files.items():
