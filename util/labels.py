@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.io
+import scipy
 
 from util.errors import InputError, log
 from util.files import identity_of, is_entered, reading

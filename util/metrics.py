@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # it imports its parts when they are first used, which --help need not wait for
 from numpy.typing import ArrayLike
-from scipy import optimize, special, stats
 
 RESAMPLES = 2000  # of a bootstrap: 50 of them are beyond each end of a 95 % interval
 FEWEST = 3  # contents of a bootstrap: two scores are always perfectly correlated
@@ -55,7 +55,7 @@ def srcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
     Returns:
         nan if either array is constant or not finite.
     """
-    return correlation(stats.spearmanr, predicted, subjective)
+    return correlation(scipy.stats.spearmanr, predicted, subjective)
 
 
 def plcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
@@ -64,7 +64,7 @@ def plcc(predicted: ArrayLike, subjective: ArrayLike) -> float:
     Returns:
         nan if either array is constant or not finite.
     """
-    return correlation(stats.pearsonr, predicted, subjective)
+    return correlation(scipy.stats.pearsonr, predicted, subjective)
 
 
 def mae(predicted: ArrayLike, subjective: ArrayLike) -> float:
@@ -99,7 +99,7 @@ def logistic(x: np.ndarray, high: float, low: float, centre: float, width: float
     VQEG, "Final report from the Video Quality Experts Group on the validation of objective models
     of video quality assessment", phase I (2000), annex.
     """
-    return (high - low) * special.expit((x - centre) / np.abs(width)) + low
+    return (high - low) * scipy.special.expit((x - centre) / np.abs(width)) + low
 
 
 def fit_logistic(predicted: ArrayLike, subjective: ArrayLike) -> np.ndarray | None:
@@ -128,8 +128,10 @@ def fit_logistic(predicted: ArrayLike, subjective: ArrayLike) -> np.ndarray | No
     try:
         with warnings.catch_warnings():
             # curve_fit warns if it cannot compute the covariance, which is not used here.
-            warnings.simplefilter('ignore', optimize.OptimizeWarning)
-            fitted = optimize.curve_fit(logistic, standardised, subjective, start, maxfev=20000)
+            warnings.simplefilter('ignore', scipy.optimize.OptimizeWarning)
+            fitted = scipy.optimize.curve_fit(
+                logistic, standardised, subjective, start, maxfev=20000
+            )
     except RuntimeError:  # no convergence
         return None
     high, low, centre, width = fitted[0]
@@ -153,7 +155,7 @@ def all_metrics(predicted: ArrayLike, subjective: ArrayLike) -> dict[str, float]
     return {
         'SRCC': srcc(predicted, subjective),
         'PLCC': plcc(predicted, subjective),
-        'KRCC': correlation(stats.kendalltau, predicted, subjective),
+        'KRCC': correlation(scipy.stats.kendalltau, predicted, subjective),
         'RMSE': rmse,
         'PLCC_logistic': plcc_logistic,
         'MAE': mae(predicted, subjective),
@@ -314,7 +316,7 @@ def jackknife(
     # The parts share all contents but one each, so they differ much less than independent values
     # would. The factor count - 1 makes up for that.
     error = math.sqrt((count - 1) * np.var(values[1:]))
-    half = float(stats.t.ppf(0.975, count - 1)) * error
+    half = float(scipy.stats.t.ppf(0.975, count - 1)) * error
     return [centre - half, centre + half]
 
 
@@ -347,8 +349,8 @@ def corrected_t(differences: Sequence[float], ratio: float) -> tuple[list[float]
         if abs(mean) > SAME:
             raise NoIntervalError('the difference is the same in all rounds')
         return [0.0, 0.0], 1.0  # the two methods predict alike
-    half = float(stats.t.ppf(0.975, count - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
+    half = float(scipy.stats.t.ppf(0.975, count - 1)) * error
+    p = 2 * float(scipy.stats.t.sf(abs(mean) / error, count - 1))
     return [mean - half, mean + half], p
 
 
