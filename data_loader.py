@@ -243,8 +243,6 @@ def imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tenso
 
     They are made once per device: making them for every batch would wait for the GPU each time.
     """
-    # Made in a test's inference mode, they could not be used for gradients later.
-    with torch.inference_mode(False):
-        mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
+    mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
     return mean, std

@@ -113,6 +113,11 @@ def test_the_time_left_does_not_count_epochs_that_later_rounds_have_trained(
     monkeypatch.setattr(rounds, 'train_round', train_round)
     resume('--train_test_num', 3, '--epochs', 5)
     assert seen == [(0, 3 + 5), (1, 5), (2, 0)]
+    # A round that --patience has ended is finished.
+    edit(run / 'round_02' / 'result.json', epochs=5)
+    seen.clear()
+    resume('--train_test_num', 3, '--epochs', 5)
+    assert seen == [(0, 5), (1, 5), (2, 0)]
 
 
 @pytest.mark.slow
