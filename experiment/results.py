@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiment.record import read_record, record_path
-from experiment.run_folder import round_index_of, round_path, rounds_in, run_lock
+from experiment.run_folder import round_path, rounds_in, run_lock
 from util.errors import InputError
 from util.files import (
     as_input_error,
@@ -52,21 +52,16 @@ def gather_results(run: Path | str) -> Results:
     is_folds = options['split'] == 'folds'
     # Another user's run is only read.
     if not os.access(run, os.W_OK):
-        return gathered(run, last, is_folds)
+        results, _ = gathered(run, last, is_folds)
+        return results
     with run_lock(run):
-        results = gathered(run, last, is_folds)
+        results, all_folds = gathered(run, last, is_folds)
         remove_abandoned(run)
-        if 'pooled' in results:
-            write_predictions(run / 'predictions.csv', predictions_of_folds(run, last))
+        if all_folds:
+            write_predictions(run / 'predictions.csv', all_folds)
         write_json(run / 'results.json', without_nan(results))
         draw_curves(results, run)
     return results
-
-
-def predictions_of_folds(run: Path, last: int) -> TestedImages:
-    """The test images of all folds together, up to that of number `last`."""
-    folders = [round_path(run, number) for number in range(1, last + 1)]
-    return pooled([read_predictions(folder / 'predictions.csv') for folder in folders])
 
 
 def draw_curves(results: Results, run: Path) -> None:
@@ -87,26 +82,32 @@ def draw_curves(results: Results, run: Path) -> None:
     write_whole(run / 'curves.png', picture)
 
 
-def gathered(run: Path, last: int, is_folds: bool) -> Results:
-    """The results of the finished rounds up to number `last`, as `gather_results` returns them."""
-    folders = [round_path(run, number) for number in rounds_in(run) if number <= last]
-    rounds = {str(round_index_of(folder) + 1): read_round(folder) for folder in folders}
+def gathered(run: Path, last: int, is_folds: bool) -> tuple[Results, TestedImages | None]:
+    """The results of the finished rounds up to number `last`, as `gather_results` returns them.
+
+    Returns:
+        the results, and the test images of all folds together; None until all are finished.
+    """
+    folders = {str(number): round_path(run, number) for number in rounds_in(run) if number <= last}
+    rounds = {number: read_round(folder) for number, folder in folders.items()}
     # With unequal epochs there are no statistics: they would mix shorter and longer trainings.
     averaged = [] if unequal_epochs(rounds) else list(rounds.values())
     results = {'rounds': rounds, **statistics(averaged)}
     # The first versions computed no intervals. If there is such a round, the median has none.
+    tested: list[TestedImages] = []
     if rounds and all(result.keys() & set(INTERVALS) for result in rounds.values()):
-        add_intervals(results, folders)
+        tested = [read_predictions(folder / 'predictions.csv') for folder in folders.values()]
+        add_intervals(results, tested)
+    all_folds = None
     # Folds with different numbers of epochs, which have no median, are not pooled.
-    if is_folds and len(rounds) == last and results['median']:
-        tested = predictions_of_folds(run, last)
-        results['pooled'] = {'images': len(tested.images), **metrics_of(tested)}
-    return results
+    if is_folds and len(tested) == last and results['median']:
+        all_folds = pooled(tested)
+        results['pooled'] = {'images': len(all_folds.images), **metrics_of(all_folds)}
+    return results, all_folds
 
 
-def add_intervals(results: Results, folders: list[Path]) -> None:
-    """Add to `results` the intervals of the medians over the rounds in `folders`."""
-    tested = [read_predictions(folder / 'predictions.csv') for folder in folders]
+def add_intervals(results: Results, tested: list[TestedImages]) -> None:
+    """Add to `results` the intervals of the medians over the rounds with the images `tested`."""
     for result, images in zip(results['rounds'].values(), tested):
         # An interval takes half a second, so one that this version has computed is kept.
         if has_old_interval(result):

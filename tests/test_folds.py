@@ -83,7 +83,8 @@ def test_the_predictions_of_all_folds_are_one_result(make_database, tmp_path, pr
     assert pooled['SRCC_interval'][0] < pooled['SRCC'] < pooled['SRCC_interval'][1]
     assert f'All folds: SRCC {pooled["SRCC"]:.4f} [' in done.stdout
     # Somebody who may not write into the folder has them too.
-    assert results.gathered(tmp_path / 'run', 3, is_folds=True)['pooled'] == pooled
+    gathered, _ = results.gathered(tmp_path / 'run', 3, is_folds=True)
+    assert gathered['pooled'] == pooled
     with Image.open(tmp_path / 'run' / 'curves.png') as picture:
         assert picture.width == 880
 
