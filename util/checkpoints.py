@@ -21,7 +21,7 @@ from torch import nn
 from torchvision.models import ResNet50_Weights
 
 from util.errors import InputError, machine_fault
-from util.files import reading, write_whole
+from util.files import reading, replacing
 
 # Keys under which training code stores a state_dict.
 WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'params', 'net')
@@ -88,15 +88,12 @@ def facts_in(content: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def write_checkpoint(path: Path | str, content: Content) -> None:
     """Write a checkpoint file, as `write_whole` does."""
-
-    def save(file: BinaryIO) -> None:
+    with replacing(path) as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:
             # PyTorch replaces the file's error, such as that of a full disk, by one of its own.
             raise error.__context__ or error
-
-    write_whole(path, save)
 
 
 def digest(state: Mapping[str, Any]) -> str:

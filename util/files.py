@@ -15,7 +15,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -267,26 +267,31 @@ def remove_abandoned(folder: Path, name: str = '', *, owned: bool = False) -> No
                 path.unlink()
 
 
-def write_whole(path: Path | str, content: bytes | Callable[[BinaryIO], None]) -> None:
-    """Write `content` to `path`, which has all of its old or its new content at any time.
-
-    Args:
-        content: bytes, or a function that writes them into an open file.
+@contextmanager
+def replacing(path: Path | str) -> Iterator[BinaryIO]:
+    """As `writing`, but a fault is one line.
 
     Raises:
         InputError: the disk is full or the place cannot be written; the old content stays.
     """
     try:
         with writing(path) as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
+            yield file
     except OSError as error:
         raise InputError(
             f'{path} cannot be written: {error.strerror}; its earlier content is untouched. '
             'Name another place'
         )
+
+
+def write_whole(path: Path | str, content: bytes) -> None:
+    """Write `content` to `path`, which has all of its old or its new content at any time.
+
+    Raises:
+        InputError: the disk is full or the place cannot be written; the old content stays.
+    """
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_json(path: Path | str, content: Any) -> None:
