@@ -53,12 +53,7 @@ def run(config: Any, job: Job) -> None:
     rounds = rounds_of(config)
     results: Results = {}
     for k, number in enumerate(rounds):
-        epochs_after = 0
-        for later in rounds[k + 1 :]:
-            folder = round_path(config.output, later)
-            # A round may be finished, or trained in part, already.
-            if not is_finished(folder, config.epochs):
-                epochs_after += config.epochs - trained_epochs(folder)
+        epochs_after = epochs_left(config, rounds[k + 1 :])
         # The last call returns the results of all rounds.
         results = train_round(config, job, number - 1, epochs_after)
     if rank() == 0:
@@ -69,6 +64,17 @@ def run(config: Any, job: Job) -> None:
     exit_if_a_round_is_missing(config, results, rounds)
     is_whole = len(results['rounds']) == config.train_test_num
     log_next(config, rounds[-1], is_whole)
+
+
+def epochs_left(config: Any, rounds: list[int]) -> int:
+    """The epochs that `rounds` are still to train. A round may be trained in part already."""
+    count = 0
+    for number in rounds:
+        folder = round_path(config.output, number)
+        # With --patience, a round can be finished after fewer epochs.
+        if not is_finished(folder, config.epochs):
+            count += config.epochs - trained_epochs(folder)
+    return count
 
 
 def join_ranks(config: Any) -> str:

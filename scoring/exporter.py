@@ -100,7 +100,7 @@ def write_graph(
         example: an input.
         sizes: the names of the dimensions of the input that vary.
     """
-    # torch.export is told which dimensions vary; the ONNX exporter gives them their names.
+    # torch.export gets the dimensions that vary, and the ONNX exporter their names.
     varying = dict.fromkeys(sizes, Dim.DYNAMIC)
     graph = torch.export.export(module, (example,), dynamic_shapes=(varying,))
     if path.suffix == '.pt2':

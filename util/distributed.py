@@ -28,7 +28,6 @@ from util.files import write_whole
 STEP_TIMEOUT = timedelta(seconds=120)
 COMPILE_TIMEOUT = timedelta(hours=1)
 WAIT_TIMEOUT = timedelta(days=1)
-KINDS_OF_DEVICE = 'use cpu, cuda, cuda:1 or mps'
 waiting_group: Any = None  # over gloo on any device
 
 
@@ -64,7 +63,9 @@ def pick_device(name: str | None) -> str:
         # Some devices can be named and allocated on, but do not compute.
         torch.ones(1, device=name).add(1).item()
     except Exception as error:  # each backend that is missing fails in its own way
-        remedy = 'start as many processes as there are GPUs' if launched() else KINDS_OF_DEVICE
+        remedy = 'use cpu, cuda, cuda:1 or mps'
+        if launched():
+            remedy = 'start as many processes as there are GPUs'
         raise InputError(f'--device {name}: {first_line(error)}; {remedy}')
     return name
 
